@@ -1,0 +1,182 @@
+"""The disk module: the only code that writes, syncs, renames, removes or locks files.
+
+Invariant: when `write_file` or `Writer.publish` returns, the bytes and their directory entry are
+on the disk, in that order (sync the file, rename it, sync its directory). Nothing bypasses this,
+so a test can wrap one `Disk` and see, fail or forget every durable edge.
+
+SQLite does its own I/O; its faults enter through its VFS.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from perdure.core.errors import StorageFull, StoreLocked
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TEMPORARY = ".tmp"
+"""Suffix of files that are not published yet; recovery and verify may remove them."""
+
+
+class Lock:
+    """An advisory lock on a file, released by `release` or by the death of the process."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self.path = path
+
+    def note(self, text: str) -> None:
+        """Write into the lock file who holds it, for people and for the control socket's path."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
+
+    def release(self) -> None:
+        """Let go. Releasing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Writer:
+    """A new file that does not exist for readers until `publish`."""
+
+    def __init__(self, disk: Disk, temporary: Path) -> None:
+        self._disk = disk
+        self._temporary = temporary
+        self._fd = disk.open_new(temporary)
+
+    def write(self, data: bytes) -> None:
+        """Add bytes. Raises `StorageFull`."""
+        self._disk.write_all(self._fd, data, self._temporary)
+
+    def publish(self, path: Path) -> None:
+        """Give the file its name, durably, replacing what had it."""
+        self._disk.sync(self._fd, self._temporary)
+        os.close(self._fd)
+        self._fd = -1
+        self._disk.replace(self._temporary, path)
+        self._disk.sync_directory(path.parent)
+
+    def discard(self) -> None:
+        """Forget the file unless it was published. Safe to call in a `finally`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._temporary.unlink(missing_ok=True)
+
+
+class Disk:
+    """The real disk. Tests wrap or subclass it; product code only ever receives one."""
+
+    def write_file(self, path: Path, data: bytes) -> None:
+        """Create or replace a small file, atomically and durably."""
+        writer = Writer(self, path.with_name(path.name + TEMPORARY))
+        try:
+            writer.write(data)
+            writer.publish(path)
+        finally:
+            writer.discard()
+
+    def writer(self, temporary: Path) -> Writer:
+        """Start a new file under a temporary name in the directory it will be published to."""
+        return Writer(self, temporary)
+
+    def make_directory(self, path: Path) -> None:
+        """Create a directory and its parents, each durable in its own parent."""
+        missing = [part for part in (path, *path.parents) if not part.exists()]
+        for part in reversed(missing):
+            part.mkdir(mode=0o700, exist_ok=True)
+            self.sync_directory(part.parent)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file durably. Removing what is absent changes nothing."""
+        path.unlink(missing_ok=True)
+        self.sync_directory(path.parent)
+
+    def lock(self, path: Path, *, shared: bool = False) -> Lock:
+        """Take the advisory lock on `path` at once. Raises `StoreLocked` naming the holder's pid,
+        which is the first line of the file."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise StoreLocked(str(path.parent), _holder(path)) from None
+        return Lock(fd, path)
+
+    def open_new(self, path: Path) -> int:
+        """Open a file for writing, empty."""
+        with full_disk(path):
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def open_fixed(self, path: Path, size_bytes: int) -> int:
+        """Open a file of fixed size for overwriting in place; created durably, zero-filled."""
+        if not path.exists():
+            self.write_file(path, bytes(size_bytes))
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def overwrite(self, fd: int, data: bytes, offset: int) -> None:
+        """Write in place without a sync: for hints whose loss is legal, never for promises."""
+        os.pwrite(fd, data, offset)
+
+    def write_all(self, fd: int, data: bytes, path: Path) -> None:
+        """Write every byte at the file's position."""
+        view = memoryview(data)
+        with full_disk(path):
+            while view:
+                view = view[os.write(fd, view) :]
+
+    def sync(self, fd: int, path: Path) -> None:
+        """Make a file's bytes durable."""
+        with full_disk(path):
+            os.fsync(fd)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename, replacing the target; durable only after `sync_directory`."""
+        with full_disk(target):
+            os.replace(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def read_chunks(self, path: Path, start: int, chunk_bytes: int) -> Iterator[bytes]:
+        """The bytes of a file from `start`, in chunks."""
+        with path.open("rb") as file:
+            file.seek(start)
+            while chunk := file.read(chunk_bytes):
+                yield chunk
+
+
+class full_disk:  # noqa: N801 - reads as a statement: `with full_disk(path):`
+    """Turn the operating system's words for a full disk into `StorageFull`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise StorageFull(
+                f"no space left to write {self._path}. Nothing was kept of this write; "
+                "free some space and try again."
+            ) from error
+
+
+def _holder(path: Path) -> int:
+    try:
+        return int(path.read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return 0

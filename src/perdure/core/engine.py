@@ -1,0 +1,196 @@
+"""The engine protocol: what every way of keeping state must do. These docstrings are the
+specification; `perdure.proving.conformance` holds an engine to them.
+
+An engine keeps *records* (collection + key -> versioned value) and *logs* (collection + stream ->
+numbered entries). It knows layouts, never the surfaces that own them.
+
+What holds for every method
+- Keys, values and batches are validated while they are built, so an engine never sees bad input.
+- Reads see every commit acknowledged before the read began, and nothing of one that failed.
+- Reads are bounded: a limit over `limits.PAGE_MAX` raises `LimitExceeded`; limit 0 is legal and
+  empty.
+- Stored bytes that do not match their checksum raise `Damaged`, naming the record or entry. The
+  rest keeps working.
+- After `close`, everything raises `Closed`. A store that a failed sync or rollback has made
+  uncertain refuses writes with `Latched` until it is reopened; reads go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from perdure.core.batch import Batch
+from perdure.core.keys import Key
+from perdure.core.layouts import Column, Log, Records
+from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
+
+T = TypeVar("T")
+
+
+class Survives(msgspec.Struct, frozen=True):
+    """What acknowledged writes outlive. An engine states what it can hold, a promise what it
+    needs; `damage` means stored damage is detected and never answered as a value."""
+
+    process_crash: bool = False
+    power_cut: bool = False
+    failed_sync: bool = False
+    node_loss: bool = False
+    damage: bool = False
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """What opening found in the store before anything else read it.
+
+    `clean` is False where the last owner did not close it. `cut` names torn tails that were
+    removed (never acknowledged, by the engine's rules), with file and byte offset; `findings`
+    lists damage; `replayed` counts transactions or frames reapplied from a journal.
+    """
+
+    clean: bool
+    replayed: int = 0
+    cut: tuple[Finding, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    duration_s: float = 0.0
+
+
+class EngineStats(msgspec.Struct):
+    """Counters since opening; read by whoever shows metrics, written by the engine only."""
+
+    commits: int = 0
+    groups: int = 0
+    conflicts: int = 0
+    sync_s: float = 0.0
+    sync_last_s: float = 0.0
+    log_size_bytes: int = 0
+    stored_size_bytes: int = 0
+    queued: int = 0
+
+
+class Engine(Protocol):
+    """See the head of this file for what holds for every method."""
+
+    url: str
+    """How it was opened, without credentials."""
+
+    store_id: str
+    """A random id made with the store; cursors are bound to it."""
+
+    survives: Survives
+    shared: bool
+    """Whether several processes may open the store at once."""
+
+    recovered: Recovered
+    stats: EngineStats
+
+    @property
+    def latched(self) -> str | None:
+        """Why writes are refused until reopened, or None while they are accepted."""
+        ...
+
+    async def commit(self, batch: Batch) -> Committed:
+        """Apply a batch wholly or not at all; return once it is durable under `survives`.
+
+        Versions rise by 1 with each write of a record, deletions included. `expect` and `check`
+        name the version that must be live; 0 matches absent. Log numbers run from 1 without
+        holes within an incarnation and are never reused; the order of commits is promised within
+        a stream only. An empty batch commits nothing and returns at once.
+
+        With an operation id: if it was committed before, with equal content, the first result is
+        returned and preconditions are not looked at; other content under the same id raises
+        `Invalid`. Ids are kept `limits.OPERATION_KEPT_S` in the batch's partition.
+
+        Cancelling the caller does not undo a commit that was handed over.
+
+        Raises `Conflict` (naming the operation, expected and actual; nothing applied),
+        `SpansPartitions`, `LimitExceeded`, `StorageFull` (rolled back), `Latched`, and
+        `CommitUnknown` where the outcome cannot be learned: it may be there or not, wholly.
+        """
+        ...
+
+    async def get(self, records: Records[T], key: Key) -> Record[T] | None:
+        """The live record at `key`, or None. Raises `Damaged`."""
+        ...
+
+    async def get_many(self, records: Records[T], keys: Sequence[Key]) -> list[Record[T] | None]:
+        """The live records at `keys`, in that order, at most `limits.PAGE_MAX`."""
+        ...
+
+    async def scan(
+        self,
+        records: Records[T],
+        prefix: Key,
+        *,
+        index: str | None = None,
+        where: Sequence[Column] = (),
+        limit: int,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Record[T]]:
+        """Live records in order, at most `limit`.
+
+        Without an index: those whose key starts with `prefix` and is longer, by key (code point
+        order, segment by segment). With one: those whose leading index fields equal `where`, by
+        the remaining fields and then by key; None sorts before text and numbers. `prefix` is then
+        the tenant alone, or empty for an index of every tenant.
+
+        A cursor comes from `Page.cursor` or `cursors.at_record`. It is opaque, survives restarts
+        and concurrent writes (an item neither written nor deleted meanwhile is neither repeated
+        nor left out), and raises `CursorRefused` when it belongs to another store, collection,
+        index, prefix, `where` or direction.
+        """
+        ...
+
+    async def count(
+        self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
+    ) -> dict[tuple[Column | None, ...], int]:
+        """How many live records there are under `prefix` (here it may be empty), by the first
+        `group` fields of `index`; without an index under the one key `()`."""
+        ...
+
+    async def read(
+        self,
+        log: Log[T],
+        stream: Key,
+        *,
+        after: int = 0,
+        incarnation: int | None = None,
+        limit: int,
+    ) -> list[Entry[T]]:
+        """Entries numbered above `after`, in order, at most `limit`; none past the end.
+
+        The cost depends on `limit`, not on the length of the stream. Raises `Trimmed` with the
+        first number kept if entries after `after` were trimmed, and `CursorRefused` if
+        `incarnation` is given and is not the stream's.
+        """
+        ...
+
+    async def tip(self, log: Log[Any], stream: Key) -> Tip:
+        """Where a stream stands; `Tip()` for one that was never written."""
+        ...
+
+    async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
+        """The tip once entries above `after` exist or `timeout_s` has passed. No commit that was
+        acknowledged before the call, or while it waits, is slept through."""
+        ...
+
+    async def streams(
+        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+    ) -> Page[Key]:
+        """Keys of the streams with entries kept whose key starts with `prefix`, by key."""
+        ...
+
+    def verify(self) -> AsyncIterator[Finding]:
+        """Walk everything stored and yield what is not as it was written: checksums, index
+        columns against values, numbering without holes, and the engine's own structures."""
+        ...
+
+    def announce(self, note: str) -> None:
+        """Tell whoever is refused the store who holds it: lines of pid, boot and control socket."""
+        ...
+
+    async def close(self) -> None:
+        """Finish commits under way, mark the store clean, release it. Closing twice is harmless."""
+        ...

@@ -1,0 +1,176 @@
+"""Layouts: what a collection holds. From them come tables, index columns and typed reads.
+
+A layout is a constant of the surface that owns it and the first argument of every operation on
+its records or streams. No engine knows which surface that is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from perdure.core import codec
+from perdure.core.errors import Damaged, Invalid, LimitExceeded
+from perdure.core.keys import Key, show
+from perdure.core.limits import VALUE_BYTES_MAX
+
+T = TypeVar("T")
+
+Column = str | int
+Columns = tuple[Column | None, ...]
+
+
+class Index(msgspec.Struct, frozen=True):
+    """Fields of the value by which records can be scanned, in this order, then by key.
+
+    The fields are top-level, of type str or int. A record whose first field is None is left out
+    of the index, which keeps indexes of rare states small. An index belongs to each tenant
+    separately unless `every_tenant`, which services use to find work wherever it lies.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    every_tenant: bool = False
+
+
+class _Layout(Generic[T]):
+    """`partition` is the position of the key segment that names a record's or stream's partition,
+    None where the collection lives in the common one. `key` names the segments, tenant first.
+    A `msgspec.Raw` inside `type` is kept verbatim: whoever makes it has parsed it with `codec`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        type: type[T],
+        *,
+        key: tuple[str, ...],
+        version: int = 1,
+        partition: str | None = None,
+    ) -> None:
+        self.name = name
+        self.type = type
+        self.key = key
+        self.version = version
+        self.partition = None if partition is None else key.index(partition)
+        self._decoder = msgspec.json.Decoder(type)
+        self._walk = not _is_plain(type)
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}({self.name!r})"
+
+    def encode(self, value: T) -> bytes:
+        """Stored JSON text of a value. Raises `Invalid` for what JSON cannot hold unchanged."""
+        if self._walk:
+            codec.check(value if isinstance(value, dict | list) else msgspec.to_builtins(value))
+        text = codec.encode(value)
+        if len(text) > VALUE_BYTES_MAX:
+            raise LimitExceeded(f"the value in {self.name}, in bytes,", len(text), VALUE_BYTES_MAX)
+        return text
+
+    def decode(self, key: Key, text: bytes) -> T:
+        """The value of stored text. Raises `Damaged` where it does not fit the layout's type."""
+        try:
+            return self._decoder.decode(text)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise Damaged(f"{self.name} {show(key)}", f"does not decode: {error}") from None
+
+    def partition_of(self, key: Key) -> str | None:
+        """The partition a key of this layout lies in; None is the common one."""
+        return None if self.partition is None else key[self.partition]
+
+
+class Records(_Layout[T]):
+    """A collection of versioned values."""
+
+    def __init__(
+        self,
+        name: str,
+        type: type[T],
+        *,
+        key: tuple[str, ...],
+        indexes: tuple[Index, ...] = (),
+        version: int = 1,
+        partition: str | None = None,
+    ) -> None:
+        super().__init__(name, type, key=key, version=version, partition=partition)
+        self.indexes = indexes
+        self.fields = tuple(dict.fromkeys(field for index in indexes for field in index.fields))
+        """Every indexed field once: the order of the columns in `columns`."""
+
+    def index(self, name: str) -> Index:
+        """The declared index of that name. Raises `Invalid` for any other."""
+        for index in self.indexes:
+            if index.name == name:
+                return index
+        raise Invalid(f"{self.name} has no index {name!r}.")
+
+    def columns(self, value: T) -> Columns:
+        """Index columns of a value, in the order of `fields`. Raises `Invalid` for other types
+        than str, int and None, and for text an index of some engine could not hold (NUL)."""
+        if not self.fields:
+            return ()
+        read = value.get if isinstance(value, dict) else lambda name: getattr(value, name)
+        return tuple(_column(self.name, field, read(field)) for field in self.fields)
+
+    def column_of(self, index: Index, columns: Columns) -> Columns:
+        """The part of `columns` that one index uses."""
+        return tuple(columns[self.fields.index(field)] for field in index.fields)
+
+
+class Log(_Layout[T]):
+    """A collection of streams; each stream numbers its entries from 1 without holes."""
+
+
+Layout = Records[Any] | Log[Any]
+
+
+def _column(collection: str, field: str, part: Any) -> Column | None:
+    if part is None or (isinstance(part, str) and "\0" not in part):
+        return part
+    if isinstance(part, int) and not isinstance(part, bool):
+        return part
+    raise Invalid(f"{collection}: the indexed field {field} cannot be {part!r}.")
+
+
+def _is_plain(type: Any) -> bool:
+    """Whether no value of this type can hold what JSON cannot: no floats, wide ints, or Any.
+
+    Lone surrogates need no walk: encoding them fails. Integers of structs are trusted to be
+    counters and times, declared by a surface.
+    """
+    seen: set[int] = set()
+
+    def plain(info: msgspec.inspect.Type) -> bool:
+        match info:
+            case msgspec.inspect.StructType(cls=cls, fields=fields):
+                if id(cls) in seen:
+                    return True
+                seen.add(id(cls))
+                return all(plain(field.type) for field in fields)
+            case msgspec.inspect.UnionType(types=types):
+                return all(plain(part) for part in types)
+            case (
+                msgspec.inspect.ListType(item_type=item)
+                | msgspec.inspect.VarTupleType(item_type=item)
+            ):
+                return plain(item)
+            case msgspec.inspect.TupleType(item_types=items):
+                return all(plain(part) for part in items)
+            case msgspec.inspect.DictType(key_type=key, value_type=value):
+                return plain(key) and plain(value)
+            case (
+                msgspec.inspect.StrType()
+                | msgspec.inspect.IntType()
+                | msgspec.inspect.BoolType()
+                | msgspec.inspect.NoneType()
+                | msgspec.inspect.LiteralType()
+                | msgspec.inspect.EnumType()
+                | msgspec.inspect.RawType()
+            ):
+                return True
+            case _:
+                return False
+
+    return plain(msgspec.inspect.type_info(type))

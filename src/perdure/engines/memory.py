@@ -1,0 +1,338 @@
+"""`memory://`: the reference engine. The shortest way to keep every rule of `core.engine`.
+
+It holds all but durability: nothing outlives the process, and it says so. Its answers define what
+other engines must answer. State lives on the event loop and no method awaits while changing it,
+so a commit is atomic because nothing else can run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+
+from perdure.core import cursors, keys
+from perdure.core.batch import Batch, digest, partition_of
+from perdure.core.clock import Clock
+from perdure.core.cursors import Position, Question
+from perdure.core.deciding import Facts, LogWrite, RecordWrite, decide
+from perdure.core.engine import EngineStats, Recovered, Survives
+from perdure.core.errors import Closed, Invalid
+from perdure.core.keys import Key
+from perdure.core.layouts import Column, Columns, Index, Layout, Log, Records
+from perdure.core.limits import OPERATION_KEPT_S
+from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
+
+T = TypeVar("T")
+
+
+class _Row(msgspec.Struct, frozen=True, gc=False):
+    version: int
+    value: bytes
+    attachment: bytes | None
+    columns: Columns
+
+
+class _Done(msgspec.Struct, frozen=True):
+    digest: int
+    committed: Committed
+    at_s: float
+
+
+class _Collection:
+    """Rows by joined key, and every order they can be scanned in, kept sorted."""
+
+    def __init__(self, records: Records[Any]) -> None:
+        self.records = records
+        self.rows: dict[str, _Row] = {}
+        self.orders: dict[Index | None, list[tuple[Any, ...]]] = {None: []}
+        self.orders.update({index: [] for index in records.indexes})
+
+    def set(self, place: str, row: _Row | None) -> None:
+        before = self.rows.pop(place, None)
+        if row is not None:
+            self.rows[place] = row
+        for index, order in self.orders.items():
+            old = None if before is None else self.sort_key(index, place, before.columns)
+            new = None if row is None else self.sort_key(index, place, row.columns)
+            if old == new:
+                continue
+            if old is not None:
+                del order[bisect.bisect_left(order, old)]
+            if new is not None:
+                bisect.insort(order, new)
+
+    def sort_key(self, index: Index | None, place: str, columns: Columns) -> tuple[Any, ...] | None:
+        """Where a row stands in an order; None where an index leaves it out."""
+        if index is None:
+            return (place,)
+        own = self.records.column_of(index, columns)
+        if own[0] is None:
+            return None
+        tenant = () if index.every_tenant else (keys.split(place)[0],)
+        return (*tenant, *map(_sortable, own), place)
+
+
+class MemoryEngine:
+    """See `core.engine.Engine`."""
+
+    url = "memory://"
+    survives = Survives(damage=True)
+    shared = False
+    latched: str | None = None
+
+    def __init__(self, layouts: Sequence[Layout], clock: Clock) -> None:
+        self.store_id = clock.new_id("store")
+        self.recovered = Recovered(clean=True)
+        self.stats = EngineStats()
+        self._clock = clock
+        self._facts = Facts()
+        self._collections = {
+            layout.name: _Collection(layout) for layout in layouts if isinstance(layout, Records)
+        }
+        self._entries: dict[tuple[str, str], dict[int, bytes]] = defaultdict(dict)
+        self._streams: dict[str, list[str]] = {
+            layout.name: [] for layout in layouts if isinstance(layout, Log)
+        }
+        self._operations: dict[tuple[str | None, str], _Done] = {}
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    async def commit(self, batch: Batch) -> Committed:
+        self._check_open()
+        partition = partition_of(batch)
+        if not batch:
+            return Committed(())
+        operation = None if batch.operation_id is None else (partition, batch.operation_id)
+        if operation is not None:
+            self._forget_old_operations()
+            if (done := self._operations.get(operation)) is not None:
+                if done.digest != digest(batch):
+                    raise Invalid(
+                        f"the operation id {batch.operation_id!r} was used for another batch."
+                    )
+                return done.committed
+        try:
+            decision = decide(batch, self._facts)
+        except Exception:
+            self.stats.conflicts += 1
+            raise
+        for write in decision.writes:
+            if isinstance(write, RecordWrite):
+                self._write_record(write)
+            else:
+                self._write_log(write)
+        committed = Committed(decision.numbers)
+        if operation is not None:
+            self._operations[operation] = _Done(digest(batch), committed, self._clock.monotonic_s())
+        self.stats.commits += 1
+        self.stats.groups += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+        return committed
+
+    async def get(self, records: Records[T], key: Key) -> Record[T] | None:
+        self._check_open()
+        place = keys.join(key)
+        row = self._collections[records.name].rows.get(place)
+        return None if row is None else _record(records, place, row)
+
+    async def get_many(self, records: Records[T], keys: Sequence[Key]) -> list[Record[T] | None]:
+        cursors.check_limit(len(keys))
+        return [await self.get(records, key) for key in keys]
+
+    async def scan(
+        self,
+        records: Records[T],
+        prefix: Key,
+        *,
+        index: str | None = None,
+        where: Sequence[Column] = (),
+        limit: int,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Record[T]]:
+        self._check_open()
+        cursors.check_limit(limit)
+        question = Question(self.store_id, records.name, prefix, index, tuple(where), descending)
+        declared = cursors.check_question(records, question)
+        collection = self._collections[records.name]
+        order = collection.orders[declared]
+        low, high = _bounds(order, declared, question)
+        if cursor is not None:
+            position = cursors.unpack(question, cursor)
+            seen = (*_lead(declared, question), *map(_sortable, position.columns), position.place)
+            if descending:
+                high = min(high, bisect.bisect_left(order, seen))
+            else:
+                low = max(low, bisect.bisect_right(order, seen))
+        wanted = range(high - 1, low - 1, -1) if descending else range(low, high)
+        items = [
+            _record(records, place, collection.rows[place])
+            for place in (order[at][-1] for at in wanted[:limit])
+        ]
+        more = len(wanted) > limit and limit > 0
+        return Page(items, self._cursor(records, question, items[-1]) if more else None)
+
+    async def count(
+        self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
+    ) -> dict[tuple[Column | None, ...], int]:
+        self._check_open()
+        question = Question(self.store_id, records.name, prefix, index)
+        declared = cursors.check_question(records, question)
+        if group and declared is None:
+            raise Invalid("counting by group needs an index.")
+        collection = self._collections[records.name]
+        order = collection.orders[declared]
+        low, high = _bounds(order, declared, question)
+        counts: dict[tuple[Column | None, ...], int] = {}
+        for at in range(low, high):
+            own: Columns = ()
+            if declared is not None and group:
+                row = collection.rows[order[at][-1]]
+                own = records.column_of(declared, row.columns)[:group]
+            counts[own] = counts.get(own, 0) + 1
+        return counts
+
+    async def read(
+        self,
+        log: Log[T],
+        stream: Key,
+        *,
+        after: int = 0,
+        incarnation: int | None = None,
+        limit: int,
+    ) -> list[Entry[T]]:
+        cursors.check_limit(limit)
+        tip = await self.tip(log, stream)
+        cursors.check_position(log, stream, tip, after, incarnation)
+        entries = self._entries[(log.name, keys.join(stream))]
+        last = min(tip.last, after + limit)
+        return [Entry(seq, log.decode(stream, entries[seq])) for seq in range(after + 1, last + 1)]
+
+    async def tip(self, log: Log[Any], stream: Key) -> Tip:
+        self._check_open()
+        return self._facts.tips.get((log.name, keys.join(stream)), Tip())
+
+    async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while True:
+            tip = await self.tip(log, stream)
+            left_s = deadline_s - self._clock.monotonic_s()
+            if tip.last > after or left_s <= 0:
+                return tip
+            try:
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            except TimeoutError:
+                return await self.tip(log, stream)
+
+    async def streams(
+        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+    ) -> Page[Key]:
+        self._check_open()
+        cursors.check_limit(limit)
+        question = Question(self.store_id, log.name, prefix)
+        order = self._streams[log.name]
+        after, high = keys.span(prefix)
+        if cursor is not None:
+            after = cursors.unpack(question, cursor).place
+        low = bisect.bisect_right(order, after)
+        found = order[low : bisect.bisect_left(order, high)]
+        items = [keys.split(place) for place in found[:limit]]
+        more = len(found) > limit and limit > 0
+        return Page(items, cursors.pack(question, Position((), found[limit - 1])) if more else None)
+
+    async def verify(self) -> AsyncIterator[Finding]:
+        self._check_open()
+        for (name, place), tip in self._facts.tips.items():
+            kept = sorted(self._entries[(name, place)])
+            if kept != list(range(tip.first, tip.last + 1)):
+                yield Finding(f"{name} {keys.show(keys.split(place))}", "numbers have holes")
+
+    def announce(self, note: str) -> None:
+        """Nobody else can ask for this process's memory."""
+
+    async def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+
+    def _write_record(self, write: RecordWrite) -> None:
+        row = None
+        if write.value is not None:
+            row = _Row(write.version, write.value, write.attachment, write.columns)
+        self._collections[write.records.name].set(write.place, row)
+
+    def _write_log(self, write: LogWrite) -> None:
+        entries = self._entries[(write.log.name, write.place)]
+        if write.forget is not None:
+            for seq in range(write.forget[0], write.forget[1] + 1):
+                del entries[seq]
+        first = write.tip.last - len(write.entries) + 1
+        entries.update(enumerate(write.entries, first))
+        order = self._streams[write.log.name]
+        at = bisect.bisect_left(order, write.place)
+        listed = at < len(order) and order[at] == write.place
+        if entries and not listed:
+            order.insert(at, write.place)
+        elif listed and not entries:
+            del order[at]
+
+    def _forget_old_operations(self) -> None:
+        """Ids are in the order they were committed, so the old ones stand first."""
+        oldest_s = self._clock.monotonic_s() - OPERATION_KEPT_S
+        for operation, done in tuple(islice(self._operations.items(), 2)):
+            if done.at_s < oldest_s:
+                del self._operations[operation]
+
+    def _cursor(self, records: Records[Any], question: Question, record: Record[Any]) -> str:
+        return cursors.at_record(
+            self.store_id,
+            records,
+            question.prefix,
+            record,
+            index=question.index,
+            where=question.where,
+            descending=question.descending,
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("the memory engine was closed.")
+
+
+def _record(records: Records[T], place: str, row: _Row) -> Record[T]:
+    key = keys.split(place)
+    return Record(key, row.version, records.decode(key, row.value), row.attachment)
+
+
+def _sortable(column: Column | None) -> tuple[int, Column]:
+    """None before numbers before text, so that mixed columns compare."""
+    if column is None:
+        return (0, 0)
+    return (1, column) if isinstance(column, int) else (2, column)
+
+
+def _lead(index: Index | None, question: Question) -> tuple[Any, ...]:
+    if index is None:
+        return ()
+    return (*question.prefix, *map(_sortable, question.where))
+
+
+def _bounds(
+    order: list[tuple[Any, ...]], index: Index | None, question: Question
+) -> tuple[int, int]:
+    """Positions in `order` that a question covers, before its cursor."""
+    if index is None:
+        low, high = keys.span(question.prefix)
+        return bisect.bisect_right(order, (low,)), bisect.bisect_left(order, (high,))
+    lead = _lead(index, question)
+    size = len(lead)
+    return (
+        bisect.bisect_left(order, lead, key=lambda at: at[:size]),
+        bisect.bisect_right(order, lead, key=lambda at: at[:size]),
+    )
