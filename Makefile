@@ -1,0 +1,69 @@
+# One verb a target; all may be repeated, and what is done already is not done twice.
+# On a fresh machine they need only Python 3.11 or later with venv (uv is used where it is found).
+
+PYTHON ?= python3
+DATA ?= ./perdure-data
+HOST ?= 127.0.0.1
+PORT ?= 8420
+CYCLES ?= 200
+SEED ?= 1
+TESTS ?=
+
+BIN := .venv/bin
+ifeq ($(shell uv --version >/dev/null 2>&1 && echo yes),yes)
+INSTALL := uv pip install --quiet --python $(BIN)/python
+else
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+endif
+COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" pyproject.toml
+
+.PHONY: serve test lint format bench crash docs lock wheel
+
+serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
+	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
+
+test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: .venv/.dev  ## style, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev  ## what `lint` can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev  ## measure against raw SQLite and peers, in one run
+	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/http.py
+
+crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
+	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)
+
+docs: .venv/.dev  ## join statements, promises and test marks into docs/guarantees.md
+	$(BIN)/python -m docs.guarantees
+
+lock:  ## resolve pyproject.toml anew into both lock files (needs uv)
+	$(COMPILE) --upgrade --group dev --output-file requirements-dev.lock
+	$(COMPILE) --upgrade --constraints requirements-dev.lock --output-file requirements.lock
+
+wheel: .venv/.dev  ## build dist/perdure-*.whl with the locked build backend
+	$(BIN)/python -m hatchling build -t wheel
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Perdure needs Python 3.11 or later; set PYTHON=/path/to/one."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: requirements.lock pyproject.toml | .venv/bin/python
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --no-deps -e .
+	@touch $@
+
+# The two locks agree on every version they share, so this one stands in for both.
+.venv/.dev: requirements-dev.lock pyproject.toml | .venv/bin/python
+	$(INSTALL) --require-hashes -r requirements-dev.lock
+	$(INSTALL) --no-deps -e .
+	@touch $@ .venv/.runtime
