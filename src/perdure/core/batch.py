@@ -7,7 +7,7 @@ built, so bad input is refused before any engine sees it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -99,9 +99,7 @@ class Batch(msgspec.Struct, frozen=True):
     operation_id: str | None = None
 
     def __add__(self, other: Batch) -> Batch:
-        if self.operation_id and other.operation_id and self.operation_id != other.operation_id:
-            raise Invalid("batches with two different operation ids cannot be joined.")
-        return Batch(self.ops + other.ops, self.operation_id or other.operation_id)
+        return join((self, other))
 
     def __bool__(self) -> bool:
         return bool(self.ops)
@@ -114,6 +112,18 @@ class Batch(msgspec.Struct, frozen=True):
                 "the operation id, in bytes,", len(operation_id), OPERATION_ID_BYTES_MAX
             )
         return Batch(self.ops, operation_id)
+
+
+def join(batches: Iterable[Batch]) -> Batch:
+    """Many batches as one, in order."""
+    joined: list[Op] = []
+    operation_id: str | None = None
+    for batch in batches:
+        if operation_id and batch.operation_id and operation_id != batch.operation_id:
+            raise Invalid("batches with two different operation ids cannot be joined.")
+        joined += batch.ops
+        operation_id = operation_id or batch.operation_id
+    return Batch(tuple(joined), operation_id)
 
 
 def put(

@@ -47,16 +47,21 @@ class Unavailable(PerdureError):
 
 
 class Damaged(PerdureError):
-    """Stored bytes are not what was written. Never skipped, never answered with another value."""
+    """Stored bytes are not what was written. Never skipped, never answered with another value.
+
+    Raised by a scan, `resume` is the cursor that goes on behind the damage, for a caller that has
+    taken note of it; None where there is nothing behind it.
+    """
 
     code = "damaged"
 
-    def __init__(self, where: str, why: str) -> None:
+    def __init__(self, where: str, why: str, resume: str | None = None) -> None:
         super().__init__(
             f"{where}: {why}. Nothing was changed; run `perdure verify` to list all damage."
         )
         self.where = where
         self.why = why
+        self.resume = resume
 
 
 class Closed(PerdureError):

@@ -1,0 +1,126 @@
+"""Boots and instances: every start of a process, what it recovered, and whether it ended clean.
+
+A boot is written when it starts, again when it is ready and when it ends; one that was killed
+never gets its last write, and that absence is how the next boot knows. An instance is a place
+that boots happen in (a data directory); its heartbeat tells a living process from a killed one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from perdure.core.batch import Batch, put
+from perdure.core.engine import Engine, Survives
+from perdure.core.layouts import Records
+from perdure.core.promises import Durability, Promise
+from perdure.core.values import Finding, Page, Record
+
+SYSTEM_TENANT = "_system"
+"""Tenant of what belongs to the installation. No API key maps to it: names of tenants that keys
+carry start with a letter or digit."""
+
+
+class SurfaceRecovery(msgspec.Struct, frozen=True):
+    """What one surface found at a start: counts, what was damaged, and how long it took."""
+
+    surface: str
+    loaded: int = 0
+    replayed: int = 0
+    cut: int = 0
+    requeued: int = 0
+    interrupted: int = 0
+    orphaned: int = 0
+    damaged: int = 0
+    duration_s: float = 0.0
+    findings: tuple[Finding, ...] = ()
+
+
+class Phase(msgspec.Struct, frozen=True):
+    """One step of a start. `duration_s` is None while it runs."""
+
+    name: str
+    duration_s: float | None = None
+    detail: str = ""
+
+
+class Boot(msgspec.Struct, frozen=True):
+    """One start of one instance. Times are Unix seconds; `ended_clean` stays False after a kill.
+
+    `number` counts the boots of an instance from 1 and is its epoch on exclusive stores.
+    """
+
+    boot_id: str
+    instance_id: str
+    number: int
+    pid: int
+    version: str
+    started_at_s: float
+    previous_boot_id: str | None
+    previous_ended_clean: bool | None
+    ready_at_s: float | None = None
+    ended_at_s: float | None = None
+    ended_clean: bool = False
+    phases: tuple[Phase, ...] = ()
+    recovery: tuple[SurfaceRecovery, ...] = ()
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """The last sign of life of an instance."""
+
+    instance_id: str
+    boot_id: str
+    pid: int
+    url: str
+    ready: bool
+    heartbeat_at_s: float
+
+
+BOOTS = Records("boots", Boot, key=("tenant", "instance_id", "number"))
+INSTANCES = Records("instances", Instance, key=("tenant", "instance_id"))
+
+
+class Boots:
+    """Reads of boots and instances, and the batches that write them."""
+
+    promise = Promise(
+        surface="boots",
+        durability=Durability.AUDIT,
+        acknowledgement="durable before the server answers its first request",
+        survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
+        owner="the process that boots",
+        recovery="the boot without an end is the one that was killed",
+        retention="for ever",
+        layouts=(BOOTS, INSTANCES),
+        statements=("C13", "C15"),
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def last(self, instance_id: str) -> Record[Boot] | None:
+        """The newest boot of an instance."""
+        page = await self._engine.scan(
+            BOOTS, (SYSTEM_TENANT, instance_id), limit=1, descending=True
+        )
+        return page.items[0] if page.items else None
+
+    async def history(
+        self, instance_id: str, *, limit: int, cursor: str | None = None
+    ) -> Page[Record[Boot]]:
+        """Boots of an instance, the newest first."""
+        return await self._engine.scan(
+            BOOTS, (SYSTEM_TENANT, instance_id), limit=limit, cursor=cursor, descending=True
+        )
+
+    async def instances(self, *, limit: int, cursor: str | None = None) -> Page[Record[Instance]]:
+        """Every instance that ever booted on this store."""
+        return await self._engine.scan(INSTANCES, (SYSTEM_TENANT,), limit=limit, cursor=cursor)
+
+    def record(self, boot: Boot, *, expect: int | None = None) -> Batch:
+        """Write a boot as it stands now."""
+        number = f"{boot.number:010d}"
+        return put(BOOTS, (SYSTEM_TENANT, boot.instance_id, number), boot, expect=expect)
+
+    def heartbeat(self, instance: Instance) -> Batch:
+        """Say that an instance is alive."""
+        return put(INSTANCES, (SYSTEM_TENANT, instance.instance_id), instance)

@@ -1,0 +1,146 @@
+"""Responses: one answer of a model, from the moment it was accepted until it ended.
+
+The record is a small envelope with the wire body beside it, verbatim: what GET returns is what
+was stored. The events of a response are a log of their own; an event is shown to nobody before
+its append is durable, and wire sequence numbers are log numbers less one.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from perdure.core.batch import Batch, append, delete, drop, put
+from perdure.core.engine import Engine, Survives
+from perdure.core.errors import Conflict, Missing
+from perdure.core.keys import Key
+from perdure.core.layouts import Index, Log, Records
+from perdure.core.promises import Durability, Promise
+from perdure.core.values import Page, Record
+
+
+class Status(enum.Enum):
+    """Where a response stands; the names are the wire's."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing follows."""
+        return not MOVES[self]
+
+
+MOVES: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.IN_PROGRESS, Status.FAILED, Status.CANCELLED}),
+    Status.IN_PROGRESS: frozenset(
+        {Status.COMPLETED, Status.INCOMPLETE, Status.FAILED, Status.CANCELLED}
+    ),
+    Status.COMPLETED: frozenset(),
+    Status.INCOMPLETE: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+"""Every transition there is. The first terminal state wins; a move needs the version it saw."""
+
+
+class Response(msgspec.Struct, frozen=True):
+    """The envelope. `runner` is the boot that generates it, None once it has ended, so that the
+    sparse index `unfinished` holds exactly what a crash leaves behind."""
+
+    status: Status
+    created_at_s: int
+    model: str
+    runner: str | None
+    previous_response_id: str | None = None
+    conversation_id: str | None = None
+
+
+RESPONSES = Records(
+    "responses",
+    Response,
+    key=("tenant", "response_id"),
+    indexes=(Index("unfinished", ("runner",), every_tenant=True),),
+)
+EVENTS = Log("response_events", msgspec.Raw, key=("tenant", "response_id"))
+
+Held = Record[Response]
+
+
+class Responses:
+    """Reads of responses, and the batches that write them."""
+
+    promise = Promise(
+        surface="responses",
+        durability=Durability.SHARED,
+        acknowledgement="an event is durable before a client sees it, the end before the answer",
+        survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
+        owner="the boot that generates it, named in the record",
+        recovery="what a dead process was generating ends as failed and keeps its output",
+        retention="until deleted",
+        layouts=(RESPONSES, EVENTS),
+        statements=("C3", "C4", "R2", "R3", "R4", "R5", "R6", "R7"),
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def get(self, tenant: str, response_id: str) -> Held:
+        """The response's record; its attachment is the wire body. Raises `Missing`."""
+        record = await self._engine.get(RESPONSES, (tenant, response_id))
+        if record is None:
+            raise Missing(f"Response with id '{response_id}' not found.")
+        return record
+
+    async def chain(self, tenant: str, response_id: str) -> AsyncIterator[Held]:
+        """The response and the ones before it, the newest first.
+
+        Raises `Missing` naming the first that is gone, and `Conflict` on a cycle.
+        """
+        seen: set[str] = set()
+        wanted: str | None = response_id
+        while wanted is not None:
+            if wanted in seen:
+                raise Conflict(f"the chain of response {response_id}", "no cycle", wanted)
+            seen.add(wanted)
+            record = await self.get(tenant, wanted)
+            yield record
+            wanted = record.value.previous_response_id
+
+    async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
+        """Responses of every tenant that have not ended. Raises `Damaged`, which can resume."""
+        return await self._engine.scan(
+            RESPONSES, (), index="unfinished", limit=limit, cursor=cursor
+        )
+
+    def create(self, key: Key, response: Response, body: bytes, events: Sequence[bytes]) -> Batch:
+        """A new response with its first events."""
+        return put(RESPONSES, key, response, attachment=body, expect=0) + self.append_events(
+            key, events, after=0
+        )
+
+    def delete(self, held: Held) -> Batch:
+        """Delete a response and its events."""
+        return delete(RESPONSES, held.key, expect=held.version) + drop(EVENTS, held.key)
+
+    def append_events(self, key: Key, events: Sequence[bytes], *, after: int) -> Batch:
+        """Add wire events. `after` is the last number its writer knows: a writer that was
+        replaced meanwhile gets `Conflict`."""
+        return append(EVENTS, key, [msgspec.Raw(event) for event in events], after=after)
+
+    def move(self, held: Held, status: Status, body: bytes) -> Batch:
+        """Change the status and the wire body.
+
+        Raises `Conflict` for a transition that `MOVES` does not have.
+        """
+        if status not in MOVES[held.value.status]:
+            raise Conflict(f"response {held.key[-1]}", status.value, held.value.status.value)
+        runner = None if status.terminal else held.value.runner
+        changed = msgspec.structs.replace(held.value, status=status, runner=runner)
+        return put(RESPONSES, held.key, changed, attachment=body, expect=held.version)
