@@ -1,0 +1,283 @@
+"""Configuration: `perdure.toml`, then `PERDURE_*` in the environment, then flags; the last wins.
+
+A key nobody knows is an error naming the nearest known one, because a misspelt limit would
+otherwise be a limit that is not there. Secrets never stand in the file: it names the environment
+variable or the file that holds them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from perdure.core.errors import Invalid
+from perdure.core.limits import VALUE_BYTES_MAX
+from perdure.core.promises import Profile
+
+Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+OrNone = Annotated[int, Meta(ge=0, le=2**31)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+OnDisconnect = Literal["continue", "cancel"]
+
+ENVIRONMENT_PREFIX = "PERDURE_"
+_API_KEY = "PERDURE_API_KEY"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DEFAULT_FILE = Path("perdure.toml")
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """Where a secret is: the name of an environment variable, or a file with one per line."""
+
+    env: str | None = None
+    file: str | None = None
+
+    def read(self, what: str, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """The secrets, none where neither place is named. Raises `Invalid` for a named place
+        that is absent or empty: a service must not come up without the key it was told to use."""
+        if self.file is not None:
+            try:
+                text = Path(self.file).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise Invalid(f"{what}: the file {self.file} cannot be read: {error}.") from None
+            return _secrets(text.splitlines(), what, f"the file {self.file}")
+        if self.env is not None:
+            text = environment.get(self.env, "")
+            return _secrets(text.split(","), what, f"the environment variable {self.env}")
+        return ()
+
+
+class Access(msgspec.Struct, frozen=True):
+    """Who may call. Several keys are separated by commas in the variable, by lines in the file.
+    Where neither is named, the variable PERDURE_API_KEY is used if it is there."""
+
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+
+    def keys(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """Every accepted API key; none means that anyone who reaches the port may call."""
+        env = self.api_key_env
+        if env is None and self.api_key_file is None and _API_KEY in environment:
+            env = _API_KEY
+        return Secret(env, self.api_key_file).read("the API keys", environment)
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    """The OpenAI-compatible server that generates. Without `url` the built-in model answers."""
+
+    url: str | None = None
+    key_env: str | None = None
+    key_file: str | None = None
+    connect_timeout_s: Seconds = 5.0
+    read_timeout_s: Seconds = 300.0
+    attempts_max: Count = 3
+
+    def key(self, environment: Mapping[str, str]) -> str | None:
+        """The bearer token to send, None for an upstream without one."""
+        found = Secret(self.key_env, self.key_file).read("the upstream's key", environment)
+        if len(found) > 1:
+            raise Invalid("the upstream's key: one key is needed, not several.")
+        return found[0] if found else None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one client may take. A rate of 0 is no limit."""
+
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=VALUE_BYTES_MAX)] = VALUE_BYTES_MAX
+    head_bytes_max: Annotated[int, Meta(ge=1024, le=2**24)] = 64 * 1024
+    head_timeout_s: Seconds = 10.0
+    read_timeout_s: Seconds = 30.0
+    idle_timeout_s: Seconds = 75.0
+    connections_max: Count = 12_000
+    requests_per_minute: OrNone = 0
+    burst: Count = 60
+    heartbeat_s: Seconds = 15.0
+    stall_timeout_s: Seconds = 30.0
+    drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How long finished things are kept, in days; 0 is for ever."""
+
+    responses_days: OrNone = 0
+    boots_kept: Count = 1_000
+
+
+class Config(msgspec.Struct, frozen=True):
+    """Everything that can be set. Sub-tables of the file are the nested structs."""
+
+    data: str = "./perdure-data"
+    engine: str | None = None
+    blobs: str | None = None
+    host: str = "127.0.0.1"
+    port: Port = 8420
+    profile: Profile = "local"
+    on_disconnect: OnDisconnect = "continue"
+    log_requests: bool = True
+    access: Access = Access()
+    upstream: Upstream = Upstream()
+    limits: Limits = Limits()
+    retention: Retention = Retention()
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data).expanduser()
+
+    @property
+    def engine_url(self) -> str:
+        """The engine asked for; SQLite inside the data directory unless one was."""
+        return self.engine or f"sqlite:///{self.data_path / 'perdure.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        return self.blobs or f"file:///{self.data_path / 'blobs'}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the port."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration in force. `file` must exist when given; else `perdure.toml` in the
+    working directory is read where there is one. `flags` are dotted names; None is not given.
+
+    Raises `Invalid` naming the source, the key and what is wrong.
+    """
+    environment = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    for name, raw in _file_values(file):
+        values[name] = _convert(name, raw, f"{file or _DEFAULT_FILE}", strict=True)
+    for variable, name in _BY_VARIABLE.items():
+        if variable in environment:
+            source = f"the environment variable {variable}"
+            values[name] = _convert(name, environment[variable], source, strict=False)
+    for name, raw in (flags or {}).items():
+        if raw is not None:
+            values[name] = _convert(name, raw, f"--{name.split('.')[-1].replace('_', '-')}", True)
+    config = msgspec.convert(_nested(values), Config)
+    _check(config, environment)
+    return config
+
+
+def api_keys(config: Config, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """The accepted API keys. Raises `Invalid` where strangers could reach a server without any."""
+    keys = config.access.keys(environment)
+    if not keys and not config.loopback:
+        raise Invalid(
+            f"host {config.host} can be reached from other machines, so an API key is required. "
+            "Set access.api_key_env (or PERDURE_ACCESS_API_KEY_ENV) to the name of an environment "
+            "variable that holds it, or access.api_key_file to a file; or serve on 127.0.0.1."
+        )
+    return keys
+
+
+def _leaves(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that can be set, dotted, with its type."""
+    for name, kind in get_type_hints(struct, include_extras=True).items():
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            yield from _leaves(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, kind
+
+
+KNOWN: Mapping[str, Any] = dict(_leaves(Config))
+_BY_VARIABLE = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name in KNOWN}
+
+
+def _file_values(file: Path | None) -> Iterator[tuple[str, Any]]:
+    path = file or _DEFAULT_FILE
+    if file is None and not path.exists():
+        return
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise Invalid(f"the configuration {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"the configuration {path} is not TOML: {error}.") from None
+    yield from _flat(table, "", str(path))
+
+
+def _flat(table: dict[str, Any], prefix: str, source: str) -> Iterator[tuple[str, Any]]:
+    tables = {name.rsplit(".", 1)[0] for name in KNOWN if "." in name}
+    for key, raw in table.items():
+        name = prefix + key
+        if name in tables:
+            if not isinstance(raw, dict):
+                raise Invalid(f"{source}: {name} is a table: write its keys under [{name}].")
+            yield from _flat(raw, name + ".", source)
+        elif name in KNOWN:
+            yield name, raw
+        else:
+            raise Invalid(_unknown(source, name, [*KNOWN, *tables]))
+
+
+def _unknown(source: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}."
+    return f"{source}: nobody reads the key {name}{hint}"
+
+
+def _convert(name: str, raw: Any, source: str, strict: bool) -> Any:
+    try:
+        return msgspec.convert(raw, KNOWN[name], strict=strict)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{source}: {name} = {raw!r} does not fit: {error}.") from None
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        *path, leaf = name.split(".")
+        table = made
+        for part in path:
+            table = table.setdefault(part, {})
+        table[leaf] = value
+    return made
+
+
+def _check(config: Config, environment: Mapping[str, str]) -> None:
+    """What no single key can get wrong."""
+    places = {
+        "access.api_key": (config.access.api_key_env, config.access.api_key_file),
+        "upstream.key": (config.upstream.key_env, config.upstream.key_file),
+    }
+    for name, (env, file) in places.items():
+        if env is not None and file is not None:
+            raise Invalid(f"{name}_env and {name}_file are both set; keep one.")
+        if env is not None and not _VARIABLE.fullmatch(env):
+            raise Invalid(f"{name}_env is the name of a variable that holds the key, not the key.")
+    url = config.upstream.url
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise Invalid(f"upstream.url = {url!r} is not an http:// or https:// URL.")
+    known = {*_BY_VARIABLE, _API_KEY, *(env for env, _ in places.values() if env)}
+    for variable in environment:
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+            raise Invalid(_unknown("the environment", variable, list(known)))
+
+
+def _secrets(lines: list[str], what: str, where: str) -> tuple[str, ...]:
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise Invalid(f"{what}: {where} is absent or empty.")
+    for secret in found:
+        if not secret.isascii() or not secret.isprintable() or " " in secret:
+            raise Invalid(f"{what}: {where} holds a key with a space or an unprintable character.")
+    return found
