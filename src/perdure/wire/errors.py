@@ -1,0 +1,159 @@
+"""The error body of the public API, and the errors that know their place in a request.
+
+A wire error is one of the six kinds and adds what OpenAI's clients read: the parameter at fault, a
+stable code and the status that the official service answers. Nothing here knows how it is sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from perdure.core.errors import Invalid, Missing, PerdureError, Unavailable
+
+T = TypeVar("T")
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What went wrong; `param` names the request field as `input[0].content`."""
+
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class WireError(Invalid):
+    """The request cannot be served as sent. `code` is OpenAI's where it has one."""
+
+    status = 400
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code or "invalid_value"
+
+
+class NotFound(Missing):
+    """No object of that id. The message is the one OpenAI's service answers."""
+
+    status = 404
+    type = "invalid_request_error"
+    param: str | None = None
+
+    def __init__(self, noun: str, id: str) -> None:
+        super().__init__(f"{noun} with id '{id}' not found.")
+        self.code = "not_found"
+
+
+class ConversationLocked(Unavailable):
+    """Another response is being written into the conversation; ask again after the delay."""
+
+    status = 400
+    type = "invalid_request_error"
+    param: str | None = "conversation"
+    code = "conversation_locked"
+
+    def __init__(self, conversation: str, retry_after_ms: int) -> None:
+        super().__init__(
+            f"Another process is currently operating on the conversation '{conversation}'. "
+            "Please retry in a few seconds."
+        )
+        self.retry_after_ms = retry_after_ms
+
+
+def unsupported(what: str, param: str, instead: str = "") -> WireError:
+    """What the API defines and this server does not do yet: refused by name, never ignored."""
+    hint = f" {instead}" if instead else ""
+    return WireError(
+        f"Unsupported parameter: '{param}'. {what} is not supported by this server yet.{hint}",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def unsupported_value(what: str, param: str, instead: str = "") -> WireError:
+    """A value of a known parameter that this server cannot honour."""
+    hint = f" {instead}" if instead else ""
+    return WireError(
+        f"Unsupported value at '{param}': {what} is not supported by this server yet.{hint}",
+        param=param,
+        code="unsupported_value",
+    )
+
+
+def previous_response_not_found(id: str) -> WireError:
+    """The chain names an ancestor that is not stored (never was, expired or deleted)."""
+    return WireError(
+        f"Previous response with id '{id}' not found.",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
+
+
+def body_of(error: PerdureError) -> ErrorBody:
+    """The error body of any error raised on purpose."""
+    return ErrorBody(
+        ErrorDetail(
+            message=str(error),
+            type=getattr(error, "type", _TYPES.get(_kind(error), "server_error")),
+            param=getattr(error, "param", None),
+            code=error.code,
+        )
+    )
+
+
+def typed(value: Any, type: type[T], *, at: str = "") -> T:
+    """Convert plain values into a wire struct. Raises `WireError` naming the parameter at fault,
+    with `at` in front of its path."""
+    try:
+        return msgspec.convert(value, type)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error), at) from None
+
+
+_TYPES: dict[str, str] = {"Invalid": "invalid_request_error", "Missing": "invalid_request_error"}
+
+
+def _kind(error: PerdureError) -> str:
+    for kind in type(error).__mro__:
+        if PerdureError in kind.__bases__:
+            return kind.__name__
+    return ""
+
+
+def _refusal(message: str, at: str) -> WireError:
+    """A `WireError` from msgspec's message, which ends in ` - at `$.path`` unless at the root."""
+    text, _, path = message.partition(" - at `")
+    path = path.removesuffix("`").replace("$.", "").replace("$", "").replace("[...]", "")
+    where = f"{at}{path}" if path.startswith("[") or not at or not path else f"{at}.{path}"
+    if text.startswith("Object missing required field `"):
+        name = text.split("`")[1]
+        param = f"{where}.{name}" if where else name
+        return WireError(
+            f"Missing required parameter: '{param}'.",
+            param=param,
+            code="missing_required_parameter",
+        )
+    if text.startswith("Object contains unknown field `"):
+        name = text.split("`")[1]
+        param = f"{where}.{name}" if where else name
+        return WireError(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
+    text = text.replace("`", "'")
+    if text.startswith("Invalid enum value"):
+        return WireError(
+            f"Invalid value at '{where}': {text[0].lower()}{text[1:]}.", param=where or None
+        )
+    return WireError(
+        f"Invalid type or value for '{where or 'body'}': {text[0].lower()}{text[1:]}.",
+        param=where or None,
+        code="invalid_type" if text.startswith("Expected '") and " got " in text else None,
+    )

@@ -1,0 +1,196 @@
+"""Stream events: what a client of a response sees while it is made, one struct a type.
+
+Whoever appends an event to a response's log numbers it: `sequence_number` is the number of its log
+entry less one, so that `response.created` is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from perdure.core import codec
+from perdure.wire.items import Item
+from perdure.wire.responses import Body
+
+UNNUMBERED = -1
+
+
+class _Event(msgspec.Struct, tag_field="type", kw_only=True):
+    sequence_number: int = UNNUMBERED
+
+
+class ResponseCreated(_Event, tag="response.created"):
+    response: Body
+
+
+class ResponseQueued(_Event, tag="response.queued"):
+    response: Body
+
+
+class ResponseInProgress(_Event, tag="response.in_progress"):
+    response: Body
+
+
+class ResponseCompleted(_Event, tag="response.completed"):
+    response: Body
+
+
+class ResponseIncomplete(_Event, tag="response.incomplete"):
+    response: Body
+
+
+class ResponseFailed(_Event, tag="response.failed"):
+    response: Body
+
+
+class ErrorEvent(_Event, tag="error"):
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class _OfItem(_Event):
+    output_index: int
+
+
+class OutputItemAdded(_OfItem, tag="response.output_item.added"):
+    item: Item
+
+
+class OutputItemDone(_OfItem, tag="response.output_item.done"):
+    item: Item
+
+
+class FunctionCallArgumentsDelta(_OfItem, tag="response.function_call_arguments.delta"):
+    item_id: str
+    delta: str
+
+
+class FunctionCallArgumentsDone(_OfItem, tag="response.function_call_arguments.done"):
+    item_id: str
+    name: str
+    arguments: str
+
+
+class _OfPart(_OfItem):
+    item_id: str
+    content_index: int
+
+
+class ContentPartAdded(_OfPart, tag="response.content_part.added"):
+    part: Item
+
+
+class ContentPartDone(_OfPart, tag="response.content_part.done"):
+    part: Item
+
+
+class OutputTextDelta(_OfPart, tag="response.output_text.delta"):
+    delta: str
+    logprobs: list[Any] = []
+
+
+class OutputTextDone(_OfPart, tag="response.output_text.done"):
+    text: str
+    logprobs: list[Any] = []
+
+
+class RefusalDelta(_OfPart, tag="response.refusal.delta"):
+    delta: str
+
+
+class RefusalDone(_OfPart, tag="response.refusal.done"):
+    refusal: str
+
+
+class ReasoningTextDelta(_OfPart, tag="response.reasoning_text.delta"):
+    delta: str
+
+
+class ReasoningTextDone(_OfPart, tag="response.reasoning_text.done"):
+    text: str
+
+
+class _OfSummary(_OfItem):
+    item_id: str
+    summary_index: int
+
+
+class ReasoningSummaryPartAdded(_OfSummary, tag="response.reasoning_summary_part.added"):
+    part: Item
+
+
+class ReasoningSummaryPartDone(_OfSummary, tag="response.reasoning_summary_part.done"):
+    part: Item
+
+
+class ReasoningSummaryTextDelta(_OfSummary, tag="response.reasoning_summary_text.delta"):
+    delta: str
+
+
+class ReasoningSummaryTextDone(_OfSummary, tag="response.reasoning_summary_text.done"):
+    text: str
+
+
+Terminal = ResponseCompleted | ResponseIncomplete | ResponseFailed
+
+Event = (
+    ResponseCreated
+    | ResponseQueued
+    | ResponseInProgress
+    | ResponseCompleted
+    | ResponseIncomplete
+    | ResponseFailed
+    | ErrorEvent
+    | OutputItemAdded
+    | OutputItemDone
+    | ContentPartAdded
+    | ContentPartDone
+    | OutputTextDelta
+    | OutputTextDone
+    | RefusalDelta
+    | RefusalDone
+    | FunctionCallArgumentsDelta
+    | FunctionCallArgumentsDone
+    | ReasoningTextDelta
+    | ReasoningTextDone
+    | ReasoningSummaryPartAdded
+    | ReasoningSummaryPartDone
+    | ReasoningSummaryTextDelta
+    | ReasoningSummaryTextDone
+)
+
+_TERMINAL: dict[str, type[Terminal]] = {
+    "completed": ResponseCompleted,
+    "incomplete": ResponseIncomplete,
+    "failed": ResponseFailed,
+}
+
+
+def terminal(body: Body) -> Terminal:
+    """The last event of a response, carrying its terminal body."""
+    return _TERMINAL[body["status"]](response=body)
+
+
+def number(events: Iterable[Event], first: int) -> None:
+    """Give events their sequence numbers, counting up from `first`."""
+    for sequence_number, event in enumerate(events, first):
+        event.sequence_number = sequence_number
+
+
+def type_of(event: Event) -> str:
+    """The event's `type` on the wire."""
+    return str(type(event).__struct_config__.tag)
+
+
+def encode_event(event: Event) -> bytes:
+    """The event as JSON; kept in the log and sent in the stream as these very bytes."""
+    return codec.encode(event)
+
+
+def sse(type: str, data: bytes) -> bytes:
+    """One server-sent event. JSON text holds no line break, so one `data` line is enough."""
+    return b"event: %b\ndata: %b\n\n" % (type.encode(), data)

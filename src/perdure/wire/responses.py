@@ -1,0 +1,376 @@
+"""The Responses API: the request, what this server refuses of it, and the response object.
+
+Requests are validated through structs, but what is nested in them (items, tools, formats) stays
+the plain dict that was sent, so that fields this version does not know are kept and given back.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from perdure.wire.errors import WireError, typed, unsupported, unsupported_value
+from perdure.wire.items import Item
+from perdure.wire.metadata import check_metadata
+
+Body = dict[str, Any]
+
+Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Summary = Literal["auto", "concise", "detailed"]
+
+INCLUDES = (
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+)
+"""Accepted in `include`. Except for logprobs they name fields that are always shown if present."""
+
+
+class CreateResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a client may send to create a response.
+
+    `extra` holds top-level fields of no standard: they are forwarded to the upstream (samplers and
+    template switches of model servers) and given back in the response.
+    """
+
+    model: str
+    input: str | list[Any] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    conversation: str | dict[str, Any] | None = None
+    store: bool | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    background: bool | None = None
+    include: list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    reasoning: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    service_tier: (
+        Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"] | None
+    ) = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt: dict[str, Any] | None = None
+    context_management: list[Any] | None = None
+    moderation: dict[str, Any] | None = None
+    access_programs: dict[str, Any] | None = None
+    image: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
+
+    @property
+    def stored(self) -> bool:
+        """Responses are stored unless the client says otherwise."""
+        return self.store is not False
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation the response belongs to."""
+        held = self.conversation
+        return held["id"] if isinstance(held, dict) else held
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether the client asked for log probabilities of the output text."""
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
+
+
+class TextFormat(msgspec.Struct, frozen=True):
+    """How text is to be shaped; `name` and `schema` belong to `json_schema`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+class TextConfig(msgspec.Struct, frozen=True):
+    """The request's `text`."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class Reasoning(msgspec.Struct, frozen=True):
+    """The request's `reasoning`."""
+
+    effort: Effort | None = None
+    summary: Summary | None = None
+    generate_summary: Summary | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The request's `stream_options`."""
+
+    include_obfuscation: bool | None = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True):
+    """The one type of tool that is run by the client, and so needs nothing from this server."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class _ConversationRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: str
+
+
+_FIELDS = frozenset(CreateResponse.__struct_fields__) - {"extra"}
+
+_MOVED = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+    "verbosity": "text.verbosity",
+    "functions": "tools",
+    "function_call": "tool_choice",
+    "logprobs": "include",
+}
+"""Fields of chat completions and what they are called here."""
+
+_OURS = frozenset(
+    [
+        "id",
+        "object",
+        "created_at",
+        "completed_at",
+        "status",
+        "error",
+        "incomplete_details",
+        "output",
+        "output_text",
+        "usage",
+        "perdure",
+        "n",
+        "modalities",
+        "audio",
+        "prediction",
+    ]
+)
+"""Fields that are answers, not questions, or would change the shape of an upstream's answer."""
+
+
+def parse_create_response(body: Any) -> CreateResponse:
+    """The request of a parsed JSON body, checked in everything but its items (`sound_items`) and
+    what only an upstream's format can refuse (the bridge).
+
+    Raises `WireError` naming the parameter that is malformed, contradictory or not supported.
+    """
+    if not isinstance(body, dict):
+        raise WireError("The request body must be a JSON object.", code="invalid_type")
+    known = {name: value for name, value in body.items() if name in _FIELDS}
+    extra = {name: value for name, value in body.items() if name not in _FIELDS}
+    _check_extra(extra)
+    request = msgspec.structs.replace(typed(known, CreateResponse), extra=extra)
+    _refuse_unsupported(request)
+    _check_nested(request)
+    _check_origin(request)
+    check_metadata(request.metadata)
+    return request
+
+
+def _check_extra(extra: dict[str, Any]) -> None:
+    for name in extra:
+        if name in _MOVED:
+            raise WireError(
+                f"Unsupported parameter: '{name}'. In the Responses API, this parameter has moved "
+                f"to '{_MOVED[name]}'.",
+                param=name,
+                code="unsupported_parameter",
+            )
+        if name in _OURS:
+            raise WireError(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+
+
+def _refuse_unsupported(request: CreateResponse) -> None:
+    if request.background:
+        raise unsupported("Running in the background", "background", "Use 'stream' instead.")
+    if request.truncation == "auto":
+        raise unsupported_value("'auto'", "truncation", "Shorten the input, or omit 'truncation'.")
+    for name in (
+        "prompt",
+        "context_management",
+        "prompt_cache_options",
+        "moderation",
+        "access_programs",
+        "image",
+    ):
+        if getattr(request, name) is not None:
+            raise unsupported("This parameter", name, "Omit it.")
+    for place, value in enumerate(request.include or ()):
+        if value not in INCLUDES:
+            raise WireError(
+                f"Invalid value: '{value}'. Supported values are: "
+                + ", ".join(f"'{name}'" for name in INCLUDES)
+                + ".",
+                param=f"include[{place}]",
+            )
+    for place, tool in enumerate(request.tools or ()):
+        if tool.get("type") != "function":
+            raise unsupported_value(
+                f"the tool type '{tool.get('type')}'",
+                f"tools[{place}].type",
+                "Use tools of type 'function'.",
+            )
+
+
+def _check_nested(request: CreateResponse) -> None:
+    if request.text is not None:
+        format = typed(request.text, TextConfig, at="text").format
+        if format is not None and format.type == "json_schema":
+            for field in ("name", "schema"):
+                if getattr(format, field) is None:
+                    raise WireError(
+                        f"Missing required parameter: 'text.format.{field}'.",
+                        param=f"text.format.{field}",
+                        code="missing_required_parameter",
+                    )
+    if request.reasoning is not None:
+        typed(request.reasoning, Reasoning, at="reasoning")
+        if request.reasoning.get("mode") not in (None, "standard"):
+            raise unsupported_value("this mode", "reasoning.mode", "Omit it.")
+    if request.stream_options is not None:
+        options = typed(request.stream_options, StreamOptions, at="stream_options")
+        if not request.stream:
+            raise WireError(
+                "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+                param="stream_options",
+            )
+        if options.include_obfuscation:
+            raise unsupported("Stream obfuscation", "stream_options.include_obfuscation")
+    for place, tool in enumerate(request.tools or ()):
+        typed(tool, FunctionTool, at=f"tools[{place}]")
+
+
+def _check_origin(request: CreateResponse) -> None:
+    if isinstance(request.conversation, dict):
+        typed(request.conversation, _ConversationRef, at="conversation")
+    if request.conversation is not None and request.previous_response_id is not None:
+        raise WireError(
+            "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. Ensure you "
+            "are only providing one of them.",
+            param="previous_response_id",
+            code="mutually_exclusive_parameters",
+        )
+    nothing_before = request.conversation is None and request.previous_response_id is None
+    if request.input in (None, []) and nothing_before:
+        raise WireError(
+            "One of 'input', 'previous_response_id' or 'conversation' must be provided.",
+            param="input",
+            code="missing_required_parameter",
+        )
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How generation ended: what a terminal response says beyond its output."""
+
+    status: Status
+    error: dict[str, Any] | None = None
+    incomplete_details: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+    perdure: dict[str, Any] | None = None
+
+
+def failed(
+    message: str, *, code: str = "server_error", perdure: dict[str, Any] | None = None
+) -> Outcome:
+    """An outcome without an answer. `code` is one of OpenAI's; ours belong in `perdure`."""
+    return Outcome(status="failed", error={"code": code, "message": message}, perdure=perdure)
+
+
+def response_body(request: CreateResponse, *, id: str, created_at: int) -> Body:
+    """The response object at its start, `in_progress`: every field of the specification, null where
+    nothing is known. `finished` makes the terminal one of it."""
+    conversation = request.conversation_id
+    return {
+        "id": id,
+        "object": "response",
+        "created_at": created_at,
+        "status": "in_progress",
+        "background": bool(request.background),
+        "completed_at": None,
+        "conversation": None if conversation is None else {"id": conversation},
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
+        "metadata": request.metadata or {},
+        "model": request.model,
+        "moderation": None,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "previous_response_id": request.previous_response_id,
+        "prompt": None,
+        "prompt_cache_key": request.prompt_cache_key,
+        "prompt_cache_retention": request.prompt_cache_retention,
+        "reasoning": {"effort": None, "summary": None} | (request.reasoning or {}),
+        "safety_identifier": request.safety_identifier,
+        "service_tier": request.service_tier,
+        "store": request.stored,
+        "temperature": request.temperature,
+        "text": {"format": {"type": "text"}} | _given(request.text or {}),
+        "tool_choice": "auto" if request.tool_choice is None else request.tool_choice,
+        "tools": [_TOOL | tool for tool in request.tools or ()],
+        "top_logprobs": request.top_logprobs or 0,
+        "top_p": request.top_p,
+        "truncation": request.truncation or "disabled",
+        "usage": None,
+        "user": request.user,
+    } | request.extra
+
+
+def finished(body: Body, outcome: Outcome, output: list[Item], *, completed_at: int) -> Body:
+    """The terminal response. `completed_at` is kept only where it completed, as OpenAI does."""
+    ended = body | {
+        "status": outcome.status,
+        "completed_at": completed_at if outcome.status == "completed" else None,
+        "error": outcome.error,
+        "incomplete_details": outcome.incomplete_details,
+        "output": output,
+        "usage": outcome.usage,
+    }
+    return ended if outcome.perdure is None else ended | {"perdure": outcome.perdure}
+
+
+class ResponseDeleted(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to deleting a response."""
+
+    id: str
+    object: Literal["response"] = "response"
+    deleted: bool = True
+
+
+_TOOL: dict[str, Any] = {"description": None, "parameters": None, "strict": None}
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
