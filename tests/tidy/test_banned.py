@@ -44,7 +44,7 @@ BANS = (
     ),
     Ban(
         FILES,
-        methods="write_text write_bytes unlink rename mkdir rmdir touch",
+        methods="write_text write_bytes unlink rename mkdir rmdir",
         homes=("core/disk.py",),
         instead="take a Disk (core/disk.py), so that tests see every durable edge",
     ),
