@@ -106,11 +106,10 @@ class Batch(msgspec.Struct, frozen=True):
 
     def named(self, operation_id: str) -> Batch:
         """The same batch, committed at most once under this id."""
+        size_bytes = len(operation_id.encode(errors="replace"))
+        if size_bytes > OPERATION_ID_BYTES_MAX:
+            raise LimitExceeded("the operation id, in bytes,", size_bytes, OPERATION_ID_BYTES_MAX)
         keys.join((operation_id,))
-        if len(operation_id.encode()) > OPERATION_ID_BYTES_MAX:
-            raise LimitExceeded(
-                "the operation id, in bytes,", len(operation_id), OPERATION_ID_BYTES_MAX
-            )
         return Batch(self.ops, operation_id)
 
 
@@ -175,6 +174,11 @@ def drop(log: Log[Any], stream: Key) -> Batch:
     return Batch((Drop(log, stream, _place(log, stream)),))
 
 
+def layout_of(op: Op) -> Records[Any] | Log[Any]:
+    """The layout an operation writes by."""
+    return op.records if isinstance(op, RecordOp) else op.log
+
+
 def partition_of(batch: Batch) -> str | None:
     """The one partition a batch lies in, after checking its size and that no record is written
     twice. Every engine calls this first.
@@ -182,28 +186,24 @@ def partition_of(batch: Batch) -> str | None:
     Raises `SpansPartitions`, `LimitExceeded`, or `Invalid`.
     """
     ops = batch.ops
-    if len(ops) == 1:
-        only = ops[0]
-        layout = only.records if isinstance(only, RecordOp) else only.log
-        return layout.partition_of(only.key)
-    if len(ops) > BATCH_OPS_MAX:
-        raise LimitExceeded("the number of operations in a batch", len(ops), BATCH_OPS_MAX)
+    if len(ops) == 1 and isinstance(ops[0], RecordOp):  # its own limits are the smaller ones
+        return ops[0].records.partition_of(ops[0].key)
+    count = sum(len(op.entries) if isinstance(op, Append) else 1 for op in ops)
+    if count > BATCH_OPS_MAX:
+        raise LimitExceeded("the number of operations and entries", count, BATCH_OPS_MAX)
     if size_bytes(batch) > BATCH_BYTES_MAX:
         raise LimitExceeded("the batch, in bytes,", size_bytes(batch), BATCH_BYTES_MAX)
     partitions: set[str | None] = set()
     written: set[tuple[str, str]] = set()
     for op in ops:
-        if isinstance(op, RecordOp):
-            partitions.add(op.records.partition_of(op.key))
-            if not isinstance(op, Check):
-                if (op.records.name, op.place) in written:
-                    raise Invalid(
-                        f"the batch writes {op.records.name} {keys.show(op.key)} twice; "
-                        "decide on one value."
-                    )
-                written.add((op.records.name, op.place))
-        else:
-            partitions.add(op.log.partition_of(op.key))
+        partitions.add(layout_of(op).partition_of(op.key))
+        if isinstance(op, Put | Delete):
+            if (op.records.name, op.place) in written:
+                raise Invalid(
+                    f"the batch writes {op.records.name} {keys.show(op.key)} twice; "
+                    "decide on one value."
+                )
+            written.add((op.records.name, op.place))
     if len(partitions) > 1:
         named = ", ".join(sorted(str(part) for part in partitions))
         raise SpansPartitions(f"the batch spans the partitions {named}; commit one batch for each.")
@@ -241,6 +241,7 @@ def digest(batch: Batch) -> int:
             case Drop():
                 fields += [op.log.name, op.place]
         fields += [str(len(body)) for body in bodies]
+        fields.append("")  # ends the last length, so that no body can pass for a part of it
         state.update("\x1e".join(fields).encode())
         for body in bodies:
             state.update(body)

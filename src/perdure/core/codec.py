@@ -16,7 +16,7 @@ import msgspec
 from perdure.core.errors import Invalid, LimitExceeded
 from perdure.core.limits import JSON_DEPTH_MAX
 
-_INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 _INT_DIGITS_MAX = 20
 
 _encoder = msgspec.json.Encoder()
@@ -43,6 +43,8 @@ def parse(data: bytes | str) -> Any:
         raise Invalid(f"the text is not JSON: {error}.") from None
     except RecursionError:
         raise LimitExceeded("the JSON depth", _depth(text), JSON_DEPTH_MAX) from None
+    if isinstance(data, str) and not is_sound(data):
+        raise Invalid("the JSON text holds a lone surrogate, which has no UTF-8 form.")
     if text.count("[") + text.count("{") > JSON_DEPTH_MAX or "\\u" in text:
         check(value)
     return value
@@ -56,21 +58,31 @@ def check(value: Any) -> None:
     level: list[Any] = [value]
     depth = 0
     while level:
-        if depth > JSON_DEPTH_MAX:
-            raise LimitExceeded("the JSON depth", depth, JSON_DEPTH_MAX)
         below: list[Any] = []
         for part in level:
             _check_leaf(part)
+            if not isinstance(part, dict | list | tuple):
+                continue
+            if depth == JSON_DEPTH_MAX:
+                raise LimitExceeded("the JSON depth", depth + 1, JSON_DEPTH_MAX)
             if isinstance(part, dict):
                 for name in part:
                     if not isinstance(name, str):
                         raise Invalid(f"an object key is {name!r}, not a string.")
                     _check_leaf(name)
                 below.extend(part.values())
-            elif isinstance(part, list | tuple):
+            else:
                 below.extend(part)
         level = below
         depth += 1
+
+
+def plain(value: Any) -> Any:
+    """Structs, wherever they are nested, as plain values for `check`; a `Raw` is taken on trust."""
+    try:
+        return msgspec.to_builtins(value, enc_hook=_trust_raw)
+    except (TypeError, RecursionError) as error:
+        raise Invalid(f"the value cannot be written as JSON: {error}.") from None
 
 
 def encode(value: Any) -> bytes:
@@ -81,16 +93,29 @@ def encode(value: Any) -> bytes:
         raise Invalid(f"the value cannot be written as JSON: {error}.") from None
 
 
+def _trust_raw(part: Any) -> None:
+    if not isinstance(part, msgspec.Raw):
+        raise TypeError(f"{type(part).__name__} has no JSON form")
+
+
+def is_sound(text: str) -> bool:
+    """Whether text has a UTF-8 form, which a lone surrogate denies it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_leaf(part: Any) -> None:
     if isinstance(part, str):
-        if not part.isascii() and any("\ud800" <= ch <= "\udfff" for ch in part):
+        if not part.isascii() and not is_sound(part):
             raise Invalid("a string holds a lone surrogate, which has no UTF-8 form.")
     elif isinstance(part, float):
         if not math.isfinite(part):
             raise Invalid(f"the number {part} is not finite.")
-    elif isinstance(part, int) and not isinstance(part, bool):
-        if not _INT_MIN <= part <= _INT_MAX:
-            raise Invalid("an integer is outside the signed 64-bit range.")
+    elif isinstance(part, int) and not INT_MIN <= part <= INT_MAX:
+        raise Invalid("an integer is outside the signed 64-bit range.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -105,7 +130,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _INT_DIGITS_MAX or not _INT_MIN <= (number := int(text)) <= _INT_MAX:
+    if len(text) > _INT_DIGITS_MAX or not INT_MIN <= (number := int(text)) <= INT_MAX:
         raise Invalid("an integer is outside the signed 64-bit range.")
     return number
 

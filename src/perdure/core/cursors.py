@@ -16,7 +16,7 @@ import msgspec
 from perdure.core import keys
 from perdure.core.errors import CursorRefused, Invalid, LimitExceeded, Trimmed
 from perdure.core.keys import Key
-from perdure.core.layouts import Column, Columns, Index, Log, Records
+from perdure.core.layouts import Column, Columns, Index, Log, Records, check_column
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Record, Tip
 
@@ -91,16 +91,27 @@ def check_question(records: Records[Any], question: Question) -> Index | None:
     """The index a question scans, None for key order. Raises `Invalid` where they do not fit."""
     keys.span(question.prefix)
     if question.index is None:
+        if question.where:
+            raise Invalid(f"a scan of {records.name} by key takes no `where`; name an index.")
         return None
     index = records.index(question.index)
     wanted = 0 if index.every_tenant else 1
     if len(question.prefix) != wanted or len(question.where) > len(index.fields):
-        raise CursorRefused(
+        raise Invalid(
             f"the index {index.name} of {records.name} is scanned by "
             f"{'no prefix' if index.every_tenant else 'the tenant'} and at most "
             f"{len(index.fields)} fields."
         )
+    for field, part in zip(index.fields, question.where, strict=False):
+        check_column(records.name, field, part)
     return index
+
+
+def check_group(records: Records[Any], index: Index | None, group: int) -> None:
+    """Refuse to count by fields that the index does not have."""
+    fields = 0 if index is None else len(index.fields)
+    if not 0 <= group <= fields:
+        raise Invalid(f"{records.name} can be counted by 0 to {fields} fields here, not {group}.")
 
 
 def check_position(

@@ -86,16 +86,18 @@ class Disk:
         return Writer(self, temporary)
 
     def make_directory(self, path: Path) -> None:
-        """Create a directory and its parents, each durable in its own parent."""
-        missing = [part for part in (path, *path.parents) if not part.exists()]
-        for part in reversed(missing):
+        """Create a directory and its parents, each durable in its own parent. One that exists is
+        synced too: whoever made it may have died before that."""
+        missing = [part for part in path.parents if not part.exists()]
+        for part in (*reversed(missing), path):
             part.mkdir(mode=0o700, exist_ok=True)
             self.sync_directory(part.parent)
 
     def remove(self, path: Path) -> None:
         """Remove a file durably. Removing what is absent changes nothing."""
         path.unlink(missing_ok=True)
-        self.sync_directory(path.parent)
+        if path.parent.exists():
+            self.sync_directory(path.parent)
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock:
         """Take the advisory lock on `path` at once. Raises `StoreLocked` naming the holder's pid,

@@ -63,7 +63,7 @@ class _Layout(Generic[T]):
     def encode(self, value: T) -> bytes:
         """Stored JSON text of a value. Raises `Invalid` for what JSON cannot hold unchanged."""
         if self._walk:
-            codec.check(value if isinstance(value, dict | list) else msgspec.to_builtins(value))
+            codec.check(codec.plain(value))
         text = codec.encode(value)
         if len(text) > VALUE_BYTES_MAX:
             raise LimitExceeded(f"the value in {self.name}, in bytes,", len(text), VALUE_BYTES_MAX)
@@ -107,12 +107,15 @@ class Records(_Layout[T]):
         raise Invalid(f"{self.name} has no index {name!r}.")
 
     def columns(self, value: T) -> Columns:
-        """Index columns of a value, in the order of `fields`. Raises `Invalid` for other types
-        than str, int and None, and for text an index of some engine could not hold (NUL)."""
+        """Index columns of a value, in the order of `fields`. Raises `Invalid` for what an index
+        of some engine could not hold: other types than str, int and None, NUL, wide integers."""
         if not self.fields:
             return ()
         read = value.get if isinstance(value, dict) else lambda name: getattr(value, name)
-        return tuple(_column(self.name, field, read(field)) for field in self.fields)
+        return tuple(
+            None if (part := read(field)) is None else check_column(self.name, field, part)
+            for field in self.fields
+        )
 
     def column_of(self, index: Index, columns: Columns) -> Columns:
         """The part of `columns` that one index uses."""
@@ -126,12 +129,13 @@ class Log(_Layout[T]):
 Layout = Records[Any] | Log[Any]
 
 
-def _column(collection: str, field: str, part: Any) -> Column | None:
-    if part is None or (isinstance(part, str) and "\0" not in part):
+def check_column(collection: str, field: str, part: Any) -> Column:
+    """The part, if every engine can index it and look for it. Raises `Invalid` otherwise."""
+    if isinstance(part, str) and "\0" not in part and codec.is_sound(part):
         return part
-    if isinstance(part, int) and not isinstance(part, bool):
+    if type(part) is int and codec.INT_MIN <= part <= codec.INT_MAX:
         return part
-    raise Invalid(f"{collection}: the indexed field {field} cannot be {part!r}.")
+    raise Invalid(f"{collection}: the indexed field {field} cannot be {part!r:.40}.")
 
 
 def _is_plain(type: Any) -> bool:

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, digest, partition_of
+from perdure.core.batch import Batch, digest, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Facts, LogWrite, RecordWrite, decide
 from perdure.core.engine import EngineStats, Recovered, Survives
-from perdure.core.errors import Closed, Invalid
+from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Columns, Index, Layout, Log, Records
 from perdure.core.limits import OPERATION_KEPT_S
@@ -91,6 +91,7 @@ class MemoryEngine:
         self.recovered = Recovered(clean=True)
         self.stats = EngineStats()
         self._clock = clock
+        self._names = {layout.name for layout in layouts}
         self._facts = Facts()
         self._collections = {
             layout.name: _Collection(layout) for layout in layouts if isinstance(layout, Records)
@@ -104,7 +105,7 @@ class MemoryEngine:
         self._closed = False
 
     async def commit(self, batch: Batch) -> Committed:
-        self._check_open()
+        self._check_open(*map(layout_of, batch.ops))
         partition = partition_of(batch)
         if not batch:
             return Committed(())
@@ -119,7 +120,7 @@ class MemoryEngine:
                 return done.committed
         try:
             decision = decide(batch, self._facts)
-        except Exception:
+        except Conflict:
             self.stats.conflicts += 1
             raise
         for write in decision.writes:
@@ -137,12 +138,13 @@ class MemoryEngine:
         return committed
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
-        self._check_open()
+        self._check_open(records)
         place = keys.join(key)
         row = self._collections[records.name].rows.get(place)
         return None if row is None else _record(records, place, row)
 
     async def get_many(self, records: Records[T], keys: Sequence[Key]) -> list[Record[T] | None]:
+        self._check_open(records)
         cursors.check_limit(len(keys))
         return [await self.get(records, key) for key in keys]
 
@@ -157,7 +159,7 @@ class MemoryEngine:
         cursor: str | None = None,
         descending: bool = False,
     ) -> Page[Record[T]]:
-        self._check_open()
+        self._check_open(records)
         cursors.check_limit(limit)
         question = Question(self.store_id, records.name, prefix, index, tuple(where), descending)
         declared = cursors.check_question(records, question)
@@ -182,11 +184,10 @@ class MemoryEngine:
     async def count(
         self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
     ) -> dict[tuple[Column | None, ...], int]:
-        self._check_open()
+        self._check_open(records)
         question = Question(self.store_id, records.name, prefix, index)
         declared = cursors.check_question(records, question)
-        if group and declared is None:
-            raise Invalid("counting by group needs an index.")
+        cursors.check_group(records, declared, group)
         collection = self._collections[records.name]
         order = collection.orders[declared]
         low, high = _bounds(order, declared, question)
@@ -211,12 +212,12 @@ class MemoryEngine:
         cursors.check_limit(limit)
         tip = await self.tip(log, stream)
         cursors.check_position(log, stream, tip, after, incarnation)
-        entries = self._entries[(log.name, keys.join(stream))]
+        entries = self._entries.get((log.name, keys.join(stream)), {})
         last = min(tip.last, after + limit)
         return [Entry(seq, log.decode(stream, entries[seq])) for seq in range(after + 1, last + 1)]
 
     async def tip(self, log: Log[Any], stream: Key) -> Tip:
-        self._check_open()
+        self._check_open(log)
         return self._facts.tips.get((log.name, keys.join(stream)), Tip())
 
     async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
@@ -234,7 +235,7 @@ class MemoryEngine:
     async def streams(
         self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
     ) -> Page[Key]:
-        self._check_open()
+        self._check_open(log)
         cursors.check_limit(limit)
         question = Question(self.store_id, log.name, prefix)
         order = self._streams[log.name]
@@ -300,9 +301,12 @@ class MemoryEngine:
             descending=question.descending,
         )
 
-    def _check_open(self) -> None:
+    def _check_open(self, *layouts: Layout) -> None:
         if self._closed:
             raise Closed("the memory engine was closed.")
+        for layout in layouts:
+            if layout.name not in self._names:
+                raise Invalid(f"the store was opened without the collection {layout.name}.")
 
 
 def _record(records: Records[T], place: str, row: _Row) -> Record[T]:
