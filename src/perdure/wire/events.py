@@ -1,12 +1,11 @@
 """Stream events: what a client of a response sees while it is made, one struct a type.
 
-Whoever appends an event to a response's log numbers it: `sequence_number` is the number of its log
-entry less one, so that `response.created` is 0.
+An event is numbered when it joins the others of its response (`fold.take`): `sequence_number` is
+the number of its log entry less one, so that `response.created` is 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -173,12 +172,6 @@ _TERMINAL: dict[str, type[Terminal]] = {
 def terminal(body: Body) -> Terminal:
     """The last event of a response, carrying its terminal body."""
     return _TERMINAL[body["status"]](response=body)
-
-
-def number(events: Iterable[Event], first: int) -> None:
-    """Give events their sequence numbers, counting up from `first`."""
-    for sequence_number, event in enumerate(events, first):
-        event.sequence_number = sequence_number
 
 
 def type_of(event: Event) -> str:

@@ -90,6 +90,14 @@ class View:
         return [item.built(open_status) for _, item in sorted(self.items.items())]
 
 
+def take(view: View, *events: Event) -> list[Event]:
+    """Number new events after the last one, apply them, and return them."""
+    for event in events:
+        event.sequence_number = view.last + 1
+        apply(view, event)
+    return list(events)
+
+
 def apply(view: View, event: Event) -> None:
     """Take one event into the view, which is changed in place.
 

@@ -156,27 +156,6 @@ _MOVED = {
 }
 """Fields of chat completions and what they are called here."""
 
-_OURS = frozenset(
-    [
-        "id",
-        "object",
-        "created_at",
-        "completed_at",
-        "status",
-        "error",
-        "incomplete_details",
-        "output",
-        "output_text",
-        "usage",
-        "perdure",
-        "n",
-        "modalities",
-        "audio",
-        "prediction",
-    ]
-)
-"""Fields that are answers, not questions, or would change the shape of an upstream's answer."""
-
 
 def parse_create_response(body: Any) -> CreateResponse:
     """The request of a parsed JSON body, checked in everything but its items (`sound_items`) and
@@ -206,7 +185,7 @@ def _check_extra(extra: dict[str, Any]) -> None:
                 param=name,
                 code="unsupported_parameter",
             )
-        if name in _OURS:
+        if name in _NOT_SENT:
             raise WireError(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
 
 
@@ -374,3 +353,14 @@ _TOOL: dict[str, Any] = {"description": None, "parameters": None, "strict": None
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
+
+
+_NOT_SENT = frozenset(response_body(CreateResponse(model=""), id="", created_at=0)) | {
+    "output_text",
+    "perdure",
+    "n",
+    "modalities",
+    "audio",
+    "prediction",
+}
+"""Fields that are answers rather than questions, or would change the shape of an answer."""
