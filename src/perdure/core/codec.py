@@ -30,13 +30,7 @@ def parse(data: bytes | str) -> Any:
     """
     try:
         text = data if isinstance(data, str) else data.decode()
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_number,
-            parse_constant=_constant,
-        )
+        value = _strict.decode(text)
     except UnicodeDecodeError as error:
         raise Invalid(f"the JSON text is not UTF-8: {error}.") from None
     except json.JSONDecodeError as error:
@@ -155,3 +149,11 @@ def _depth(text: str) -> int:
         elif character in "]}":
             depth -= 1
     return deepest
+
+
+_strict = json.JSONDecoder(
+    object_pairs_hook=_object,
+    parse_int=_integer,
+    parse_float=_number,
+    parse_constant=_constant,
+)
