@@ -70,6 +70,14 @@ def test_a_segment_over_the_limit_names_the_limit() -> None:
         keys.join(("x" * 256,))
 
 
+@pytest.mark.parametrize("letter", ["x", "\u00e9"])
+def test_a_key_over_the_limit_names_the_limit(letter: str) -> None:
+    segment = letter * (250 // len(letter.encode()))
+    assert keys.join((segment,) * 4)
+    with pytest.raises(LimitExceeded, match="limit of 1024"):
+        keys.join((segment,) * 5)
+
+
 @pytest.mark.parametrize("key", [None, (1,), ("a", None), ("a", b"b")])
 def test_what_is_not_text_is_refused(key: object) -> None:
     with pytest.raises(Invalid, match="tuple of strings"):

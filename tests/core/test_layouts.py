@@ -6,7 +6,7 @@ import pytest
 
 from perdure.core.errors import Damaged, Invalid, LimitExceeded
 from perdure.core.layouts import Index, Log, Records
-from perdure.core.limits import VALUE_BYTES_MAX
+from perdure.core.limits import COLUMN_BYTES_MAX, VALUE_BYTES_MAX
 from perdure.proving import hostile
 
 
@@ -96,6 +96,12 @@ def test_stored_text_that_does_not_fit_is_damage_and_names_the_record(text: byte
     with pytest.raises(Damaged, match="counters c") as damaged:
         COUNTERS.decode(("default", "c"), text)
     assert damaged.value.where == "counters c"
+
+
+def test_an_indexed_text_over_the_limit_is_refused() -> None:
+    assert JOBS.columns(Job(status="x" * COLUMN_BYTES_MAX))
+    with pytest.raises(LimitExceeded, match="status"):
+        JOBS.columns(Job(status="\u00e9" * COLUMN_BYTES_MAX))
 
 
 def test_a_partition_is_a_segment_of_the_key() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from perdure.core.errors import Invalid, LimitExceeded
-from perdure.core.limits import KEY_SEGMENTS_MAX, SEGMENT_BYTES_MAX
+from perdure.core.limits import KEY_BYTES_MAX, KEY_SEGMENTS_MAX, SEGMENT_BYTES_MAX
 
 Key = tuple[str, ...]
 
@@ -26,13 +26,17 @@ def join(key: Key) -> str:
     """The stored text of a key.
 
     Raises `Invalid` for an empty key or segment, a control character or a lone surrogate, and
-    `LimitExceeded` for too many segments or a segment of too many bytes.
+    `LimitExceeded` for too many segments, or too many bytes in one or in all of them.
     """
     try:
         text = SEPARATOR.join(key)
     except TypeError:
         raise Invalid(f"a key is a tuple of strings, not {key!r}.") from None
-    if _SHORT_ASCII_KEY.fullmatch(text) and text.count(SEPARATOR) == len(key) - 1:
+    if (
+        len(text) <= KEY_BYTES_MAX
+        and _SHORT_ASCII_KEY.fullmatch(text)
+        and text.count(SEPARATOR) == len(key) - 1
+    ):
         return text
     if not key:
         raise Invalid("a key needs at least one segment.")
@@ -40,6 +44,9 @@ def join(key: Key) -> str:
         raise LimitExceeded("the number of key segments", len(key), KEY_SEGMENTS_MAX)
     for segment in key:
         _check_segment(segment)
+    size_bytes = len(text.encode())
+    if size_bytes > KEY_BYTES_MAX:
+        raise LimitExceeded("the whole key, in bytes,", size_bytes, KEY_BYTES_MAX)
     return text
 
 

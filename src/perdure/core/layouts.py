@@ -13,7 +13,7 @@ import msgspec
 from perdure.core import codec
 from perdure.core.errors import Damaged, Invalid, LimitExceeded
 from perdure.core.keys import Key, show
-from perdure.core.limits import VALUE_BYTES_MAX
+from perdure.core.limits import COLUMN_BYTES_MAX, VALUE_BYTES_MAX
 
 T = TypeVar("T")
 
@@ -132,6 +132,9 @@ Layout = Records[Any] | Log[Any]
 def check_column(collection: str, field: str, part: Any) -> Column:
     """The part, if every engine can index it and look for it. Raises `Invalid` otherwise."""
     if isinstance(part, str) and "\0" not in part and codec.is_sound(part):
+        size_bytes = len(part.encode())
+        if size_bytes > COLUMN_BYTES_MAX:
+            raise LimitExceeded(f"{collection}: {field}, in bytes,", size_bytes, COLUMN_BYTES_MAX)
         return part
     if type(part) is int and codec.INT_MIN <= part <= codec.INT_MAX:
         return part

@@ -6,6 +6,11 @@ SEGMENT_BYTES_MAX = 255
 """UTF-8 bytes in one key segment; also what an ordinary file system allows in one name."""
 
 KEY_SEGMENTS_MAX = 8
+KEY_BYTES_MAX = 1_024
+COLUMN_BYTES_MAX = 255
+"""Of one indexed text. A B-tree of some engine holds entries of at most about 2,700 bytes, and an
+index entry is the tenant, a few fields and the key."""
+
 VALUE_BYTES_MAX = 16 * 1024 * 1024
 ATTACHMENT_BYTES_MAX = 64 * 1024 * 1024
 BATCH_OPS_MAX = 20_000
