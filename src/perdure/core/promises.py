@@ -63,22 +63,22 @@ class Promise(msgspec.Struct, frozen=True):
 def check_promises(promises: Sequence[Promise], engine: Engine, profile: Profile) -> list[str]:
     """Compare every promise with what the engine can hold.
 
-    In profile `shared` the first that does not fit raises `PromiseBroken`, naming surface, class
-    and fix. In `local` they come back as warnings, to be shown wherever health is shown.
+    In profile `shared` those that do not fit raise `PromiseBroken`, naming surface, class and fix. In `local` they come back as warnings, to be shown wherever health is shown.
     """
-    warnings = []
+    without: dict[str, list[str]] = {}
     for promise in promises:
-        lacking = _lacking(promise, engine, profile)
-        if not lacking:
-            continue
-        message = (
-            f"the surface {promise.surface} ({promise.durability.value}) needs an engine that "
-            f"{lacking}; {engine.url} does not. Use --engine sqlite:///PATH for one process, "
-            "or postgresql://... for several."
-        )
-        if profile == "shared":
-            raise PromiseBroken(message)
-        warnings.append(message)
+        if lacking := _lacking(promise, engine, profile):
+            without.setdefault(lacking, []).append(
+                f"{promise.surface} ({promise.durability.value})"
+            )
+    warnings = [
+        f"{', '.join(surfaces)} {'need' if len(surfaces) > 1 else 'needs'} an engine that "
+        f"{lacking}; {engine.url} does not. Use --engine sqlite:///PATH for one process, "
+        "or postgresql://... for several."
+        for lacking, surfaces in without.items()
+    ]
+    if warnings and profile == "shared":
+        raise PromiseBroken(" ".join(warnings))
     return warnings
 
 

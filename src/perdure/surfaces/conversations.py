@@ -11,11 +11,11 @@ import msgspec
 
 from perdure.core.batch import Batch, delete, put
 from perdure.core.engine import Engine, Survives
-from perdure.core.errors import Conflict, Missing
 from perdure.core.keys import Key
 from perdure.core.layouts import Records
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Record
+from perdure.wire.errors import ConversationLocked, NotFound
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -28,6 +28,9 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 CONVERSATIONS = Records("conversations", Conversation, key=("tenant", "conversation_id"))
+
+RETRY_AFTER_MS = 1_000
+"""How long a client that finds a conversation held is told to wait."""
 
 Held = Record[Conversation]
 
@@ -54,7 +57,7 @@ class Conversations:
         """The conversation's record. Raises `Missing`."""
         record = await self._engine.get(CONVERSATIONS, (tenant, conversation_id))
         if record is None:
-            raise Missing(f"Conversation with id '{conversation_id}' not found.")
+            raise NotFound("Conversation", conversation_id)
         return record
 
     def create(self, key: Key, conversation: Conversation) -> Batch:
@@ -67,7 +70,7 @@ class Conversations:
 
     def append(self, held: Held, count: int, *, release: str | None = None) -> Batch:
         """Set aside `count` positions from `held.value.next_position` for items written with
-        this; `release` is the response that lets go. Raises `ConversationHeld`."""
+        this; `release` is the response that lets go. Raises `ConversationLocked`."""
         require_free(held, release)
         position = held.value.next_position + count
         return self._write(
@@ -75,19 +78,19 @@ class Conversations:
         )
 
     def hold(self, held: Held, response_id: str) -> Batch:
-        """Let a response run on it. Raises `ConversationHeld` where another one does."""
+        """Let a response run on it. Raises `ConversationLocked` where another one does."""
         require_free(held, response_id)
         return self._write(held, msgspec.structs.replace(held.value, held_by=response_id))
 
     def touch(self, held: Held) -> Batch:
-        """Let a change of its items pass only while nobody holds it. Raises `ConversationHeld`."""
+        """Let its items change only while nobody holds it. Raises `ConversationLocked`."""
         require_free(held, None)
         return self._write(held, held.value)
 
     def delete(self, held: Held) -> Batch:
         """Delete the conversation. Its items stay readable by their ids.
 
-        Raises `ConversationHeld` while a response runs on it.
+        Raises `ConversationLocked` while a response runs on it.
         """
         require_free(held, None)
         return delete(CONVERSATIONS, held.key, expect=held.version)
@@ -96,14 +99,8 @@ class Conversations:
         return put(CONVERSATIONS, held.key, changed, expect=held.version)
 
 
-class ConversationHeld(Conflict):
-    """A response is running on the conversation: try again when it has ended."""
-
-    code = "conversation_locked"
-
-
 def require_free(held: Held, response_id: str | None) -> None:
-    """Raises `ConversationHeld` where another response than `response_id` holds it."""
+    """Raises `ConversationLocked` where another response than `response_id` holds it."""
     holder = held.value.held_by
     if holder is not None and holder != response_id:
-        raise ConversationHeld(f"conversation {held.key[-1]}", response_id or "free", holder)
+        raise ConversationLocked(held.key[-1], RETRY_AFTER_MS)

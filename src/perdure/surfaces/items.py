@@ -16,12 +16,13 @@ import msgspec
 from perdure.core import cursors
 from perdure.core.batch import Batch, delete, join, put
 from perdure.core.engine import Engine, Survives
-from perdure.core.errors import Damaged, Invalid, Missing
+from perdure.core.errors import Damaged, Missing
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
+from perdure.wire.errors import NotFound, WireError
 
 Part = Literal["input", "output", "items"]
 
@@ -71,7 +72,7 @@ class Items:
         """The item of that id, wherever in the tenant it stands. Raises `Missing`."""
         page = await self._engine.scan(ITEMS, (tenant,), index="by_id", where=(item_id,), limit=1)
         if not page.items:
-            raise Missing(f"Item with id '{item_id}' not found.")
+            raise NotFound("Item", item_id)
         return page.items[0]
 
     async def within(self, owner: Key, part: Part, item_id: str) -> Record[Item]:
@@ -85,7 +86,7 @@ class Items:
                 if record.key[:3] == (*owner, part):
                     return record
             if page.cursor is None:
-                raise Missing(f"Item with id '{item_id}' not found in '{owner[-1]}'.")
+                raise NotFound("Item", item_id)
             cursor = page.cursor
 
     async def page(
@@ -99,7 +100,7 @@ class Items:
     ) -> Page[Record[Item]]:
         """Items of one part in the order they were added, going on after the item id `after`.
 
-        Raises `Invalid` for an `after` that is not among them.
+        Raises `WireError` for an `after` that is not among them.
         """
         prefix = (*owner, part)
         cursor = None
@@ -107,7 +108,9 @@ class Items:
             try:
                 last = await self.within(owner, part, after)
             except Missing:
-                raise Invalid(f"No item with id '{after}' to list after.") from None
+                raise WireError(
+                    f"No item with id '{after}' to list after.", param="after"
+                ) from None
             cursor = cursors.at_record(
                 self._engine.store_id, ITEMS, prefix, last, descending=descending
             )
@@ -126,6 +129,10 @@ class Items:
                 if page.cursor is None:
                     break
                 cursor = page.cursor
+
+    async def removal(self, owner: Key) -> Batch:
+        """The batch that deletes every item a response owns."""
+        return self.remove([item.key async for item in self.all(owner, "input", "output")])
 
     def add(self, owner: Key, part: Part, items: Sequence[NewItem], *, position: int = 0) -> Batch:
         """Write items at consecutive positions that the owner's record has set aside."""

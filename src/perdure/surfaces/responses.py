@@ -14,11 +14,12 @@ import msgspec
 
 from perdure.core.batch import Batch, append, delete, drop, put
 from perdure.core.engine import Engine, Survives
-from perdure.core.errors import Conflict, Missing
+from perdure.core.errors import Conflict
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
+from perdure.wire.errors import NotFound
 
 
 class Status(enum.Enum):
@@ -95,7 +96,7 @@ class Responses:
         """The response's record; its attachment is the wire body. Raises `Missing`."""
         record = await self._engine.get(RESPONSES, (tenant, response_id))
         if record is None:
-            raise Missing(f"Response with id '{response_id}' not found.")
+            raise NotFound("Response", response_id)
         return record
 
     async def chain(self, tenant: str, response_id: str) -> AsyncIterator[Held]:

@@ -1,0 +1,339 @@
+"""The gateway: turns a request into a stored, running response.
+
+Everything that can be refused is refused before the first commit: the request, the chain or
+conversation it builds on, and what the upstream cannot be asked. Then one commit makes the
+response exist with its first events, and a run generates it, whoever stays to listen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+
+from perdure.core.clock import Clock
+from perdure.core.errors import Unavailable
+from perdure.core.keys import Key
+from perdure.core.values import Entry, Record
+from perdure.services.bridge import ChatReader, chat_request
+from perdure.services.conversations import decided, new_items, resolve_items
+from perdure.services.extract import MODEL, answer
+from perdure.services.recovery import STOPPED
+from perdure.services.requests import Caller, Requests
+from perdure.services.runs import Run, RunStats, Source
+from perdure.services.tail import Tail
+from perdure.services.upstream import Upstream
+from perdure.surfaces.conversations import Conversation, require_free
+from perdure.surfaces.items import Item as StoredItem
+from perdure.surfaces.items import body
+from perdure.surfaces.responses import EVENTS, Response, Status
+from perdure.surfaces.state import State
+from perdure.wire import events as ev
+from perdure.wire.errors import NotFound, WireError, previous_response_not_found
+from perdure.wire.fold import View, take
+from perdure.wire.items import Item, sound_items
+from perdure.wire.responses import (
+    CreateResponse,
+    Outcome,
+    parse_create_response,
+    response_body,
+)
+
+TRANSIENT_KEPT_S = 300
+"""How long a response that is not to be stored stays in memory for a retry to join."""
+
+Chunks = AsyncGenerator[dict[str, Any], None]
+
+
+class Started(msgspec.Struct, frozen=True):
+    """A response that exists. `stored` says in which state: the durable one or this process's."""
+
+    key: Key
+    stored: bool
+    stream: bool
+
+    @property
+    def id(self) -> str:
+        return self.key[-1]
+
+
+class Store(msgspec.Struct, frozen=True):
+    """One state with its tail and its remembered requests."""
+
+    state: State
+    tail: Tail
+    requests: Requests
+
+
+class Gateway:
+    """Creates responses and lets them be followed. `transient` holds those of `store: false`."""
+
+    def __init__(
+        self, stored: Store, transient: Store, upstream: Upstream | None, clock: Clock, boot_id: str
+    ) -> None:
+        self._stored = stored
+        self._transient = transient
+        self._upstream = upstream
+        self._clock = clock
+        self._boot_id = boot_id
+        self._runs: dict[Key, Run] = {}
+        self._ended: deque[tuple[float, Key]] = deque()
+        self._closed = False
+        self.stats = RunStats()
+
+    async def create(self, caller: Caller, sent: Any) -> Started:
+        """Accept a request, or join what an earlier sending of it started.
+
+        Raises `WireError`, `NotFound`, `ConversationLocked`, `ResultLost`, and what the store
+        raises; then nothing was written.
+        """
+        request = parse_create_response(sent)
+        if not request.stored and request.conversation_id is not None:
+            raise WireError(
+                "A response that is not stored cannot belong to a conversation. "
+                "Omit 'store', or send the earlier items as input.",
+                param="store",
+                code="mutually_exclusive_parameters",
+            )
+
+        async def attempt() -> Started:
+            seen = await self._recall(caller, request)
+            return seen or await self._start(caller, request)
+
+        return await decided(attempt)
+
+    async def _start(self, caller: Caller, request: CreateResponse) -> Started:
+        """One try at making the response exist. Raises `Conflict` where a writer came between."""
+        if self._closed:
+            raise Unavailable("the server is stopping; send the request again.")
+        tenant = caller.tenant
+        stored = self._stored.state
+        items = await resolve_items(stored, tenant, sound_items(request.input or [], self._clock))
+        conversation = await self._conversation(tenant, request)
+        history = await self._history(tenant, request, conversation)
+        view = View()
+        source = self._source(request, history, items, view)
+        key = (tenant, self._clock.new_id("resp"))
+        response, first = self._first(request, key[-1], view)
+        store = self._store(request.stored)
+        batch = (
+            store.state.responses.create(
+                key,
+                response,
+                msgspec.json.encode(view.response),
+                [ev.encode_event(event) for event in first],
+            )
+            + store.state.items.add(key, "input", new_items(items))
+            + store.requests.remember(caller, response_id=key[-1])
+        )
+        if conversation is not None:
+            batch += stored.conversations.hold(conversation, key[-1])
+        if not request.stored and caller.key is not None:
+            await stored.commit(
+                self._stored.requests.remember(caller, response_id=key[-1], transient=True)
+            )
+        await store.state.commit(batch)
+        self._runs[key] = Run(
+            store.state,
+            store.tail,
+            self._clock,
+            Record(key, 1, response),
+            view,
+            source,
+            self.stats,
+            self._forget,
+        )
+        return Started(key, request.stored, bool(request.stream))
+
+    def _first(
+        self, request: CreateResponse, response_id: str, view: View
+    ) -> tuple[Response, list[ev.Event]]:
+        """The envelope of a new response, and its first events."""
+        created_at_s = int(self._clock.now_s())
+        wire = response_body(request, id=response_id, created_at=created_at_s)
+        response = Response(
+            status=Status.IN_PROGRESS,
+            created_at_s=created_at_s,
+            model=request.model,
+            runner=self._boot_id,
+            previous_response_id=request.previous_response_id,
+            conversation_id=request.conversation_id,
+        )
+        events = take(view, ev.ResponseCreated(response=wire), ev.ResponseInProgress(response=wire))
+        return response, events
+
+    async def events(self, started: Started, *, after: int) -> AsyncGenerator[list[bytes], None]:
+        """Wire events numbered above `after` (a sequence number; -1 for all), in groups as they
+        become durable, up to the terminal one. Past the end of one that has ended: nothing."""
+        store = self._store(started.stored)
+        tip = await store.state.engine.tip(EVENTS, started.key)
+        held = await store.state.responses.get(*started.key)
+        if held.value.status.terminal and after + 1 >= tip.last:
+            return
+        async for entries in store.tail.follow(
+            EVENTS, started.key, after=after + 1, ended=_is_last
+        ):
+            yield [bytes(entry.value) for entry in entries]
+
+    async def finished(self, started: Started) -> bytes:
+        """The terminal wire body, once there is one."""
+        store = self._store(started.stored)
+        run = self._runs.get(started.key)
+        if run is not None:
+            await run.wait()
+        held = await store.state.responses.get(*started.key)
+        if not held.value.status.terminal:
+            raise Unavailable(
+                f"response {started.id} could not be stored to its end; what is durable of it "
+                "will be kept. See /readyz for what is wrong with the store."
+            )
+        return held.attachment or b""
+
+    async def abandon(self, started: Started, outcome: Outcome) -> None:
+        """Stop generating because nobody is left to listen."""
+        if (run := self._runs.get(started.key)) is not None:
+            await run.stop(outcome)
+
+    async def models(self) -> list[str]:
+        """Ids of the models that can be asked. Raises `UpstreamFailed`."""
+        return [MODEL] if self._upstream is None else await self._upstream.models()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Start nothing more; let runs end within `timeout_s`, then stop those that have not."""
+        self._closed = True
+        deadline_s = self._clock.monotonic_s() + timeout_s
+        while self._runs and self._clock.monotonic_s() < deadline_s:
+            await self._clock.sleep(min(0.05, timeout_s))
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop every run; each ends with what it has."""
+        self._closed = True
+        for run in list(self._runs.values()):
+            await run.stop(STOPPED)
+
+    async def sweep_transient(self) -> int:
+        """Forget responses that were not to be stored once no retry can join them any more."""
+        before_s = self._clock.monotonic_s() - TRANSIENT_KEPT_S
+        state = self._transient.state
+        forgotten = 0
+        while self._ended and self._ended[0][0] < before_s:
+            _, key = self._ended.popleft()
+            held = await state.responses.get(*key)
+            await state.commit(state.responses.delete(held) + await state.items.removal(key))
+            forgotten += 1
+        return forgotten
+
+    async def _recall(self, caller: Caller, request: CreateResponse) -> Started | None:
+        """The response that an earlier sending of this request started."""
+        for store, stored in ((self._transient, False), (self._stored, True)):
+            seen = await store.requests.recall(caller)
+            if seen is not None and seen.value.response_id is not None:
+                return Started(
+                    (caller.tenant, seen.value.response_id),
+                    stored and not seen.value.transient,
+                    bool(request.stream),
+                )
+        return None
+
+    async def _conversation(
+        self, tenant: str, request: CreateResponse
+    ) -> Record[Conversation] | None:
+        """The conversation to build on, free to be held. Raises `ConversationLocked`."""
+        if request.conversation_id is None:
+            return None
+        found = await self._stored.state.conversations.get(tenant, request.conversation_id)
+        require_free(found, None)
+        return found
+
+    async def _history(
+        self, tenant: str, request: CreateResponse, conversation: Record[Conversation] | None
+    ) -> list[Item]:
+        """The items of earlier turns, the oldest first. Raises `WireError` naming what is gone."""
+        state = self._stored.state
+        if conversation is not None:
+            return await _all(state.items.all(conversation.key, "items"))
+        if request.previous_response_id is None:
+            return []
+        owners: list[Key] = []
+        try:
+            async for held in state.responses.chain(tenant, request.previous_response_id):
+                if not held.value.status.terminal:
+                    raise WireError(
+                        f"Response '{held.key[-1]}' is still being generated; wait for its end "
+                        "before continuing from it.",
+                        param="previous_response_id",
+                        code="response_in_progress",
+                    )
+                owners.append(held.key)
+        except NotFound as gone:
+            if owners:
+                raise WireError(
+                    f"The chain of response '{request.previous_response_id}' is broken: {gone} "
+                    "Start a new chain, or send the earlier turns as input.",
+                    param="previous_response_id",
+                    code="previous_response_not_found",
+                ) from None
+            raise previous_response_not_found(request.previous_response_id) from None
+        history: list[Item] = []
+        for owner in reversed(owners):
+            history += await _all(state.items.all(owner, "input", "output"))
+        return history
+
+    def _source(
+        self, request: CreateResponse, history: list[Item], items: list[Item], view: View
+    ) -> Source:
+        """What will generate the answer. Raises `WireError` for what it cannot be asked."""
+        if self._upstream is not None:
+            chunks = self._upstream.stream_chat(chat_request(request, history, items))
+        elif request.model == MODEL:
+            chunks = _at_once(answer(request, history, items))
+        else:
+            raise WireError(
+                f"The model '{request.model}' does not exist here: no upstream is configured. "
+                f"Ask '{MODEL}', or serve with --upstream URL.",
+                param="model",
+                code="model_not_found",
+            )
+        return _told(chunks, ChatReader(view, self._clock))
+
+    def _store(self, stored: bool) -> Store:
+        return self._stored if stored else self._transient
+
+    def _forget(self, run: Run) -> None:
+        del self._runs[run.key]
+        if run.state is self._transient.state:
+            self._ended.append((self._clock.monotonic_s(), run.key))
+
+
+_LAST = tuple(
+    f'{{"type":"response.{status}"'.encode() for status in ("completed", "incomplete", "failed")
+)
+
+
+def _is_last(entry: Entry[Any]) -> bool:
+    return bytes(entry.value).startswith(_LAST)
+
+
+async def _all(records: AsyncIterator[Record[StoredItem]]) -> list[Item]:
+    return [msgspec.json.decode(body(record)) async for record in records]
+
+
+async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:
+    for chunk in chunks:
+        yield chunk
+
+
+async def _told(chunks: Chunks, reader: ChatReader) -> Source:
+    """What a model answers, as events and an outcome."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            if events := reader.read(chunk):
+                yield events
+    events, outcome = reader.end()
+    if events:
+        yield events
+    yield outcome

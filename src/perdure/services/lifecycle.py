@@ -1,0 +1,250 @@
+"""The lifecycle of a node: open the engine, check promises, recover, serve, stop.
+
+This is the composition root: it alone reads the configuration and makes the parts. A start is a
+recorded boot: it is written before recovery, again with what was found, and at a clean stop once
+more. A boot that lacks its last write was killed. Nothing acknowledged depends on the stop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+
+from perdure import __version__
+from perdure.core.clock import Clock, SystemClock
+from perdure.core.disk import Disk
+from perdure.core.engine import Engine
+from perdure.core.errors import PerdureError, Unavailable
+from perdure.core.promises import check_promises
+from perdure.engines import open_engine
+from perdure.services.config import Config
+from perdure.services.conversations import Conversations
+from perdure.services.gateway import Gateway, Store
+from perdure.services.recovery import Recovery, engine_recovery
+from perdure.services.requests import Requests
+from perdure.services.startup import Check, Readiness, Startup
+from perdure.services.supervisor import Supervisor
+from perdure.services.sweeper import Sweeper
+from perdure.services.tail import Tail
+from perdure.services.upstream import Upstream
+from perdure.surfaces.boots import Boot, Instance
+from perdure.surfaces.state import LAYOUTS, PROMISES, State
+
+HEARTBEAT_S = 5.0
+_SWEEP_S = 60.0
+_PROBE_S = 15.0
+
+_log = structlog.get_logger("perdure.lifecycle")
+
+
+class Node:
+    """One running Perdure: made cold, opened, drained, closed, in that order.
+
+    `wrap` lets a test put a wrapper around the engine; `url` is how others reach this node.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        clock: Clock | None = None,
+        disk: Disk | None = None,
+        wrap: Callable[[Engine], Engine] = lambda engine: engine,
+        url: str = "",
+    ) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.boot_id = self.clock.new_id("boot")
+        self.startup = Startup(self.clock)
+        self.url = url
+        self.warnings: list[str] = []
+        self.state: State
+        self.gateway: Gateway
+        self.conversations: Conversations
+        self.upstream: Upstream | None = None
+        self.boot: Boot
+        self.heartbeat_at_s = 0.0
+        self.opened = False
+        self.draining = False
+        self._environment = environment
+        self._disk = disk or Disk()
+        self._wrap = wrap
+        self._supervisor = Supervisor(self.clock)
+        self._transient: State
+        self._upstream_trouble: str | None = "not asked yet"
+
+    async def open(self, *, control_socket: str = "") -> None:
+        """Become ready. Raises what makes the store unusable, after releasing it again."""
+        with self.startup.phase("open engine"):
+            engine = await self._open_engine()
+        try:
+            await self._open_over(engine, control_socket)
+        except BaseException:
+            await engine.close()
+            raise
+
+    async def _open_engine(self) -> Engine:
+        if self.config.engine_url.startswith("sqlite:"):
+            self._disk.make_directory(self.config.data_path)
+        engine = await open_engine(
+            self.config.engine_url, LAYOUTS, clock=self.clock, disk=self._disk
+        )
+        return self._wrap(engine)
+
+    async def _open_over(self, engine: Engine, control_socket: str) -> None:
+        engine.announce(f"{os.getpid()}\n{self.boot_id}\n{control_socket}\n")
+        with self.startup.phase("check promises"):
+            self.warnings += check_promises(PROMISES, engine, self.config.profile)
+        self.state = State(engine)
+        self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
+        with self.startup.phase("record boot"):
+            await self._begin_boot()
+        with self.startup.phase("recover"):
+            found = [engine_recovery(engine.recovered)]
+            found += await Recovery(self.state, self.clock).run(self.startup.note)
+            self.startup.recovery = tuple(found)
+        with self.startup.phase("connect upstream"):
+            self._make_services()
+        self.startup.done = True
+        self.opened = True
+        self.boot = msgspec.structs.replace(
+            self.boot,
+            ready_at_s=self.clock.now_s(),
+            phases=tuple(self.startup.phases),
+            recovery=self.startup.recovery,
+        )
+        await self._record_boot()
+        sweeper = Sweeper(self.state, self.clock)
+        self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
+        self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
+        self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
+        self._supervisor.every("upstream", _PROBE_S, self._probe_upstream)
+
+    def readiness(self) -> Readiness:
+        """Whether traffic is welcome now, and every reason why or why not."""
+        if not self.opened:
+            running = self.startup.phases[-1].name if self.startup.phases else "starting"
+            return Readiness(False, (Check("recovery", False, f"starting: {running}"),))
+        latched = self.state.engine.latched
+        failing = self._supervisor.failing.get("heartbeat")
+        checks = (
+            Check("engine", not (latched or failing), latched or failing or "writable"),
+            Check("recovery", True, f"done in {self.startup.duration_s:.3f} s"),
+            Check("upstream", *self._upstream_check()),
+            Check("accepting", not self.draining, "draining" if self.draining else "yes"),
+        )
+        trouble = [f"{name}: {why}" for name, why in self._supervisor.failing.items()]
+        return Readiness(all(check.ok for check in checks), checks, (*self.warnings, *trouble))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new work; let what runs end within `timeout_s`; interrupt what does not."""
+        self.draining = True
+        if self.opened:
+            await self.gateway.drain(timeout_s)
+
+    async def close(self) -> None:
+        """Stop background work, mark the boot clean, close the engine."""
+        if not self.opened:
+            return
+        self.opened = False
+        self.draining = True
+        await self._supervisor.stop()
+        await self.gateway.close()
+        if self.upstream is not None:
+            await self.upstream.close()
+        self.boot = msgspec.structs.replace(
+            self.boot, ended_at_s=self.clock.now_s(), ended_clean=True
+        )
+        try:
+            await self._beat()
+            await self._record_boot()
+        except Unavailable as error:
+            _log.error("the boot could not be marked clean", error=str(error))
+        await self._transient.engine.close()
+        await self.state.engine.close()
+
+    async def _begin_boot(self) -> None:
+        instance_id = self._instance_id()
+        previous = await self.state.boots.last(instance_id)
+        self.boot = Boot(
+            boot_id=self.boot_id,
+            instance_id=instance_id,
+            number=previous.value.number + 1 if previous else 1,
+            pid=os.getpid(),
+            version=__version__,
+            started_at_s=self.clock.now_s(),
+            previous_boot_id=previous.value.boot_id if previous else None,
+            previous_ended_clean=previous.value.ended_clean if previous else None,
+        )
+        await self.state.commit(self.state.boots.record(self.boot, expect=0))
+
+    def _instance_id(self) -> str:
+        """The id of this place: made once, kept in the data directory where there is one."""
+        if not self.config.data_path.is_dir():
+            return self.clock.new_id("inst")
+        path = self.config.data_path / "instance"
+        if not path.exists():
+            self._disk.write_file(path, self.clock.new_id("inst").encode())
+        return path.read_text().strip()
+
+    def _make_services(self) -> None:
+        upstream = self.config.upstream
+        if upstream.url is not None:
+            self.upstream = Upstream(
+                upstream.url,
+                key=upstream.key(self._environment),
+                connect_timeout_s=upstream.connect_timeout_s,
+                read_timeout_s=upstream.read_timeout_s,
+                attempts_max=upstream.attempts_max,
+                clock=self.clock,
+            )
+        stored = Requests(self.state, self.clock, self.boot_id)
+        transient = Requests(self._transient, self.clock, self.boot_id)
+        self.conversations = Conversations(self.state, stored, self.clock)
+        self.gateway = Gateway(
+            Store(self.state, Tail(self.state.engine), stored),
+            Store(self._transient, Tail(self._transient.engine), transient),
+            self.upstream,
+            self.clock,
+            self.boot_id,
+        )
+
+    async def _probe_upstream(self) -> None:
+        """Learn whether the upstream answers; its trouble is a reason, never a failed start."""
+        if self.upstream is None:
+            return
+        try:
+            await self.upstream.models()
+            self._upstream_trouble = None
+        except PerdureError as error:
+            self._upstream_trouble = str(error)
+
+    def _upstream_check(self) -> tuple[bool, str]:
+        if self.upstream is None:
+            return True, "none; the built-in model perdure-extract answers"
+        if self._upstream_trouble is None:
+            return True, self.upstream.url
+        return not self.config.upstream.required, self._upstream_trouble
+
+    async def _record_boot(self) -> None:
+        await self.state.commit(self.state.boots.record(self.boot))
+
+    async def _beat(self) -> None:
+        at_s = self.clock.now_s()
+        await self.state.commit(
+            self.state.boots.heartbeat(
+                Instance(
+                    instance_id=self.boot.instance_id,
+                    boot_id=self.boot_id,
+                    pid=os.getpid(),
+                    url=self.url,
+                    ready=self.opened and not self.draining,
+                    heartbeat_at_s=at_s,
+                )
+            )
+        )
+        self.heartbeat_at_s = at_s

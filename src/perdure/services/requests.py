@@ -1,0 +1,111 @@
+"""Requests that must have one effect however often they are sent.
+
+A client that names its request (`Idempotency-Key`) gets the first answer again for a day. The
+official SDKs name nothing, but retry a lost connection and say so: a retry whose content equals a
+request accepted in the last minute joins that one. What a request led to is remembered in the same
+commit as its effect, so a kill between commit and answer leaves one effect, never two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from perdure.core.batch import Batch
+from perdure.core.clock import Clock
+from perdure.core.errors import Conflict
+from perdure.core.values import Record
+from perdure.surfaces.idempotency import Remembered
+from perdure.surfaces.state import State
+from perdure.wire.errors import WireError
+
+RETRY_WINDOW_S = 60
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who sends a request, and how to know it again.
+
+    `digest` covers route, credentials and body; `key` is what the client named the request, None
+    if nothing; `retried` says that the client has sent it before.
+    """
+
+    tenant: str
+    digest: str = ""
+    key: str | None = None
+    retried: bool = False
+
+    @property
+    def remembered_as(self) -> str:
+        """The key of the record. A client's key may hold anything, so it is hashed."""
+        if self.key is None:
+            return f"d-{self.digest}"
+        return f"k-{hashlib.sha256(self.key.encode(errors='surrogatepass')).hexdigest()}"
+
+
+class ResultLost(Conflict):
+    """The request was carried out before a restart and its answer was not to be stored."""
+
+    code = "idempotent_result_lost"
+    should_retry = False
+
+
+class Requests:
+    """Remembers the requests of one state."""
+
+    def __init__(self, state: State, clock: Clock, boot_id: str) -> None:
+        self._state = state
+        self._clock = clock
+        self._boot_id = boot_id
+
+    async def recall(self, caller: Caller) -> Record[Remembered] | None:
+        """What this request led to when it was sent before, if it was.
+
+        Raises `WireError` where the key was used for other content, and `ResultLost`.
+        """
+        if caller.key is None and not caller.retried:
+            return None
+        record = await self._state.idempotency.find(caller.tenant, caller.remembered_as)
+        if record is None:
+            return None
+        seen = record.value
+        if caller.key is None:
+            fresh = self._clock.now_s() - seen.accepted_at_s <= RETRY_WINDOW_S
+            return record if fresh else None
+        if seen.digest != caller.digest:
+            raise WireError(
+                "This Idempotency-Key was used for a request with another body. "
+                "Use a new key for a new request.",
+                param="Idempotency-Key",
+                code="idempotency_key_reused",
+            )
+        if seen.transient and seen.boot_id != self._boot_id:
+            raise ResultLost("the request with this Idempotency-Key", "its answer", "not stored")
+        return record
+
+    def remember(
+        self,
+        caller: Caller,
+        *,
+        response_id: str | None = None,
+        answer: bytes | None = None,
+        transient: bool = False,
+    ) -> Batch:
+        """To be committed with the effect. A client's own key is taken once; a digest is taken
+        over, because the same words may be said twice."""
+        if not caller.digest:
+            return Batch()
+        remembered = Remembered(
+            digest=caller.digest,
+            accepted_at_s=int(self._clock.now_s()),
+            boot_id=self._boot_id,
+            response_id=response_id,
+            transient=transient,
+        )
+        return self._state.idempotency.remember(
+            caller.tenant,
+            caller.remembered_as,
+            remembered,
+            answer=answer,
+            expect=None if caller.key is None else 0,
+        )

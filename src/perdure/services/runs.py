@@ -1,0 +1,207 @@
+"""A run: one response being generated, from its first commit to its last.
+
+Generation does not wait for a commit and a client never sees what is not committed: while one
+commit is under way, the events that come meanwhile gather for the one after it. A run belongs to
+the server, not to the client that asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import msgspec
+import structlog
+
+from perdure.core.clock import Clock
+from perdure.core.errors import Conflict, PerdureError, StorageFull
+from perdure.services.ending import close_open, ending
+from perdure.services.recovery import STOPPED
+from perdure.services.supervisor import Crashed, contained
+from perdure.services.tail import Tail
+from perdure.services.upstream import UpstreamFailed
+from perdure.surfaces.responses import EVENTS, Held
+from perdure.surfaces.state import State
+from perdure.wire import events as ev
+from perdure.wire.fold import View
+from perdure.wire.responses import Outcome, failed
+
+PENDING_BYTES_MAX = 4 * 1024 * 1024
+"""Generation pauses while this much waits for the store."""
+
+_PATIENCE_S = 10.0
+_RETRY_FIRST_S = 0.1
+_RETRY_MAX_S = 5.0
+_CONFLICTS_MAX = 8
+
+_UPSTREAM_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+"""OpenAI's error codes for what an upstream may answer; all else is `server_error`."""
+
+_log = structlog.get_logger("perdure.runs")
+
+Source = AsyncGenerator[list[ev.Event] | Outcome, None]
+"""What generates: groups of events, numbered and already in the run's view, then how it ended."""
+
+
+class RunStats(msgspec.Struct):
+    """Counters since start; `running` is how many there are now."""
+
+    started: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    events: int = 0
+    lost: int = 0
+
+
+class Run:
+    """Generates one response. `view` holds its events so far, all of them durable when it starts;
+    the source adds to it."""
+
+    def __init__(
+        self,
+        state: State,
+        tail: Tail,
+        clock: Clock,
+        held: Held,
+        view: View,
+        source: Source,
+        stats: RunStats,
+        forget: Callable[[Run], None],
+    ) -> None:
+        self.key = held.key
+        self.state = state
+        self._tail = tail
+        self._clock = clock
+        self._held = held
+        self._view = view
+        self._source = source
+        self._stats = stats
+        self._forget = forget
+        self._durable = view.last + 1
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._flush: asyncio.Task[None] | None = None
+        self._stop: Outcome | None = None
+        self._generating = True
+        self._task = asyncio.create_task(self._run(), name=f"run {held.key[-1]}")
+
+    async def stop(self, outcome: Outcome) -> None:
+        """Stop generating; the response ends with `outcome` and keeps what there is."""
+        if self._generating:
+            self._stop = self._stop or outcome
+            self._task.cancel()
+        await self.wait()
+
+    async def wait(self) -> None:
+        """Return once the run is over, however it went."""
+        await asyncio.wait([self._task])
+
+    async def _run(self) -> None:
+        self._stats.started += 1
+        self._stats.running += 1
+        try:
+            outcome = await self._generate()
+            self._generating = False
+            await contained("ending a response", self._end(outcome))
+        except PerdureError as error:
+            self._stats.lost += 1
+            _log.error("a response was given up", response=self.key[-1], error=str(error))
+            self._tail.fail(EVENTS, self.key, error)
+        finally:
+            self._stats.running -= 1
+            self._forget(self)
+
+    async def _generate(self) -> Outcome:
+        """Take what the source yields until it ends, fails or is stopped."""
+        try:
+            return await contained("generating a response", self._pump())
+        except asyncio.CancelledError:
+            return self._stop or STOPPED
+        except UpstreamFailed as error:
+            return failed(
+                str(error),
+                code=_UPSTREAM_CODES.get(error.status, "server_error"),
+                perdure={"reason": "upstream_failed", "status": error.status},
+            )
+        except Crashed as error:
+            return failed(str(error), perdure={"reason": error.code})
+        except StorageFull as error:
+            self._tail.fail(EVENTS, self.key, error)
+            return failed(str(error), perdure={"reason": error.code})
+
+    async def _pump(self) -> Outcome:
+        async with aclosing(self._source) as source:
+            async for made in source:
+                if isinstance(made, Outcome):
+                    return made
+                self._gather(made)
+                await self._store_meanwhile()
+        raise UpstreamFailed("The upstream ended its answer without saying how.", started=True)
+
+    def _gather(self, events: list[ev.Event]) -> None:
+        for event in events:
+            encoded = ev.encode_event(event)
+            self._pending.append(encoded)
+            self._pending_bytes += len(encoded)
+        self._stats.events += len(events)
+
+    async def _store_meanwhile(self) -> None:
+        """See that a commit is under way; wait for it only when too much has gathered."""
+        if self._flush is None or self._flush.done():
+            if self._flush is not None:
+                self._flush.result()
+            self._flush = asyncio.create_task(self._store())
+        if self._pending_bytes > PENDING_BYTES_MAX:
+            await asyncio.wait([self._flush])
+
+    async def _store(self) -> None:
+        """Commit pending events until there are none; what fails stays pending, in order."""
+        deadline_s = self._clock.monotonic_s() + _PATIENCE_S
+        while self._pending:
+            events, self._pending, self._pending_bytes = self._pending, [], 0
+            try:
+                await self.state.commit(
+                    self.state.responses.append_events(self.key, events, after=self._durable)
+                )
+            except StorageFull:
+                self._pending = events + self._pending
+                if self._clock.monotonic_s() > deadline_s:
+                    raise
+                await self._clock.sleep(_RETRY_FIRST_S)
+            else:
+                self._durable += len(events)
+
+    async def _end(self, outcome: Outcome) -> None:
+        """The terminal commit, tried for as long as the store is only full."""
+        if self._flush is not None:
+            await asyncio.wait([self._flush])
+            broken = self._flush.exception()
+            if broken is not None and not isinstance(broken, StorageFull):
+                raise broken
+        self._pending += close_open(self._view)
+        pause_s = _RETRY_FIRST_S
+        conflicts = 0
+        while True:
+            end = await ending(
+                self.state,
+                self._held,
+                self._view,
+                outcome,
+                self._clock,
+                after=self._durable,
+                pending=self._pending,
+            )
+            try:
+                await self.state.commit(end.batch)
+                break
+            except StorageFull:
+                await self._clock.sleep(pause_s)
+                pause_s = min(pause_s * 2, _RETRY_MAX_S)
+            except Conflict:
+                conflicts += 1
+                if conflicts == _CONFLICTS_MAX:
+                    raise
+        self._stats.failed += outcome.status == "failed"
+        self._stats.completed += outcome.status != "failed"

@@ -1,0 +1,141 @@
+"""Tails: following logs live, with one reader a stream however many follow it.
+
+Only what an engine returns is ever handed on, so nothing is seen before it is durable. Followers
+near the end share the recent entries in memory; one that is behind reads the engine itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from perdure.core.engine import Engine
+from perdure.core.errors import Missing, PerdureError
+from perdure.core.keys import Key, show
+from perdure.core.layouts import Log
+from perdure.core.values import Entry
+
+_RECENT_MAX = 512
+_PAGE = 256
+_WAIT_S = 30.0
+
+
+class TailStats(msgspec.Struct):
+    """Streams followed now, and followers of them."""
+
+    streams: int = 0
+    followers: int = 0
+
+
+class _Stream:
+    """The shared reader of one stream; it runs while anyone follows."""
+
+    def __init__(self, engine: Engine, log: Log[Any], key: Key, after: int) -> None:
+        self._engine = engine
+        self._log = log
+        self._key = key
+        self.followers = 0
+        self.last = after
+        self.recent: deque[Entry[Any]] = deque(maxlen=_RECENT_MAX)
+        self.moved = asyncio.Event()
+        self.failure: PerdureError | None = None
+        self.reader = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            tip = await self._engine.tip(self._log, self._key)
+            self.last = min(self.last, tip.last)
+            while True:
+                tip = await self._engine.wait(self._log, self._key, self.last, timeout_s=_WAIT_S)
+                if tip.last < self.last:
+                    raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
+                entries = await self._engine.read(
+                    self._log, self._key, after=self.last, limit=_PAGE
+                )
+                if entries:
+                    self.recent.extend(entries)
+                    self.last = entries[-1].seq
+                    self._wake()
+        except PerdureError as error:
+            self.fail(error)
+
+    def fail(self, error: PerdureError) -> None:
+        self.failure = error
+        self._wake()
+
+    def _wake(self) -> None:
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    def after(self, seq: int) -> list[Entry[Any]] | None:
+        """Recent entries above `seq`, or None where they are no longer all in memory."""
+        if not self.recent or self.recent[0].seq > seq + 1:
+            return None if self.last > seq else []
+        return [entry for entry in self.recent if entry.seq > seq]
+
+
+class Tail:
+    """Follows the logs of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._streams: dict[tuple[str, Key], _Stream] = {}
+        self.stats = TailStats()
+
+    async def follow(
+        self,
+        log: Log[Any],
+        key: Key,
+        *,
+        after: int,
+        ended: Callable[[Entry[Any]], bool],
+    ) -> AsyncIterator[list[Entry[Any]]]:
+        """Entries above `after` in order, in groups as they become durable; it stops behind the
+        entry that `ended` says is the last. Raises what the engine raises."""
+        stream = self._join(log, key, after)
+        try:
+            while True:
+                moved = stream.moved
+                entries = stream.after(after)
+                if entries is None:
+                    entries = await self._engine.read(log, key, after=after, limit=_PAGE)
+                if entries:
+                    after = entries[-1].seq
+                    yield entries
+                    if ended(entries[-1]):
+                        return
+                elif stream.failure is not None:
+                    raise stream.failure
+                else:
+                    await moved.wait()
+        finally:
+            self._leave(log, key, stream)
+
+    def fail(self, log: Log[Any], key: Key, error: PerdureError) -> None:
+        """Tell whoever follows now that nothing more will come, and why."""
+        stream = self._streams.get((log.name, key))
+        if stream is not None:
+            stream.fail(error)
+
+    def _join(self, log: Log[Any], key: Key, after: int) -> _Stream:
+        stream = self._streams.get((log.name, key))
+        if stream is None or stream.failure is not None:
+            stream = _Stream(self._engine, log, key, after)
+            self._streams[(log.name, key)] = stream
+            self.stats.streams += 1
+        stream.followers += 1
+        self.stats.followers += 1
+        return stream
+
+    def _leave(self, log: Log[Any], key: Key, stream: _Stream) -> None:
+        stream.followers -= 1
+        self.stats.followers -= 1
+        if stream.followers == 0:
+            stream.reader.cancel()
+            self.stats.streams -= 1
+            if self._streams.get((log.name, key)) is stream:
+                del self._streams[(log.name, key)]
