@@ -1,0 +1,341 @@
+"""The scripted upstream: a real HTTP server that answers like a model, to a script.
+
+It speaks `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streamed and not, and tells at
+`/received` what it was sent. What it answers is decided in proving/scripts.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import sys
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import uvicorn
+
+from perdure.core.clock import SystemClock
+from perdure.proving.scripts import Script, deltas, echo, script_of
+from perdure.services.bridge import ChatReader
+from perdure.wire import events as ev
+from perdure.wire.fold import View, take
+from perdure.wire.responses import CreateResponse, finished, response_body
+
+RECEIVED_MAX = 10_000
+
+_NOTICED_S = 0.05
+"""How soon a leaving client is noticed; shorter waits are plain sleeps, which are much cheaper."""
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class _Cut(Exception):
+    """Raised into the server to make it close the connection in the middle of an answer."""
+
+
+def chat_chunks(script: Script, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The answer as chat completion chunks, up to its ending."""
+    head = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0}
+    head["model"] = body.get("model")
+    for delta in deltas(script):
+        yield head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    if script.ending == "error":
+        yield {"error": {"message": "scripted failure", "type": "server_error", "code": None}}
+    if script.ending in _UNFINISHED:
+        return
+    last = {"index": 0, "delta": {}, "finish_reason": script.ending}
+    yield head | {"choices": [last]}
+    if (body.get("stream_options") or {}).get("include_usage"):
+        yield head | {"choices": [], "usage": _usage(script, body)}
+
+
+_UNFINISHED = ("error", "cut", "hang")
+
+
+def _usage(script: Script, body: dict[str, Any]) -> dict[str, int]:
+    """Counted so that a judge can: a token is a word read or a chunk written."""
+    read = len(_prompt(body).split())
+    written = len(script.chunks) + len(script.thoughts)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+
+
+def _prompt(body: dict[str, Any]) -> str:
+    """The text of the last message, or of the last item, whoever said it."""
+    said = body.get("messages") or body.get("input") or ""
+    if isinstance(said, str):
+        return said
+    content = said[-1].get("content") or said[-1].get("output") or ""
+    if isinstance(content, list):
+        return " ".join(part.get("text") or "" for part in content)
+    return str(content)
+
+
+def _from_tool(body: dict[str, Any]) -> bool:
+    said = body.get("messages") or body.get("input") or ""
+    last = said[-1] if isinstance(said, list) else {}
+    return last.get("role") == "tool" or last.get("type") == "function_call_output"
+
+
+class ScriptedApp:
+    """The server as one ASGI callable."""
+
+    def __init__(self) -> None:
+        self.received: deque[dict[str, Any]] = deque(maxlen=RECEIVED_MAX)
+        self.left_early = 0
+        self._seen: Counter[str] = Counter()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        match scope["method"], scope["path"]:
+            case "GET", "/v1/models":
+                model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "perdure"}
+                await _answer(send, 200, {"object": "list", "data": [model]})
+            case "GET", "/received":
+                told = {"requests": list(self.received), "left_early": self.left_early}
+                await _answer(send, 200, told)
+            case "POST", "/v1/chat/completions" | "/v1/responses" as path:
+                await self._play(path, json.loads(await _body(receive)), receive, send)
+            case _:
+                await _answer(send, 404, _error("there is no such route"))
+
+    async def _play(self, path: str, body: dict[str, Any], receive: Receive, send: Send) -> None:
+        self.received.append({"path": path, "body": body})
+        prompt = _prompt(body)
+        script = echo(prompt) if _from_tool(body) else script_of(prompt, body.get("model") or "")
+        self._seen[prompt] += 1
+        if self._seen[prompt] <= script.failures:
+            await _answer(send, 503, _error("scripted: not yet"))
+        elif script.status != 200:
+            await _answer(send, script.status, _error(f"scripted: {script.status}"))
+        elif body.get("stream"):
+            stream = _chat_stream if path.endswith("completions") else _responses_stream
+            await self._stream(script, stream(script, body), receive, send)
+        elif script.ending == "hang":
+            await _left(receive)
+            self.left_early += 1
+        elif script.ending in _UNFINISHED:
+            await _answer(send, 500, _error(f"scripted: {script.ending}"))
+        else:
+            await asyncio.sleep(script.delay_s * len(script.chunks))
+            whole = _chat_whole if path.endswith("completions") else _responses_whole
+            await _answer(send, 200, whole(script, body))
+
+    async def _stream(
+        self, script: Script, chunks: Iterator[bytes], receive: Receive, send: Send
+    ) -> None:
+        """Send chunk by chunk at the script's pace, held against the clock so that it does not
+        drift, until the client leaves."""
+        headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        left = asyncio.create_task(_left(receive))
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        try:
+            for at, chunk in enumerate(chunks):
+                wait_s = started_s + at * script.delay_s - loop.time()
+                if wait_s > _NOTICED_S:
+                    await asyncio.wait([left], timeout=wait_s)
+                elif script.delay_s:
+                    await asyncio.sleep(wait_s)
+                if left.done():
+                    self.left_early += 1
+                    return
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            if script.ending == "hang":
+                await left
+                self.left_early += 1
+            elif script.ending == "cut":
+                raise _Cut
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            left.cancel()
+
+
+def _chat_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
+    for chunk in chat_chunks(script, body):
+        yield b"data: %b\n\n" % msgspec.json.encode(chunk)
+    if script.ending not in _UNFINISHED:
+        yield b"data: [DONE]\n\n"
+
+
+def _chat_whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:
+    calls = [
+        {
+            "id": f"call_{at}_{name}",
+            "type": "function",
+            "function": {"name": name, "arguments": arguments},
+        }
+        for at, (name, arguments) in enumerate(script.calls)
+    ]
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": script.text or None,
+        "refusal": script.refusal or None,
+    }
+    if script.thoughts:
+        message["reasoning_content"] = "".join(script.thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return {
+        "id": "chatcmpl-scripted",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body.get("model"),
+        "choices": [{"index": 0, "message": message, "finish_reason": script.ending}],
+        "usage": _usage(script, body),
+    }
+
+
+def _responses_events(script: Script, body: dict[str, Any]) -> Iterator[ev.Event]:
+    clock = SystemClock()
+    view = View()
+    reader = ChatReader(view, clock)
+    request = CreateResponse(model=str(body.get("model")), store=False)
+    started = response_body(request, id=clock.new_id("resp"), created_at=int(clock.now_s()))
+    yield from take(view, ev.ResponseCreated(response=started))
+    yield from take(view, ev.ResponseInProgress(response=started))
+    for chunk in chat_chunks(script, body | {"stream_options": {"include_usage": True}}):
+        yield from reader.read(chunk)
+    if script.ending in ("cut", "hang"):
+        return
+    events, outcome = reader.end()
+    yield from events
+    ended = finished(started, outcome, view.output(), completed_at=int(clock.now_s()))
+    yield from take(view, ev.terminal(ended))
+
+
+def _responses_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
+    for event in _responses_events(script, body):
+        yield ev.sse(ev.type_of(event), ev.encode_event(event))
+
+
+def _responses_whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:
+    *_, last = _responses_events(script, body)
+    assert isinstance(last, ev.Terminal)
+    return last.response
+
+
+async def _body(receive: Receive) -> bytes:
+    read = b""
+    while True:
+        message = await receive()
+        read += bytes(message.get("body", b""))
+        if not message.get("more_body"):
+            return read
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
+
+
+class ScriptedUpstream:
+    """The server in a process of its own, for as long as the context lasts.
+
+    `url` ends in `/v1`, as `--upstream` wants it. The process also ends with its parent.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self.url = ""
+        self._port = port
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> ScriptedUpstream:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "perdure.proving.upstream", "--with-parent"),
+            *("--port", str(self._port)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        self._port = int(await self._process.stdout.readline())
+        self.url = f"http://127.0.0.1:{self._port}/v1"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.terminate()
+        await self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """The server's process, for who wants to kill it."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def received(self) -> list[dict[str, Any]]:
+        """The bodies of all requests for an answer so far, in order of arrival."""
+        told = await self._told()
+        return [request["body"] for request in told["requests"]]
+
+    async def left_early(self) -> int:
+        """How many clients left before the end of their answer."""
+        return int((await self._told())["left_early"])
+
+    async def _told(self) -> dict[str, Any]:
+        async with httpx.AsyncClient() as client:
+            response = await client.get(f"http://127.0.0.1:{self._port}/received")
+            response.raise_for_status()
+            told: dict[str, Any] = response.json()
+            return told
+
+
+async def serve(port: int, *, with_parent: bool) -> None:
+    """Serve on 127.0.0.1 until told to stop; prints the port once connections are accepted."""
+    listening = socket.create_server(("127.0.0.1", port), backlog=1024)
+    config = uvicorn.Config(
+        ScriptedApp(), log_level="critical", access_log=False, timeout_graceful_shutdown=1
+    )
+    server = uvicorn.Server(config)
+    print(listening.getsockname()[1], flush=True)
+    if with_parent:
+        stop = asyncio.create_task(_stop_with_parent(server))
+    await server.serve(sockets=[listening])
+    if with_parent:
+        stop.cancel()
+
+
+async def _stop_with_parent(server: uvicorn.Server) -> None:
+    """Standard input ends when the process that started this one does."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    await reader.read()
+    server.should_exit = True
+
+
+def main() -> None:
+    """`python -m perdure.proving.upstream --port 0`."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--with-parent", action="store_true")
+    options = parser.parse_args()
+    asyncio.run(serve(options.port, with_parent=options.with_parent))
+
+
+if __name__ == "__main__":
+    main()
