@@ -72,9 +72,7 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """The OpenAI-compatible server that generates. Without `url` the built-in model answers.
-    `required` makes readiness depend on it: without, its trouble is told and traffic still comes.
-    """
+    """The OpenAI-compatible server that generates. Without `url` the built-in model answers."""
 
     url: str | None = None
     key_env: str | None = None
@@ -82,7 +80,6 @@ class Upstream(msgspec.Struct, frozen=True):
     connect_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 300.0
     attempts_max: Count = 3
-    required: bool = False
     required: bool = False
     """Whether a server whose upstream does not answer is unready, or only says so."""
 
