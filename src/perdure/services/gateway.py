@@ -25,11 +25,11 @@ from perdure.services.recovery import STOPPED
 from perdure.services.requests import Caller, Requests
 from perdure.services.runs import Run, RunStats, Source
 from perdure.services.tail import Tail
-from perdure.services.upstream import Upstream
+from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.surfaces.conversations import Conversation, require_free
 from perdure.surfaces.items import Item as StoredItem
 from perdure.surfaces.items import body
-from perdure.surfaces.responses import EVENTS, Response, Status
+from perdure.surfaces.responses import EVENTS, Response, Status, wire_body
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
 from perdure.wire.errors import NotFound, WireError, previous_response_not_found
@@ -37,13 +37,18 @@ from perdure.wire.fold import View, take
 from perdure.wire.items import Item, sound_items
 from perdure.wire.responses import (
     CreateResponse,
-    Outcome,
+    failed,
     parse_create_response,
     response_body,
 )
 
 TRANSIENT_KEPT_S = 300
 """How long a response that is not to be stored stays in memory for a retry to join."""
+
+ABANDONED = failed(
+    "The client disconnected, and this response was not to be generated without one.",
+    perdure={"reason": "client_disconnected"},
+)
 
 Chunks = AsyncGenerator[dict[str, Any], None]
 
@@ -179,7 +184,9 @@ class Gateway:
             yield [bytes(entry.value) for entry in entries]
 
     async def finished(self, started: Started) -> bytes:
-        """The terminal wire body, once there is one."""
+        """The terminal wire body, once there is one. Raises `UpstreamFailed` for one that ended
+        before its first word because the upstream did not answer: there is nothing to read in it.
+        """
         store = self._store(started.stored)
         run = self._runs.get(started.key)
         if run is not None:
@@ -190,12 +197,15 @@ class Gateway:
                 f"response {started.id} could not be stored to its end; what is durable of it "
                 "will be kept. See /readyz for what is wrong with the store."
             )
-        return held.attachment or b""
+        answer = wire_body(held)
+        if held.value.status is Status.FAILED:
+            _raise_refusal(msgspec.json.decode(answer))
+        return answer
 
-    async def abandon(self, started: Started, outcome: Outcome) -> None:
+    async def abandon(self, started: Started) -> None:
         """Stop generating because nobody is left to listen."""
         if (run := self._runs.get(started.key)) is not None:
-            await run.stop(outcome)
+            await run.stop(ABANDONED)
 
     async def models(self) -> list[str]:
         """Ids of the models that can be asked. Raises `UpstreamFailed`."""
@@ -316,6 +326,13 @@ _LAST = tuple(
 
 def _is_last(entry: Entry[Any]) -> bool:
     return bytes(entry.value).startswith(_LAST)
+
+
+def _raise_refusal(ended: dict[str, Any]) -> None:
+    """Raises `UpstreamFailed` for a response without output that the upstream is to blame for."""
+    reason = ended.get("perdure") or {}
+    if reason.get("reason") == "upstream_failed" and not ended["output"]:
+        raise UpstreamFailed(ended["error"]["message"], answered=reason["status"])
 
 
 async def _all(records: AsyncIterator[Record[StoredItem]]) -> list[Item]:

@@ -122,8 +122,8 @@ class Run:
         except UpstreamFailed as error:
             return failed(
                 str(error),
-                code=_UPSTREAM_CODES.get(error.status, "server_error"),
-                perdure={"reason": "upstream_failed", "status": error.status},
+                code=_UPSTREAM_CODES.get(error.answered, "server_error"),
+                perdure={"reason": "upstream_failed", "status": error.answered},
             )
         except Crashed as error:
             return failed(str(error), perdure={"reason": error.code})
@@ -138,7 +138,7 @@ class Run:
                     return made
                 self._gather(made)
                 await self._store_meanwhile()
-        raise UpstreamFailed("The upstream ended its answer without saying how.", started=True)
+        raise UpstreamFailed("The upstream ended its answer without saying how.")
 
     def _gather(self, events: list[ev.Event]) -> None:
         for event in events:

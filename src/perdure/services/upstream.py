@@ -15,22 +15,24 @@ import msgspec
 from perdure.core.clock import Clock
 from perdure.core.errors import Unavailable
 
-_RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+_RETRIED_STATUSES = frozenset({0, 429, 500, 502, 503, 504})
+_CLIENTS_OWN = frozenset({400, 404, 413, 422, 429})
 _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
 _ERROR_BYTES_MAX = 64 * 1024
 
 
 class UpstreamFailed(Unavailable):
-    """The upstream refused, broke off or could not be reached. `status` is its HTTP status, 0
-    where there was none; `started` says whether any of the stream had arrived."""
+    """The upstream refused, broke off or could not be reached. `answered` is its HTTP status, 0
+    where there was none; `status` what a client of ours is told: the client's own mistakes as
+    they are, everything else as a bad gateway."""
 
     code = "upstream_failed"
 
-    def __init__(self, message: str, *, status: int = 0, started: bool = False) -> None:
+    def __init__(self, message: str, *, answered: int = 0) -> None:
         super().__init__(message)
-        self.status = status
-        self.started = started
+        self.answered = answered
+        self.status = answered if answered in _CLIENTS_OWN else 502
 
 
 class UpstreamStats(msgspec.Struct):
@@ -70,17 +72,15 @@ class Upstream:
         """The chunks of a streamed chat completion. Raises `UpstreamFailed`."""
         response = await self._start(request)
         self.stats.streaming += 1
-        started = False
         try:
             async for data in _server_sent_data(response):
                 if data == b"[DONE]":
                     return
-                started = True
                 yield msgspec.json.decode(data, type=dict)
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
             self.stats.failures += 1
             raise UpstreamFailed(
-                f"the upstream {self.url} broke off its answer: {_say(error)}.", started=started
+                f"the upstream {self.url} broke off its answer: {_say(error)}."
             ) from error
         finally:
             self.stats.streaming -= 1
@@ -122,7 +122,7 @@ class Upstream:
                 if response.status_code < 300:
                     return response
                 failure = UpstreamFailed(
-                    await _refusal(self.url, response), status=response.status_code
+                    await _refusal(self.url, response), answered=response.status_code
                 )
             except httpx.HTTPError as error:
                 failure = UpstreamFailed(
@@ -130,7 +130,7 @@ class Upstream:
                     "Start it, or serve with another --upstream."
                 )
             self.stats.failures += 1
-            retried = failure.status in _RETRIED_STATUSES or failure.status == 0
+            retried = failure.answered in _RETRIED_STATUSES
             if not retried or attempt == self._attempts_max:
                 raise failure
             self.stats.retries += 1

@@ -14,7 +14,7 @@ import msgspec
 
 from perdure.core.batch import Batch, append, delete, drop, put
 from perdure.core.engine import Engine, Survives
-from perdure.core.errors import Conflict
+from perdure.core.errors import Conflict, Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.promises import Durability, Promise
@@ -145,3 +145,10 @@ class Responses:
         runner = None if status.terminal else held.value.runner
         changed = msgspec.structs.replace(held.value, status=status, runner=runner)
         return put(RESPONSES, held.key, changed, attachment=body, expect=held.version)
+
+
+def wire_body(held: Held) -> bytes:
+    """The response as it was stored, to be given out unchanged. Raises `Damaged` without one."""
+    if held.attachment is None:
+        raise Damaged(f"response {held.key[-1]}", "its body is gone")
+    return held.attachment

@@ -1,0 +1,40 @@
+"""The library as a program of one's own uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import perdure
+from perdure.core.errors import StoreLocked
+from perdure.surfaces.conversations import Conversation
+
+KEY = ("default", "conv_1")
+
+
+# proves C3
+async def test_what_one_program_commits_the_next_one_reads(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    async with perdure.open(url) as state:
+        await state.commit(state.conversations.create(KEY, Conversation(7, {"a": "b"})))
+    async with perdure.open(url) as state:
+        found = await state.conversations.get(*KEY)
+    assert (found.version, found.value.metadata) == (1, {"a": "b"})
+
+
+# proves C11
+async def test_a_store_in_use_is_refused_naming_the_holder(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    async with perdure.open(url):
+        with pytest.raises(StoreLocked, match="in use"):
+            async with perdure.open(url):
+                pass
+
+
+def test_a_script_needs_no_event_loop(tmp_path: Path) -> None:
+    with perdure.blocking(f"sqlite:///{tmp_path / 'state.db'}") as state:
+        state.commit(state.conversations.create(KEY, Conversation(7, {})))
+        assert state.conversations.get(*KEY).version == 1
+        assert list(state.items.all(KEY, "items")) == []
+        assert list(state.engine.verify()) == []
