@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import socket
 import sys
 from collections import Counter, deque
@@ -16,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import httpx
-import msgspec
 import uvicorn
 
+from perdure.core import codec
 from perdure.core.clock import SystemClock
 from perdure.proving.scripts import Script, deltas, echo, script_of
 from perdure.services.bridge import ChatReader
@@ -106,7 +105,7 @@ class ScriptedApp:
                 told = {"requests": list(self.received), "left_early": self.left_early}
                 await _answer(send, 200, told)
             case "POST", "/v1/chat/completions" | "/v1/responses" as path:
-                await self._play(path, json.loads(await _body(receive)), receive, send)
+                await self._play(path, codec.parse(await _body(receive)), receive, send)
             case _:
                 await _answer(send, 404, _error("there is no such route"))
 
@@ -165,7 +164,7 @@ class ScriptedApp:
 
 def _chat_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
     for chunk in chat_chunks(script, body):
-        yield b"data: %b\n\n" % msgspec.json.encode(chunk)
+        yield b"data: %b\n\n" % codec.encode(chunk)
     if script.ending not in _UNFINISHED:
         yield b"data: [DONE]\n\n"
 
@@ -244,7 +243,7 @@ async def _left(receive: Receive) -> None:
 async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+    await send({"type": "http.response.body", "body": codec.encode(body)})
 
 
 def _error(message: str) -> dict[str, Any]:

@@ -113,7 +113,8 @@ def answer(
 
     Raises `WireError` for a request that only a model which writes could fulfil.
     """
-    if (request.text or {}).get("format", {}).get("type", "text") != "text":
+    format = (request.text or {}).get("format") or {"type": "text"}
+    if format["type"] != "text":
         raise unsupported_value(f"structured output by {MODEL}", "text.format", "Omit it.")
     if request.tool_choice not in (None, "none", "auto"):
         raise unsupported_value(f"a forced tool call by {MODEL}", "tool_choice", "Omit it.")

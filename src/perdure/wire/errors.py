@@ -6,7 +6,8 @@ stable code and the status that the official service answers. Nothing here knows
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import re
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -117,7 +118,7 @@ def typed(value: Any, type: type[T], *, at: str = "") -> T:
     try:
         return msgspec.convert(value, type)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error), at) from None
+        raise _refusal(str(error), type, at) from None
 
 
 _TYPES: dict[str, str] = {"Invalid": "invalid_request_error", "Missing": "invalid_request_error"}
@@ -130,30 +131,48 @@ def _kind(error: PerdureError) -> str:
     return ""
 
 
-def _refusal(message: str, at: str) -> WireError:
+def _refusal(message: str, type: Any, at: str) -> WireError:
     """A `WireError` from msgspec's message, which ends in ` - at `$.path`` unless at the root."""
-    text, _, path = message.partition(" - at `")
-    path = path.removesuffix("`").replace("$.", "").replace("$", "").replace("[...]", "")
-    where = f"{at}{path}" if path.startswith("[") or not at or not path else f"{at}.{path}"
-    if text.startswith("Object missing required field `"):
-        name = text.split("`")[1]
-        param = f"{where}.{name}" if where else name
+    text, _, path = message.partition(" - at `$")
+    path = path.removesuffix("`").replace("[...]", "")
+    param = f"{at}{path}".lstrip(".")
+    for beginning, saying, code in (
+        ("Object missing required field `", "Missing required", "missing_required_parameter"),
+        ("Object contains unknown field `", "Unknown", "unknown_parameter"),
+    ):
+        if text.startswith(beginning):
+            param = f"{param}.{text.split('`')[1]}".lstrip(".")
+            return WireError(f"{saying} parameter: '{param}'.", param=param, code=code)
+    named = param or "the request body"
+    if text.startswith("Invalid enum value "):
+        value = text.removeprefix("Invalid enum value ")
+        supported = _supported(type, path.lstrip("."))
+        return WireError(f"Invalid value for '{named}': {value}.{supported}", param=param or None)
+    text = _TYPE_NAME.sub(lambda found: _NAMES.get(found[0], found[0]), text)
+    if found := re.fullmatch(r"Expected `(.+)`, got `(.+)`", text):
+        wanted = found[1].replace(" | ", " or ")
         return WireError(
-            f"Missing required parameter: '{param}'.",
-            param=param,
-            code="missing_required_parameter",
+            f"Invalid type for '{named}': expected {wanted}, but got {found[2]} instead.",
+            param=param or None,
+            code="invalid_type",
         )
-    if text.startswith("Object contains unknown field `"):
-        name = text.split("`")[1]
-        param = f"{where}.{name}" if where else name
-        return WireError(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
-    text = text.replace("`", "'")
-    if text.startswith("Invalid enum value"):
-        return WireError(
-            f"Invalid value at '{where}': {text[0].lower()}{text[1:]}.", param=where or None
-        )
-    return WireError(
-        f"Invalid type or value for '{where or 'body'}': {text[0].lower()}{text[1:]}.",
-        param=where or None,
-        code="invalid_type" if text.startswith("Expected '") and " got " in text else None,
-    )
+    said = text.replace("`", "").removeprefix("Expected ")
+    return WireError(f"Invalid '{named}': expected {said}.", param=param or None)
+
+
+def _supported(type: Any, field: str) -> str:
+    """The values that a field of literals takes, as a sentence."""
+    for info in msgspec.structs.fields(type) if field else ():
+        if info.name == field:
+            literals = [
+                value
+                for part in (info.type, *get_args(info.type))
+                if get_origin(part) is Literal
+                for value in get_args(part)
+            ]
+            return f" Supported values are: {', '.join(repr(value) for value in literals)}."
+    return ""
+
+
+_TYPE_NAME = re.compile(r"\b(str|int|float|bool|array|object|null)\b")
+_NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
