@@ -32,14 +32,15 @@ INSTEAD = {
 }
 DOORS = {
     ("perdure.services.lifecycle", "perdure.engines"),
+    ("perdure.library", "perdure.engines"),
     ("perdure.frontends.cli.torture", "perdure.proving"),
     ("perdure.frontends.cli.demo", "perdure.proving"),
 }
-"""The only exceptions: who opens engines, and the commands that run proofs."""
+"""The only exceptions: who opens engines (a server, an embedder), and commands that run proofs."""
 
 SURFACE_REGISTRY = "perdure.surfaces.state"
-SURFACE_PARTS = {"perdure.surfaces.items", "perdure.surfaces.proofs"}
-"""Nouns that several surfaces share and that promise nothing themselves."""
+PARTS = {"perdure.surfaces.items", "perdure.surfaces.proofs", "perdure.engines.wrapping"}
+"""What neighbours may share: items belong to responses and to conversations; wrappers are alike."""
 
 
 def imports(source: Source, modules: set[str]) -> list[tuple[int, str]]:
@@ -80,10 +81,11 @@ def neighbour_violations(tree: Tree) -> list[str]:
         for line, target in imports(source, modules):
             where = f"{source.path}:{line} imports {target}"
             both = {layer(source.module), layer(target)}
+            if target in PARTS:
+                continue
             if both == {"engines"} and _engine(source.module) not in ("", _engine(target)):
                 found.append(f"{where}: take the other engine as an argument.")
-            surfaces = source.module != SURFACE_REGISTRY and target not in SURFACE_PARTS
-            if both == {"surfaces"} and surfaces:
+            if both == {"surfaces"} and source.module != SURFACE_REGISTRY:
                 found.append(f"{where}: add their batches where a service commits them.")
     return found
 
