@@ -1,0 +1,392 @@
+"""`sqlite:///path`: the embedded engine. One file, one owner, every acknowledgement synced.
+
+Commits go to one thread that groups them (`sqlite_commit`). Point reads run here, on the event
+loop: they take microseconds and a thread hop costs more than they do. Scans leave the loop.
+Every row carries a checksum over all that identifies it, and every read looks at it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from perdure.core import cursors, keys
+from perdure.core.batch import Batch, partition_of
+from perdure.core.clock import Clock
+from perdure.core.cursors import Position, Question
+from perdure.core.deciding import Place as Touched
+from perdure.core.disk import Disk
+from perdure.core.engine import EngineStats, Recovered, Survives
+from perdure.core.errors import Closed, Damaged, Invalid, Latched
+from perdure.core.keys import Key
+from perdure.core.layouts import Column, Layout, Log, Records
+from perdure.core.offload import off_loop
+from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum, tip_sum
+from perdure.engines.sqlite_checkpoint import Checkpointer
+from perdure.engines.sqlite_commit import Committer, Outcome, Request
+from perdure.engines.sqlite_driver import translate, translating
+from perdure.engines.sqlite_recovery import Place, Store, open_store
+from perdure.engines.sqlite_scan import count_rows, scan_page
+from perdure.engines.sqlite_schema import SQL, Table, checked_record
+from perdure.engines.sqlite_verify import verify_store
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_INLINE_MAX = 64
+"""Most rows read on the event loop itself."""
+
+
+class SqliteEngine:
+    """See `core.engine.Engine`."""
+
+    shared = False
+    survives = Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True)
+
+    def __init__(self, store: Store, layouts: Sequence[Layout], *, read_only: bool) -> None:
+        self.url = f"sqlite:///{store.place.path}"
+        self.store_id = store.store_id
+        self.recovered: Recovered = store.recovered
+        self.stats = EngineStats()
+        self._store = store
+        self._layouts = tuple(layouts)
+        self._loop = asyncio.get_running_loop()
+        self._tables = {
+            layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
+        }
+        self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
+        self._readers: list[apsw.Connection] = []
+        self._reading: set[asyncio.Future[Any]] = set()
+        self._waiting: dict[Touched, set[asyncio.Future[None]]] = defaultdict(set)
+        self._closing: asyncio.Future[None] | None = None
+        self._reader = self._open_reader()
+        self._committer = None if read_only else self._start_committer()
+
+    @classmethod
+    async def open(
+        cls,
+        path: str,
+        layouts: Sequence[Layout],
+        *,
+        clock: Clock,
+        disk: Disk,
+        read_only: bool = False,
+        vfs: str | None = None,
+    ) -> SqliteEngine:
+        """See `engines.open_engine`. `vfs` names the SQLite VFS to use in place of the checksum
+        VFS, over which it must be built."""
+        place = Place(Path(path), clock, disk, vfs)
+        store = await off_loop(open_store, place, layouts, read_only=read_only)
+        return cls(store, layouts, read_only=read_only)
+
+    @property
+    def latched(self) -> str | None:
+        if self._committer is None:
+            return "the store was opened for reading only"
+        return self._committer.latched
+
+    async def commit(self, batch: Batch) -> Committed:
+        self._check_open()
+        partition = partition_of(batch)
+        if not batch:
+            return Committed(())
+        if self._committer is None:
+            raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
+        future: asyncio.Future[Committed] = self._loop.create_future()
+        self._committer.submit(Request(batch, partition, future))
+        return await future
+
+    async def get(self, records: Records[T], key: Key) -> Record[T] | None:
+        self._check_open()
+        table = self._table(records)
+        place = keys.join(key)
+        try:
+            row = self._reader.execute(table.get, (place,)).get
+        except apsw.Error as error:
+            raise translate(error, f"{records.name} {keys.show(key)}") from error
+        return None if row is None else checked_record(records, keys.split(place), place, row)
+
+    async def get_many(self, records: Records[T], keys: Sequence[Key]) -> list[Record[T] | None]:
+        self._check_open()
+        cursors.check_limit(len(keys))
+        return await self._read(len(keys), _get_many, self._table(records), keys)
+
+    async def scan(
+        self,
+        records: Records[T],
+        prefix: Key,
+        *,
+        index: str | None = None,
+        where: Sequence[Column] = (),
+        limit: int,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Record[T]]:
+        self._check_open()
+        cursors.check_limit(limit)
+        question = Question(self.store_id, records.name, prefix, index, tuple(where), descending)
+        cursors.check_question(records, question)
+        after = None if cursor is None else cursors.unpack(question, cursor)
+        table = self._table(records)
+        return await self._off_loop(scan_page, table, question, after, limit)
+
+    async def count(
+        self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
+    ) -> dict[tuple[Column | None, ...], int]:
+        self._check_open()
+        question = Question(self.store_id, records.name, prefix, index)
+        declared = cursors.check_question(records, question)
+        if group and declared is None:
+            raise Invalid("counting by group needs an index.")
+        return await self._off_loop(count_rows, self._table(records), question, group)
+
+    async def read(
+        self,
+        log: Log[T],
+        stream: Key,
+        *,
+        after: int = 0,
+        incarnation: int | None = None,
+        limit: int,
+    ) -> list[Entry[T]]:
+        self._check_open()
+        cursors.check_limit(limit)
+        self._check_log(log)
+        return await self._read(limit, _read_entries, log, stream, after, incarnation, limit)
+
+    async def tip(self, log: Log[Any], stream: Key) -> Tip:
+        self._check_open()
+        self._check_log(log)
+        where = f"{log.name} {keys.show(stream)}"
+        place = keys.join(stream)
+        try:
+            row = self._reader.execute(SQL["tip"], (log.name, place)).get
+        except apsw.Error as error:
+            raise translate(error, where) from error
+        return Tip() if row is None else _checked_tip(log, stream, place, row)
+
+    async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
+        place = (log.name, keys.join(stream))
+        deadline_s = self._store.place.clock.monotonic_s() + timeout_s
+        while True:
+            tip = await self.tip(log, stream)
+            left_s = deadline_s - self._store.place.clock.monotonic_s()
+            if tip.last > after or left_s <= 0:
+                return tip
+            changed = self._loop.create_future()
+            self._waiting[place].add(changed)
+            try:
+                await asyncio.wait((changed,), timeout=left_s)
+            finally:
+                self._forget_waiter(place, changed)
+
+    async def streams(
+        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+    ) -> Page[Key]:
+        self._check_open()
+        cursors.check_limit(limit)
+        self._check_log(log)
+        question = Question(self.store_id, log.name, prefix)
+        low, high = keys.span(prefix)
+        if cursor is not None:
+            low = cursors.unpack(question, cursor).place
+        rows = await self._off_loop(_stream_places, log, low, high, limit + 1)
+        places = rows[:limit]
+        more = len(rows) > limit and limit > 0
+        return Page(
+            [keys.split(place) for place in places],
+            cursors.pack(question, Position((), places[-1])) if more else None,
+        )
+
+    async def verify(self) -> AsyncIterator[Finding]:
+        self._check_open()
+        for finding in self.recovered.findings:
+            yield finding
+        connection = self._open_reader()
+        try:
+            steps = verify_store(connection, self._layouts, str(self._store.place.path))
+            while (found := await self._off_loop(_next_step, steps)) is not None:
+                for finding in found:
+                    yield finding
+                self._check_open()
+        finally:
+            connection.close()
+
+    def announce(self, note: str) -> None:
+        if self._committer is not None:
+            self._store.lock.note(note)
+
+    async def close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+            for waiting in list(self._waiting.values()):
+                for changed in waiting:
+                    if not changed.done():
+                        changed.set_result(None)
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        """Commits under way are finished, reads under way too; then the store is let go."""
+        if self._reading:
+            await asyncio.wait(set(self._reading))
+        await off_loop(self._let_go)
+
+    def _let_go(self) -> None:
+        committer = self._committer
+        if committer is not None:
+            committer.stop()
+            self._checkpointer.close()
+        self._reader.close()
+        for reader in self._readers:
+            reader.close()
+        if committer is None or committer.latched:
+            self._store.release()
+        else:
+            self._store.finish(committer.number)
+
+    def _start_committer(self) -> Committer:
+        store = self._store
+        assert store.mark is not None
+        with translating(str(store.place.path)):
+            self._checkpointer = Checkpointer(store.place.connect(), self._latch)
+            return Committer(
+                store.connection,
+                self._checkpointer,
+                self._tables,
+                store.mark,
+                store.number,
+                where=str(store.place.path),
+                clock=store.place.clock,
+                stats=self.stats,
+                settle=self._settle_from_thread,
+            )
+
+    def _latch(self, why: str) -> None:
+        if self._committer is not None:
+            self._committer.latch(why)
+
+    def _settle_from_thread(self, outcomes: list[Outcome], tips: dict[Touched, Tip]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._settle, outcomes, tips)
+
+    def _settle(self, outcomes: list[Outcome], tips: dict[Touched, Tip]) -> None:
+        """Answer those who committed, and wake those who wait for what they committed."""
+        for future, outcome in outcomes:
+            if future.done():
+                continue
+            if isinstance(outcome, Committed):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+        for place in tips:
+            for changed in self._waiting.pop(place, ()):
+                if not changed.done():
+                    changed.set_result(None)
+
+    def _forget_waiter(self, place: Touched, changed: asyncio.Future[None]) -> None:
+        waiting = self._waiting.get(place)
+        if waiting is not None:
+            waiting.discard(changed)
+            if not waiting:
+                del self._waiting[place]
+
+    def _open_reader(self) -> apsw.Connection:
+        with translating(str(self._store.place.path)):
+            return self._store.reader()
+
+    async def _read(self, rows: int, function: Callable[..., R], *args: Any) -> R:
+        """Run a read of at most `rows` rows: few on the loop, many off it."""
+        if rows > _INLINE_MAX:
+            return await self._off_loop(function, *args)
+        with translating(self.url):
+            return function(self._reader, *args)
+
+    async def _off_loop(self, function: Callable[..., R], *args: Any) -> R:
+        """Run `function(connection, *args)` in a thread, on a connection nobody else uses."""
+        reading = asyncio.ensure_future(off_loop(self._with_reader, function, *args))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        return await asyncio.shield(reading)
+
+    def _with_reader(self, function: Callable[..., R], *args: Any) -> R:
+        with translating(self.url):
+            reader = self._readers.pop() if self._readers else self._open_reader()
+            try:
+                return function(reader, *args)
+            finally:
+                self._readers.append(reader)
+
+    def _table(self, records: Records[Any]) -> Table:
+        table = self._tables.get(records.name)
+        if table is None:
+            raise Invalid(f"{records.name} was not among the layouts {self.url} was opened with.")
+        return table
+
+    def _check_log(self, log: Log[Any]) -> None:
+        if log.name not in self._logs:
+            raise Invalid(f"{log.name} was not among the layouts {self.url} was opened with.")
+
+    def _check_open(self) -> None:
+        if self._closing is not None:
+            raise Closed(f"{self.url} was closed.")
+
+
+def _next_step(_: apsw.Connection, steps: Iterator[list[Finding]]) -> list[Finding] | None:
+    return next(steps, None)
+
+
+def _get_many(
+    connection: apsw.Connection, table: Table, wanted: Sequence[Key]
+) -> list[Record[Any] | None]:
+    places = [keys.join(key) for key in wanted]
+    if not places:
+        return []
+    rows = connection.execute(table.get_many, (apsw.carray(tuple(places)),))
+    found = {row[0]: table.record(row) for row in rows}
+    return [found.get(place) for place in places]
+
+
+def _read_entries(
+    connection: apsw.Connection,
+    log: Log[T],
+    stream: Key,
+    after: int,
+    incarnation: int | None,
+    limit: int,
+) -> list[Entry[T]]:
+    place = keys.join(stream)
+    asked = {"log": log.name, "key": place, "after": max(after, 0), "limit": max(limit, 1)}
+    rows: list[Any] = connection.execute(SQL["read"], asked).fetchall()
+    tip = _checked_tip(log, stream, place, rows[0][:4]) if rows else Tip()
+    cursors.check_position(log, stream, tip, after, incarnation)
+    entries: list[Entry[T]] = []
+    for seq in range(after + 1, min(tip.last, after + limit) + 1):
+        row = rows[seq - after - 1] if seq - after <= len(rows) else (0, 0, b"")
+        found, checksum, value = row[-3:]
+        where = f"{log.name} {keys.show(stream)} entry {seq}"
+        if found != seq:
+            raise Damaged(where, "it is missing")
+        if entry_sum(log.name, place, tip.incarnation, seq, value) != checksum:
+            raise Damaged(where, "it does not match its checksum")
+        entries.append(Entry(seq, log.decode(stream, value)))
+    return entries
+
+
+def _stream_places(
+    connection: apsw.Connection, log: Log[Any], low: str, high: str, limit: int
+) -> list[str]:
+    rows = connection.execute(SQL["streams"], (log.name, low, high, limit))
+    return [place for (place,) in rows]
+
+
+def _checked_tip(log: Log[Any], stream: Key, place: str, row: tuple[int, int, int, int]) -> Tip:
+    incarnation, first, last, checksum = row
+    tip = Tip(incarnation, first, last)
+    if tip_sum(log.name, place, tip) != checksum:
+        raise Damaged(f"{log.name} {keys.show(stream)}", "its tip does not match its checksum")
+    return tip

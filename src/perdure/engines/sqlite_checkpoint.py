@@ -1,0 +1,71 @@
+"""Moving the log into the database, off the committer's thread, so that the log stays small.
+
+SQLite starts its log over only when a checkpoint has caught up while nobody writes. Under steady
+writes the background thread never quite does, so above a bound the committer finishes the rest
+itself between two groups, and above a higher one it waits for readers too.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+import apsw
+
+from perdure.engines.sqlite_driver import leaves_doubt
+from perdure.engines.sqlite_wal import FRAME_BYTES
+
+_MIB = 1024 * 1024
+LOG_BYTES_MAX = 64 * _MIB
+"""No log grows past this, but for one batch that is larger by itself."""
+
+_STEP_FRAMES = 8 * _MIB // FRAME_BYTES
+_FINISH_FRAMES = 24 * _MIB // FRAME_BYTES
+_WAIT_FRAMES = 44 * _MIB // FRAME_BYTES
+
+
+class Checkpointer:
+    """`after_group` belongs to the committer's thread; everything else to this one's own."""
+
+    def __init__(self, connection: apsw.Connection, failed: Callable[[str], None]) -> None:
+        self._connection = connection
+        self._failed = failed
+        self._steps: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._asked_at = 0
+        self._thread = threading.Thread(target=self._run, name="perdure-checkpoint", daemon=True)
+        self._thread.start()
+
+    def after_group(self, connection: apsw.Connection, frames: int) -> None:
+        """Keep the log within its bound, now that it holds `frames`."""
+        if frames < self._asked_at:
+            self._asked_at = 0
+        if frames >= self._asked_at + _STEP_FRAMES:
+            self._asked_at = frames
+            self._steps.put(True)
+        if frames >= _WAIT_FRAMES:
+            self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
+        elif frames >= _FINISH_FRAMES:
+            self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def close(self) -> None:
+        """Stop after the checkpoint under way."""
+        self._steps.put(False)
+        self._thread.join()
+        self._connection.close()
+
+    def _run(self) -> None:
+        while self._steps.get():
+            self._checkpoint(self._connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    def _checkpoint(self, connection: apsw.Connection, mode: int) -> None:
+        """A checkpoint that does not get its turn, or no space, is made up for by the next one."""
+        try:
+            connection.wal_checkpoint(mode=mode)
+        except (apsw.BusyError, apsw.LockedError, apsw.FullError):
+            return
+        except apsw.IOError as error:
+            if leaves_doubt(error):
+                self._failed(f"a checkpoint failed ({error})")
+        except apsw.CorruptError:
+            return

@@ -1,0 +1,447 @@
+"""The committer: the one thread that writes, and the groups it makes durable with one fsync each.
+
+Invariants
+- A future is resolved with a result only after the fsync of its group has returned.
+- The log is in commit order within every stream because one thread decides and writes the groups
+  one after another, and each group sees the effects of all before it.
+- After a failed sync or rollback nothing is written any more: a commit whose fsync failed may or
+  may not come back, and SQLite itself would acknowledge the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import apsw
+import msgspec
+
+from perdure.core import batch as batches
+from perdure.core.batch import Batch
+from perdure.core.clock import Clock
+from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, decide
+from perdure.core.engine import EngineStats
+from perdure.core.errors import (
+    CommitUnknown,
+    Conflict,
+    Damaged,
+    Invalid,
+    Latched,
+    LimitExceeded,
+    PerdureError,
+)
+from perdure.core.keys import show, split
+from perdure.core.limits import OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
+from perdure.engines.sqlite_checkpoint import Checkpointer
+from perdure.engines.sqlite_driver import leaves_doubt, translate
+from perdure.engines.sqlite_schema import (
+    SEQ_MAX,
+    SQL,
+    STREAM_ID_MAX,
+    STREAM_SHIFT,
+    Table,
+    operation_sum,
+)
+from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, stamp
+
+_GROUP_MAX = 512
+_GROUP_BYTES = 8 * 1024 * 1024
+
+Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
+Settle = Callable[[list[Outcome], dict[Place, Tip]], None]
+OperationKey = tuple[str, str]
+
+
+class Request:
+    """One batch on its way through the committer."""
+
+    __slots__ = ("batch", "digest", "future", "operation")
+
+    def __init__(
+        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
+    ) -> None:
+        self.batch = batch
+        self.future = future
+        self.operation: OperationKey | None = None
+        if batch.operation_id is not None:
+            self.operation = (batch.operation_id, partition or "")
+            self.digest = batches.digest(batch)
+
+
+class _Known:
+    """What the store holds at the places a group touches."""
+
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self.buried: set[Place] = set()
+        self.stream_ids: dict[Place, int] = {}
+        self.operations: dict[OperationKey, tuple[int, Committed]] = {}
+
+
+class _Effects:
+    """What a group writes: the last state of each record and stream, however often it changed."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, dict[str, RecordWrite]] = defaultdict(dict)
+        self.tips: dict[Place, Tip] = {}
+        self.entries: dict[int, tuple[int, int, bytes]] = {}
+        self.forgotten: list[tuple[int, int]] = []
+        self.operations: list[tuple[OperationKey, int, Committed]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.tips or self.operations)
+
+    def add(self, write: RecordWrite | LogWrite, stream_id: int) -> None:
+        if isinstance(write, RecordWrite):
+            self.records[write.records.name][write.place] = write
+            return
+        name, place, tip = write.log.name, write.place, write.tip
+        self.tips[(name, place)] = tip
+        base = stream_id << STREAM_SHIFT
+        if write.forget is not None:
+            first, last = base + write.forget[0], base + write.forget[1]
+            self.forgotten.append((first, last))
+            for number in [number for number in self.entries if first <= number <= last]:
+                del self.entries[number]
+        seq = tip.last - len(write.entries)
+        for value in write.entries:
+            seq += 1
+            checksum = entry_sum(name, place, tip.incarnation, seq, value)
+            self.entries[base + seq] = (base + seq, checksum, value)
+
+
+class Committer:
+    """`submit` belongs to the event loop, everything else to the committer's own thread."""
+
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        checkpointer: Checkpointer,
+        tables: Mapping[str, Table],
+        mark: Mark,
+        number: int,
+        *,
+        where: str,
+        clock: Clock,
+        stats: EngineStats,
+        settle: Settle,
+    ) -> None:
+        self.latched: str | None = None
+        self.number = number
+        self._connection = connection
+        self._checkpointer = checkpointer
+        self._tables = tables
+        self._mark = mark
+        self._where = where
+        self._clock = clock
+        self._stats = stats
+        self._settle = settle
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._frames = 0
+        self._stream_id: int = connection.execute(SQL["newest_stream"]).get
+        self._has_tombstones = {
+            name for name in tables if connection.execute(SQL["has_tombstones"], (name,)).get
+        }
+        connection.set_wal_hook(self._log_grew)
+        self._thread = threading.Thread(target=self._run, name="perdure-commit", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request) -> None:
+        """Hand a batch over; its future is resolved on the loop."""
+        self._requests.put(request)
+
+    def latch(self, why: str) -> None:
+        """Refuse every later write; the first reason stays."""
+        self.latched = self.latched or why
+
+    def stop(self) -> None:
+        """Finish what was handed over, then end the thread."""
+        self._requests.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        group: list[Request] = []
+        try:
+            while (first := self._requests.get()) is not None:
+                group = self._gather(first)
+                self._commit(group)
+                group = []
+                self._checkpointer.after_group(self._connection, self._frames)
+        finally:
+            self._abandon(group)
+
+    def _gather(self, first: Request) -> list[Request]:
+        """Everything that waits, within bounds: it shares one fsync."""
+        group = [first]
+        size_bytes = batches.size_bytes(first.batch)
+        while len(group) < _GROUP_MAX and size_bytes < _GROUP_BYTES:
+            try:
+                request = self._requests.get_nowait()
+            except queue.Empty:
+                break
+            if request is None:
+                self._requests.put(None)
+                break
+            group.append(request)
+            size_bytes += batches.size_bytes(request.batch)
+        self._stats.queued = self._requests.qsize()
+        return group
+
+    def _commit(self, group: list[Request]) -> None:
+        """Settle a group. Where it fails as a whole and is known to be undone, each of its batches
+        is tried alone, so that one that touches damage does not take the others with it."""
+        tips: dict[Place, Tip] = {}
+        try:
+            if self.latched:
+                raise Latched(f"{self._where}: {self.latched}. Reopen the store to recover it.")
+            outcomes, tips = self._attempt(group)
+        except PerdureError as error:
+            if len(group) > 1 and not self.latched:
+                for request in group:
+                    self._commit([request])
+                return
+            outcomes = [(request.future, error) for request in group]
+        self._settle(outcomes, tips)
+
+    def _attempt(self, group: list[Request]) -> tuple[list[Outcome], dict[Place, Tip]]:
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                known = self._load(group)
+                outcomes, effects = self._decide(group, known)
+                if not effects:
+                    return outcomes, {}
+                self._write(effects, known)
+                self._seal()
+            finally:
+                self._roll_back()
+        except apsw.Error as error:
+            if leaves_doubt(error):
+                self.latch(f"writing failed ({error})")
+            meaning = translate(error, self._where)
+            if meaning is error:
+                raise
+            raise meaning from error
+        self._note_durable(outcomes)
+        return outcomes, effects.tips
+
+    def _load(self, group: list[Request]) -> _Known:
+        records: dict[str, set[str]] = defaultdict(set)
+        streams: dict[str, set[str]] = defaultdict(set)
+        operations: set[str] = set()
+        for request in group:
+            for op in request.batch.ops:
+                if isinstance(op, batches.RecordOp):
+                    records[op.records.name].add(op.place)
+                else:
+                    streams[op.log.name].add(op.place)
+            if request.operation is not None:
+                operations.add(request.operation[0])
+        known = _Known()
+        for name, places in records.items():
+            self._load_versions(known, name, places)
+        for name, places in streams.items():
+            self._load_tips(known, name, places)
+        if operations:
+            self._load_operations(known, operations)
+        return known
+
+    def _load_versions(self, known: _Known, name: str, places: set[str]) -> None:
+        table = self._tables.get(name)
+        if table is None:
+            raise Invalid(f"{name} was not among the layouts {self._where} was opened with.")
+        versions = known.facts.versions
+        wanted = (apsw.carray(tuple(places)),)
+        for place, version in self._connection.execute(table.versions, wanted):
+            versions[(name, place)] = version
+        if name not in self._has_tombstones:
+            return
+        for place, version, checksum in self._connection.execute(
+            SQL["tombstones_at"], (name, *wanted)
+        ):
+            if record_sum(name, place, version, None, None) != checksum:
+                raise Damaged(f"{name} {show(split(place))}", "its tombstone is not as written")
+            versions[(name, place)] = -version
+            known.buried.add((name, place))
+
+    def _load_tips(self, known: _Known, name: str, places: set[str]) -> None:
+        rows = self._connection.execute(SQL["tips_at"], (name, apsw.carray(tuple(places))))
+        for stream_id, place, incarnation, first, last, checksum in rows:
+            tip = Tip(incarnation, first, last)
+            if tip_sum(name, place, tip) != checksum:
+                raise Damaged(f"{name} {show(split(place))}", "its tip is not as written")
+            known.facts.tips[(name, place)] = tip
+            known.stream_ids[(name, place)] = stream_id
+
+    def _load_operations(self, known: _Known, ids: set[str]) -> None:
+        rows = self._connection.execute(SQL["operations_at"], (apsw.carray(tuple(ids)),))
+        for id, partition, digest, numbers, checksum in rows:
+            if operation_sum((id, partition), digest, numbers) != checksum:
+                raise Damaged(f"operation {id}", "it is not as written")
+            committed = Committed(msgspec.json.decode(numbers, type=tuple[int, ...]))
+            known.operations[(id, partition)] = (digest, committed)
+
+    def _decide(self, group: list[Request], known: _Known) -> tuple[list[Outcome], _Effects]:
+        outcomes: list[Outcome] = []
+        effects = _Effects()
+        for request in group:
+            try:
+                outcomes.append((request.future, self._decide_one(request, known, effects)))
+            except PerdureError as error:
+                self._stats.conflicts += isinstance(error, Conflict)
+                outcomes.append((request.future, error))
+        return outcomes, effects
+
+    def _decide_one(self, request: Request, known: _Known, effects: _Effects) -> Committed:
+        operation = request.operation
+        if operation is not None and operation in known.operations:
+            digest, committed = known.operations[operation]
+            if digest != request.digest:
+                raise Invalid(f"the operation id {operation[0]!r} was used for another batch.")
+            return committed
+        decision = decide(request.batch, known.facts)
+        for write in decision.writes:
+            stream_id = 0
+            if isinstance(write, LogWrite):
+                place = (write.log.name, write.place)
+                if place not in known.stream_ids:
+                    self._stream_id += 1
+                    known.stream_ids[place] = self._stream_id
+                stream_id = known.stream_ids[place]
+            effects.add(write, stream_id)
+        committed = Committed(decision.numbers)
+        if operation is not None:
+            known.operations[operation] = (request.digest, committed)
+            effects.operations.append((operation, request.digest, committed))
+        return committed
+
+    def _write(self, effects: _Effects, known: _Known) -> None:
+        now_s = int(self._clock.now_s())
+        for name, writes in effects.records.items():
+            self._write_records(name, writes, known, now_s)
+        if effects.tips:
+            self._write_streams(effects, known)
+        if effects.operations:
+            self._write_operations(effects, now_s)
+        self._connection.execute(SQL["set_stamp"], (stamp(self.number + 1),))
+
+    def _write_records(
+        self, name: str, writes: dict[str, RecordWrite], known: _Known, now_s: int
+    ) -> None:
+        table = self._tables[name]
+        many = self._connection.executemany
+        puts, gone, revived = [], [], []
+        for place, write in writes.items():
+            if write.value is None:
+                gone.append((place, write.version))
+                continue
+            puts.append(
+                table.values(place, write.version, write.columns, write.value, write.attachment)
+            )
+            if (name, place) in known.buried:
+                revived.append((name, place))
+        if puts:
+            many(table.put, puts)
+        if revived:
+            many(SQL["unbury"], revived)
+        if gone:
+            many(table.delete, [(place,) for place, _ in gone])
+            sums = (record_sum(name, place, version, None, None) for place, version in gone)
+            many(
+                SQL["bury"],
+                [(name, *row, checksum, now_s) for row, checksum in zip(gone, sums, strict=True)],
+            )
+            self._has_tombstones.add(name)
+            self._sweep("sweep_tombstones", now_s - TOMBSTONE_KEPT_S, len(gone))
+
+    def _write_streams(self, effects: _Effects, known: _Known) -> None:
+        rows = []
+        for (name, place), tip in effects.tips.items():
+            stream_id = known.stream_ids[(name, place)]
+            where = f"{name} {show(split(place))}"
+            if tip.last > SEQ_MAX:
+                raise LimitExceeded(f"{where}: the number of its last entry", tip.last, SEQ_MAX)
+            if stream_id > STREAM_ID_MAX:
+                raise LimitExceeded("the number of streams", stream_id, STREAM_ID_MAX)
+            rows.append(
+                (
+                    *(stream_id, name, place, tip.incarnation, tip.first, tip.last),
+                    tip_sum(name, place, tip),
+                )
+            )
+        many = self._connection.executemany
+        if effects.forgotten:
+            many(SQL["forget_entries"], effects.forgotten)
+        if effects.entries:
+            many(SQL["add_entry"], effects.entries.values())
+        many(SQL["set_tip"], rows)
+
+    def _write_operations(self, effects: _Effects, now_s: int) -> None:
+        rows = []
+        for operation, digest, committed in effects.operations:
+            numbers = msgspec.json.encode(committed.numbers)
+            checksum = operation_sum(operation, digest, numbers)
+            rows.append((*operation, digest, numbers, checksum, now_s))
+        self._connection.executemany(SQL["add_operation"], rows)
+        self._sweep("sweep_operations", now_s - OPERATION_KEPT_S, len(rows))
+
+    def _sweep(self, statement: str, before_s: int, written: int) -> None:
+        """Forget old rows at twice the pace new ones come, so that none pile up."""
+        self._connection.execute(SQL[statement], (before_s, 2 * written))
+
+    def _seal(self) -> None:
+        """Commit and sync. SQLite has undone a commit that found no space; the outcome of one that
+        failed in any other way cannot be known."""
+        started_s = self._clock.monotonic_s()
+        try:
+            self._connection.execute("COMMIT")
+        except apsw.FullError:
+            raise
+        except apsw.Error as error:
+            self.latch(f"a commit failed at its sync ({error})")
+            raise CommitUnknown(
+                f"{self._where}: the disk failed while committing ({error}), so this write may or "
+                "may not be there. Reopen the store, then ask again with its operation id."
+            ) from error
+        self.number += 1
+        self._stats.sync_last_s = self._clock.monotonic_s() - started_s
+        self._stats.sync_s += self._stats.sync_last_s
+
+    def _roll_back(self) -> None:
+        """End a transaction that was not committed."""
+        if self._connection.in_transaction:
+            try:
+                self._connection.execute("ROLLBACK")
+            except apsw.Error as error:
+                self.latch(f"a rollback failed ({error})")
+                raise
+
+    def _note_durable(self, outcomes: list[Outcome]) -> None:
+        """After the fsync and before anyone is told: see the invariant of the mark."""
+        try:
+            self._mark.write(self.number)
+        except OSError as error:
+            self.latch(f"the mark of the last commit could not be written ({error})")
+        self._stats.groups += 1
+        self._stats.commits += sum(isinstance(done, Committed) for _, done in outcomes)
+        self._stats.log_size_bytes = self._frames * FRAME_BYTES
+
+    def _log_grew(self, connection: apsw.Connection, database: str, frames: int) -> int:
+        self._frames = frames
+        return apsw.SQLITE_OK
+
+    def _abandon(self, group: list[Request]) -> None:
+        """Nobody waits for ever where the thread ends by a mistake of ours."""
+        left = list(group)
+        while not self._requests.empty():
+            request = self._requests.get_nowait()
+            if request is not None:
+                left.append(request)
+        if left:
+            self.latch("the committer stopped by an internal error")
+            unknown = CommitUnknown(f"{self._where}: {self.latched}; reopen the store.")
+            self._settle([(request.future, unknown) for request in left], {})

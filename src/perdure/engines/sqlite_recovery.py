@@ -1,0 +1,212 @@
+"""Opening a sqlite store: take the lock, refuse what must not be touched, recover, and only then
+let anybody write; and the orderly way out.
+
+A store that does not exist yet is built under a temporary name and renamed, so that a crash leaves
+either no store or a whole one. After an unclean end the recovered log is checkpointed into synced
+files before the first acknowledgement: the page cache may hold frames that never reached the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+import msgspec
+
+from perdure.core.clock import Clock
+from perdure.core.disk import TEMPORARY, Disk, Lock
+from perdure.core.engine import Recovered
+from perdure.core.errors import Damaged, Missing, Unavailable
+from perdure.core.layouts import Layout, Records
+from perdure.core.values import Finding
+from perdure.engines import sqlite_schema as schema
+from perdure.engines.sqlite_driver import connect, translating
+from perdure.engines.sqlite_schema import SQL
+from perdure.engines.sqlite_wal import Mark, examine, read_mark, read_stamp, stamp
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a store lies, and what to reach it with."""
+
+    path: Path
+    clock: Clock
+    disk: Disk
+    vfs: str | None = None
+
+    def beside(self, suffix: str) -> Path:
+        """A file that belongs to the store."""
+        return self.path.with_name(self.path.name + suffix)
+
+    def connect(self, *, read_only: bool = False) -> apsw.Connection:
+        return connect(str(self.path), vfs=self.vfs, read_only=read_only)
+
+
+class Store:
+    """An open store: its lock, its own connection, and what was found in it."""
+
+    def __init__(self, place: Place, lock: Lock, connection: apsw.Connection) -> None:
+        self.place = place
+        self.connection = connection
+        self.lock = lock
+        self.mark: Mark | None = None
+        self.missing: list[Layout] = []
+        with translating(str(place.path)):
+            self.number = _recovered_number(connection, place.path)
+            self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
+            self.was_clean = connection.execute(SQL["fact"], ("clean",)).get == 1
+        self.recovered = Recovered(clean=self.was_clean)
+
+    def reader(self) -> apsw.Connection:
+        """A connection that cannot write. Collections that a store opened for reading only does
+        not hold yet are empty ones to it."""
+        connection = self.place.connect(read_only=True)
+        if self.missing:
+            connection.pragma("query_only", 0)
+            for layout in self.missing:
+                if isinstance(layout, Records):
+                    connection.execute(schema.Table(layout).create("temp"))
+            connection.pragma("query_only", 1)
+        return connection
+
+    def finish(self, number: int) -> None:
+        """Mark the store clean, fold its log into the database, and let go of it."""
+        assert self.mark is not None
+        try:
+            with translating(str(self.place.path)):
+                _commit_facts(self.connection, number + 1, clean=1)
+                self.mark.write(number + 1)
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let go without writing anything."""
+        self.connection.close()
+        if self.mark is not None:
+            self.mark.close()
+        self.lock.release()
+
+
+def open_store(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> Store:
+    """Open, recover and take the store at `place`; made first where there is none.
+
+    Raises `StoreLocked`, `NewerFormat`, `Invalid`, `Missing` (only when `read_only`), and
+    `Damaged` where acknowledged commits are gone (when `read_only` that is a finding instead).
+    """
+    started_s = place.clock.monotonic_s()
+    if not read_only:
+        place.disk.make_directory(place.path.parent)
+    elif not place.path.exists():
+        raise Missing(f"{place.path} does not exist, so there is nothing to read.")
+    lock = place.disk.lock(place.beside(".lock"), shared=read_only)
+    try:
+        if not read_only:
+            lock.note(f"{os.getpid()}\n")
+            if not place.path.exists() or place.path.stat().st_size == 0:
+                _create(place)
+        schema.check_file(place.path)
+        with translating(str(place.path)):
+            connection = place.connect(read_only=read_only)
+    except BaseException:
+        lock.release()
+        raise
+    try:
+        store = Store(place, lock, connection)
+        with translating(str(place.path)):
+            schema.check_format(str(place.path), connection.pragma("user_version"))
+            store.missing = schema.check_layouts(connection, str(place.path), layouts)
+            store.recovered = _recover(store, read_only=read_only)
+            if not read_only:
+                _take(store)
+    except BaseException:
+        connection.close()
+        lock.release()
+        raise
+    duration_s = place.clock.monotonic_s() - started_s
+    store.recovered = msgspec.structs.replace(store.recovered, duration_s=duration_s)
+    return store
+
+
+def _create(place: Place) -> None:
+    """Build an empty store and publish it under its name."""
+    temporary = place.beside(TEMPORARY)
+    for leftover in (temporary, place.beside(TEMPORARY + "-wal"), place.beside(TEMPORARY + "-shm")):
+        place.disk.remove(leftover)
+    with translating(str(place.path)):
+        connection = connect(str(temporary), vfs=place.vfs, create=True)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(SQL["create"])
+            connection.pragma("application_id", schema.APPLICATION_ID)
+            connection.pragma("user_version", schema.FORMAT)
+            connection.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
+            connection.execute(SQL["set_fact"], ("clean", 1))
+            connection.execute(SQL["set_stamp"], (stamp(0),))
+            connection.execute("COMMIT")
+        finally:
+            connection.close()
+    place.disk.replace(temporary, place.path)
+    place.disk.sync_directory(place.path.parent)
+
+
+def _recover(store: Store, *, read_only: bool) -> Recovered:
+    """What SQLite recovered from the log, and whether that is all that was acknowledged."""
+    place, number = store.place, store.number
+    frames, _ = store.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    log = place.beside("-wal")
+    left = examine(log, max(frames, 0))
+    marked = read_mark(place.beside(".mark"), store.store_id)
+    lost = max(left.newest - 1, marked) - number
+    if lost <= 0:
+        return Recovered(clean=store.was_clean, replayed=max(frames, 0), cut=left.cut)
+    why = (
+        f"the log is damaged and at least {lost} acknowledged commits after commit {number} are "
+        "gone, and with them which keys they changed. Salvage the store or restore a backup; if "
+        f"an older copy was put here on purpose, remove {place.beside('.mark').name}"
+    )
+    if not read_only:
+        raise Damaged(str(log), why)
+    return Recovered(clean=store.was_clean, findings=(Finding(str(log), why),))
+
+
+def _take(store: Store) -> None:
+    """Make what was recovered durable, then begin to own the store."""
+    place, connection = store.place, store.connection
+    if not store.was_clean:
+        left, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        if left > 0:
+            raise Unavailable(f"{place.path}: its log is in use by another program.")
+    store.number += 1
+    _commit_facts(connection, store.number, clean=0, layouts=store.missing)
+    store.missing = []
+    # SQLite ignores a failed sync of the directory that names its log; this one is not ignored.
+    place.disk.sync_directory(place.path.parent)
+    store.mark = Mark(place.disk, place.beside(".mark"), store.store_id)
+    store.mark.write(store.number)
+
+
+def _commit_facts(
+    connection: apsw.Connection, number: int, *, clean: int, layouts: Sequence[Layout] = ()
+) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for layout in layouts:
+            schema.add_layout(connection, layout)
+        connection.execute(SQL["set_fact"], ("clean", clean))
+        connection.execute(SQL["set_stamp"], (stamp(number),))
+        connection.execute("COMMIT")
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def _recovered_number(connection: apsw.Connection, path: Path) -> int:
+    found = connection.execute(SQL["stamp"]).get
+    number = read_stamp(found) if isinstance(found, bytes) else None
+    if number is None:
+        raise Damaged(str(path), "its commit number is not as written")
+    return number
