@@ -1,7 +1,7 @@
 """Joins what is stated, what surfaces promise and what tests prove (`make docs`).
 
-Reads docs/statements.toml, the promises of `perdure.surfaces.state` and the `# proves ID` marks;
-writes docs/guarantees.md for people and src/perdure/surfaces/proofs.json for the running program.
+Reads docs/statements.toml, the promises of `perdure.surfaces.state`, the `# proves ID` marks of
+tests and the ids that rules of the conformance suite carry (`@chapter.rule("ID")`); writes docs/guarantees.md for people and src/perdure/surfaces/proofs.json for the running program.
 Nothing is written twice by hand, and tests/tidy fails when the results are stale.
 """
 
@@ -40,7 +40,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Mark(NamedTuple):
-    """One `# proves` line. `proof` is the test below it, None where there is none."""
+    """One claim to prove a statement, and the test or rule that does; None where there is none."""
 
     where: str
     statement: str
@@ -137,8 +137,11 @@ def _marks_of(path: str, text: str) -> Iterator[Mark]:
     lines = text.splitlines()
     below: dict[int, str] = {}
     for name, node in _functions(ast.parse(text, path), ""):
+        proof = f"{path}::{name}"
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        below[first] = f"{path}::{name}"
+        below[first] = proof
+        for statement in _rule_of(node):
+            yield Mark(f"{path}:{first}", statement, proof)
     for number, line in enumerate(lines, 1):
         if match := MARK.match(line):
             end = number + 1
@@ -156,6 +159,17 @@ def _functions(
             yield above + child.name, child
         elif isinstance(child, ast.ClassDef):
             yield from _functions(child, f"{above}{child.name}::")
+
+
+def _rule_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """The statements that `@chapter.rule("C5", ...)` names."""
+    for decorator in node.decorator_list:
+        if (
+            isinstance(decorator, ast.Call)
+            and isinstance(decorator.func, ast.Attribute)
+            and decorator.func.attr == "rule"
+        ):
+            yield from (str(ast.literal_eval(argument)) for argument in decorator.args)
 
 
 def _table(promises: Sequence[Promise]) -> str:

@@ -42,12 +42,20 @@ def test_marks_name_the_test_below(tmp_path: Path) -> None:
         "# proves C9\n\ndef test_c(): ...\n"
     )
     plant(
-        tmp_path, {"tests/test_x.py": test, "src/perdure/proving/y.py": "# proves C7\ndef z(): ..."}
+        tmp_path,
+        {
+            "tests/test_x.py": test,
+            "src/perdure/proving/y.py": '@chapter.rule("C7", "C5")\ndef z(): ...',
+        },
     )
     marks = list(guarantees.read_marks(tmp_path))
     assert guarantees.proofs_of(marks) == {
         "C1": ["tests/test_x.py::test_a"],
-        "C5": ["tests/test_x.py::TestB::test_b", "tests/test_x.py::test_a"],
+        "C5": [
+            "src/perdure/proving/y.py::z",
+            "tests/test_x.py::TestB::test_b",
+            "tests/test_x.py::test_a",
+        ],
         "C7": ["src/perdure/proving/y.py::z"],
     }
     assert [mark.statement for mark in marks if mark.proof is None] == ["C9"]
