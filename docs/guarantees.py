@@ -1,7 +1,8 @@
 """Joins what is stated, what surfaces promise and what tests prove (`make docs`).
 
 Reads docs/statements.toml, the promises of `perdure.surfaces.state`, the `# proves ID` marks of
-tests and the ids that rules of the conformance suite carry (`@chapter.rule("ID")`); writes docs/guarantees.md for people and src/perdure/surfaces/proofs.json for the running program.
+tests and the ids that rules of the conformance suite carry (`@chapter.rule("ID")`); writes
+docs/guarantees.md for people and src/perdure/surfaces/proofs.json for the running program.
 Nothing is written twice by hand, and tests/tidy fails when the results are stale.
 """
 

@@ -1,3 +1,5 @@
+"""Batches: what is refused while one is built, how they join, what their digest stands for."""
+
 from typing import Any
 
 import pytest

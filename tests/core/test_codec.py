@@ -1,3 +1,5 @@
+"""The strict reader and the canonical writer of JSON."""
+
 import json
 import math
 from typing import Any

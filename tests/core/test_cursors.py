@@ -1,3 +1,5 @@
+"""Cursors continue exactly the question they were made for."""
+
 import base64
 import itertools
 

@@ -1,3 +1,5 @@
+"""The pure function that decides a batch."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""The disk module, on a real file system: what is synced, in which order, and what is left."""
+
 import errno
 import os
 import subprocess

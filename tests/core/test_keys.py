@@ -1,3 +1,5 @@
+"""Keys join injectively, in order, and refuse what has no place in them."""
+
 import itertools
 
 import pytest

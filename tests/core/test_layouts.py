@@ -1,3 +1,5 @@
+"""Layouts: what a collection encodes, indexes and refuses."""
+
 import math
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Promises compared with what an engine can hold."""
+
 import msgspec
 import pytest
 

@@ -63,7 +63,8 @@ class Promise(msgspec.Struct, frozen=True):
 def check_promises(promises: Sequence[Promise], engine: Engine, profile: Profile) -> list[str]:
     """Compare every promise with what the engine can hold.
 
-    In profile `shared` those that do not fit raise `PromiseBroken`, naming surface, class and fix. In `local` they come back as warnings, to be shown wherever health is shown.
+    In profile `shared` those that do not fit raise `PromiseBroken`, naming surface, class and
+    fix. In `local` they come back as warnings, to be shown wherever health is shown.
     """
     without: dict[str, list[str]] = {}
     for promise in promises:
