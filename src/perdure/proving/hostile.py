@@ -119,7 +119,7 @@ LEGAL_VALUES: dict[str, Any] = {
     "beyond the plane": "\U0001f600\U0010ffff\u2028\u2029\ufeff",
     "case twins": {"A": 1, "a": 2},
     "proto": {"__proto__": {"constructor": None}},
-    "deepest": _nested(JSON_DEPTH_MAX),
+    "as deep as fits in one field": _nested(JSON_DEPTH_MAX - 1),
     "text like numbers": ["1", "1.0", "1e5", "true", "null", "NaN"],
     "long": "x" * 100_000,
 }
