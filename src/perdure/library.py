@@ -20,12 +20,13 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def open(url: str) -> AsyncIterator[State]:
-    """The state kept at `url` (`sqlite:///state.db`, `memory://`), closed cleanly at the end.
+async def open(url: str, *, read_only: bool = False) -> AsyncIterator[State]:
+    """The state kept at `url` (`sqlite:///state.db`, `memory://`), closed cleanly at the end;
+    `read_only` changes nothing in it, not even what a crash left to be recovered.
 
     Raises what `open_engine` raises; `StoreLocked` where a server or another program has it.
     """
-    engine = await open_engine(url, LAYOUTS)
+    engine = await open_engine(url, LAYOUTS, read_only=read_only)
     try:
         yield State(engine)
     finally:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from perdure.core.errors import StorageFull, StoreLocked
@@ -100,8 +102,8 @@ class Disk:
             self.sync_directory(path.parent)
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock:
-        """Take the advisory lock on `path` at once. Raises `StoreLocked` naming the holder's pid,
-        which is the first line of the file."""
+        """Take the advisory lock on `path` at once. Raises `StoreLocked` naming the holder by what
+        it noted in the file."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -109,8 +111,17 @@ class Disk:
             os.close(fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise StoreLocked(str(path.parent), _holder(path)) from None
+            raise StoreLocked(str(path.parent), *_holder(path)) from None
         return Lock(fd, path)
+
+    def private_directory(self) -> Path:
+        """A new temporary directory that only this user can enter."""
+        return Path(tempfile.mkdtemp(prefix="perdure-"))
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory, if it is there."""
+        with suppress(FileNotFoundError):
+            path.rmdir()
 
     def open_new(self, path: Path) -> int:
         """Open a file for writing, empty."""
@@ -177,8 +188,10 @@ class full_disk:  # noqa: N801 - reads as a statement: `with full_disk(path):`
             ) from error
 
 
-def _holder(path: Path) -> int:
+def _holder(path: Path) -> tuple[int, str]:
+    """The pid and the control socket in the note of a lock file: its first and third line."""
     try:
-        return int(path.read_text().split("\n", 1)[0])
+        pid, _, socket = (*path.read_text().split("\n"), "", "")[:3]
+        return int(pid), socket
     except (OSError, ValueError):
-        return 0
+        return 0, ""

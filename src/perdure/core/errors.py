@@ -117,17 +117,19 @@ class Trimmed(Missing):
 
 
 class StoreLocked(Unavailable):
-    """Another process owns the store. `holder` is its pid, 0 where it could not be read."""
+    """Another process owns the store. `holder` is its pid, 0 where it could not be read;
+    `control_socket` is where it answers its operator, empty if it does not."""
 
     code = "store_locked"
 
-    def __init__(self, where: str, holder: int) -> None:
+    def __init__(self, where: str, holder: int, control_socket: str = "") -> None:
         who = f"process {holder}" if holder else "another process"
         super().__init__(
             f"{where} is in use by {who}. Stop that process first, "
             "or ask it through `perdure status`."
         )
         self.holder = holder
+        self.control_socket = control_socket
 
 
 class StorageFull(Unavailable):
