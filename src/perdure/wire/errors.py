@@ -6,7 +6,9 @@ stable code and the status that the official service answers. Nothing here knows
 
 from __future__ import annotations
 
+import builtins
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
@@ -91,6 +93,32 @@ def unsupported_value(what: str, param: str, instead: str = "") -> WireError:
     )
 
 
+def missing(param: str) -> WireError:
+    """A parameter that has to be there."""
+    return WireError(
+        f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+    )
+
+
+def not_among(param: str, value: object, supported: Iterable[object]) -> WireError:
+    """A value that is none of those a parameter takes."""
+    named = ", ".join(f"'{one}'" for one in supported)
+    return WireError(
+        f"Invalid value for '{param}': '{str(value)[:80]}'. Supported values are: {named}.",
+        param=param,
+    )
+
+
+def wrong_type(param: str, wanted: str, got: object) -> WireError:
+    """A value of another JSON type than the parameter's."""
+    named = _JSON_TYPES.get(type(got), "null")
+    return WireError(
+        f"Invalid type for '{param}': expected {wanted}, but got {named} instead.",
+        param=param,
+        code="invalid_type",
+    )
+
+
 def previous_response_not_found(id: str) -> WireError:
     """The chain names an ancestor that is not stored (never was, expired or deleted)."""
     return WireError(
@@ -136,18 +164,15 @@ def _refusal(message: str, type: Any, at: str) -> WireError:
     text, _, path = message.partition(" - at `$")
     path = path.removesuffix("`").replace("[...]", "")
     param = f"{at}{path}".lstrip(".")
-    for beginning, saying, code in (
-        ("Object missing required field `", "Missing required", "missing_required_parameter"),
-        ("Object contains unknown field `", "Unknown", "unknown_parameter"),
-    ):
-        if text.startswith(beginning):
-            param = f"{param}.{text.split('`')[1]}".lstrip(".")
-            return WireError(f"{saying} parameter: '{param}'.", param=param, code=code)
-    named = param or "the request body"
+    if text.startswith(("Object missing required field", "Object contains unknown field")):
+        param = f"{param}.{text.split('`')[1]}".lstrip(".")
+        if "missing" in text:
+            return missing(param)
+        return WireError(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
     if text.startswith("Invalid enum value "):
-        value = text.removeprefix("Invalid enum value ")
-        supported = _supported(type, path.lstrip("."))
-        return WireError(f"Invalid value for '{named}': {value}.{supported}", param=param or None)
+        value = text.removeprefix("Invalid enum value ").strip("'")
+        return not_among(param, value, _literals(type, path.lstrip(".").split(".")))
+    named = param or "the request body"
     text = _TYPE_NAME.sub(lambda found: _NAMES.get(found[0], found[0]), text)
     if found := re.fullmatch(r"Expected `(.+)`, got `(.+)`", text):
         wanted = found[1].replace(" | ", " or ")
@@ -160,19 +185,29 @@ def _refusal(message: str, type: Any, at: str) -> WireError:
     return WireError(f"Invalid '{named}': expected {said}.", param=param or None)
 
 
-def _supported(type: Any, field: str) -> str:
-    """The values that a field of literals takes, as a sentence."""
-    for info in msgspec.structs.fields(type) if field else ():
-        if info.name == field:
-            literals = [
-                value
-                for part in (info.type, *get_args(info.type))
-                if get_origin(part) is Literal
-                for value in get_args(part)
-            ]
-            return f" Supported values are: {', '.join(repr(value) for value in literals)}."
-    return ""
+def _literals(type: Any, path: list[str]) -> list[object]:
+    """The literals that the field at a path takes."""
+    for part in (type, *get_args(type)):
+        if not path and get_origin(part) is Literal:
+            return list(get_args(part))
+        for field in msgspec.structs.fields(part) if path and _is_struct(part) else ():
+            if field.name == path[0]:
+                return _literals(field.type, path[1:])
+    return []
+
+
+def _is_struct(type: Any) -> bool:
+    return isinstance(type, builtins.type) and issubclass(type, msgspec.Struct)
 
 
 _TYPE_NAME = re.compile(r"\b(str|int|float|bool|array|object|null)\b")
 _NAMES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+
+_JSON_TYPES: dict[type, str] = {
+    str: "a string",
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    list: "an array",
+    dict: "an object",
+}

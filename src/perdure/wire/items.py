@@ -13,11 +13,13 @@ from typing import Any
 import msgspec
 
 from perdure.core.clock import Clock
-from perdure.wire.errors import WireError
+from perdure.wire.errors import WireError, missing, not_among, wrong_type
 
 Item = dict[str, Any]
 
 INPUT_ROLES = ("user", "system", "developer")
+INPUT_PARTS = ("input_text", "input_image", "input_file")
+OUTPUT_PARTS = ("output_text", "refusal")
 STATUSES = ("in_progress", "completed", "incomplete")
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -111,22 +113,17 @@ def text_of(item: Item) -> str:
 
 def _sound(item: Any, clock: Clock, at: str) -> Item:
     if not isinstance(item, dict):
-        raise _wrong_type(at, "an object", item)
+        raise wrong_type(at, "an object", item)
     type = item.get("type") or _type_of_untyped(item, at)
     if type == REFERENCE:
         return {"type": REFERENCE, "id": _id(item.get("id"), at)}
     kind = KINDS.get(type) if isinstance(type, str) else None
     if kind is None:
-        raise WireError(
-            f"Invalid value: '{type}'. Supported values are: "
-            + ", ".join(f"'{name}'" for name in (*KINDS, REFERENCE))
-            + ".",
-            param=f"{at}.type",
-        )
+        raise not_among(f"{at}.type", type, (*KINDS, REFERENCE))
     _need(item, kind.needs, at)
     for field in _TEXT_FIELDS.get(type, ()):
         if not isinstance(item[field], str):
-            raise _wrong_type(f"{at}.{field}", "a string", item[field])
+            raise wrong_type(f"{at}.{field}", "a string", item[field])
     id = clock.new_id(kind.prefix) if item.get("id") is None else _id(item["id"], at)
     head: Item = {"id": id, "type": type}
     if kind.status:
@@ -148,32 +145,22 @@ def _type_of_untyped(item: Item, at: str) -> str:
         return "message"
     if set(item) <= {"id", "type"} and "id" in item:
         return REFERENCE
-    raise WireError(
-        f"Missing required parameter: '{at}.type'.",
-        param=f"{at}.type",
-        code="missing_required_parameter",
-    )
+    raise missing(f"{at}.type")
 
 
 def _status(item: Item, type: str, at: str) -> str:
-    status = item.get("status") or "completed"
+    status = "completed" if item.get("status") is None else item["status"]
+    if not isinstance(status, str):
+        raise wrong_type(f"{at}.status", "a string", status)
     if type in ("message", "function_call", "function_call_output") and status not in STATUSES:
-        raise WireError(
-            f"Invalid value: '{status}'. Supported values are: 'in_progress', 'completed', and "
-            "'incomplete'.",
-            param=f"{at}.status",
-        )
-    return str(status)
+        raise not_among(f"{at}.status", status, STATUSES)
+    return status
 
 
 def _content(item: Item, at: str) -> list[Item]:
     role = item["role"]
     if role not in (*INPUT_ROLES, "assistant"):
-        raise WireError(
-            f"Invalid value: '{role}'. Supported values are: 'assistant', 'system', 'developer', "
-            "and 'user'.",
-            param=f"{at}.role",
-        )
+        raise not_among(f"{at}.role", role, (*INPUT_ROLES, "assistant"))
     content = item["content"]
     if isinstance(content, str):
         type = "output_text" if role == "assistant" else "input_text"
@@ -183,13 +170,13 @@ def _content(item: Item, at: str) -> list[Item]:
 
 def _parts(parts: Any, role: str, at: str) -> list[Item]:
     if not isinstance(parts, list):
-        raise _wrong_type(at, "a string or an array of content parts", parts)
+        raise wrong_type(at, "a string or an array of content parts", parts)
     return [_part(part, role, f"{at}[{place}]") for place, part in enumerate(parts)]
 
 
 def _part(part: Any, role: str, at: str) -> Item:
     if not isinstance(part, dict):
-        raise _wrong_type(at, "an object", part)
+        raise wrong_type(at, "an object", part)
     match part.get("type"), role == "assistant":
         case "input_text", False:
             return _with_text(part, "text", at)
@@ -204,19 +191,13 @@ def _part(part: Any, role: str, at: str) -> Item:
             _one_of(part, ("file_id", "file_data", "file_url"), at)
             return part
         case type, assistant:
-            supported = "'output_text' and 'refusal'" if assistant else _INPUT_PARTS
-            raise WireError(
-                f"Invalid value: '{type}'. Supported values are: {supported}.", param=f"{at}.type"
-            )
-
-
-_INPUT_PARTS = "'input_text', 'input_image', and 'input_file'"
+            raise not_among(f"{at}.type", type, OUTPUT_PARTS if assistant else INPUT_PARTS)
 
 
 def _with_text(part: Item, field: str, at: str) -> Item:
     _need(part, (field,), at)
     if not isinstance(part[field], str):
-        raise _wrong_type(f"{at}.{field}", "a string", part[field])
+        raise wrong_type(f"{at}.{field}", "a string", part[field])
     return part
 
 
@@ -233,21 +214,17 @@ def _check_reasoning(item: Item, at: str) -> None:
         if parts is None and field == "content":
             continue
         if not isinstance(parts, list):
-            raise _wrong_type(f"{at}.{field}", "an array", parts)
+            raise wrong_type(f"{at}.{field}", "an array", parts)
         for place, part in enumerate(parts):
             if not isinstance(part, dict):
-                raise _wrong_type(f"{at}.{field}[{place}]", "an object", part)
+                raise wrong_type(f"{at}.{field}[{place}]", "an object", part)
             _with_text(part, "text", f"{at}.{field}[{place}]")
 
 
 def _need(item: Item, fields: tuple[str, ...], at: str) -> None:
     for field in fields:
         if item.get(field) is None:
-            raise WireError(
-                f"Missing required parameter: '{at}.{field}'.",
-                param=f"{at}.{field}",
-                code="missing_required_parameter",
-            )
+            raise missing(f"{at}.{field}")
 
 
 def _id(id: Any, at: str) -> str:
@@ -258,22 +235,3 @@ def _id(id: Any, at: str) -> str:
             param=f"{at}.id",
         )
     return id
-
-
-def _wrong_type(param: str, wanted: str, got: Any) -> WireError:
-    return WireError(
-        f"Invalid type for '{param}': expected {wanted}, but got {_NAMES.get(type(got), 'null')} "
-        "instead.",
-        param=param,
-        code="invalid_type",
-    )
-
-
-_NAMES: dict[type, str] = {
-    str: "a string",
-    bool: "a boolean",
-    int: "an integer",
-    float: "a number",
-    list: "an array",
-    dict: "an object",
-}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from perdure.wire.errors import WireError
+from perdure.wire.errors import WireError, not_among
 
 LIMIT_MAX = 100
 LIMIT_DEFAULT = 20
@@ -51,10 +51,7 @@ def parse_list_query(params: Mapping[str, str]) -> ListQuery:
         )
     order = params.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise WireError(
-            f"Invalid value: '{order[:40]}'. Supported values are: 'asc' and 'desc'.",
-            param="order",
-        )
+        raise not_among("order", order, ("asc", "desc"))
     return ListQuery(limit, "asc" if order == "asc" else "desc", params.get("after") or None)
 
 

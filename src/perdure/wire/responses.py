@@ -10,7 +10,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from perdure.wire.errors import WireError, typed, unsupported, unsupported_value
+from perdure.wire.errors import (
+    WireError,
+    missing,
+    not_among,
+    typed,
+    unsupported,
+    unsupported_value,
+)
 from perdure.wire.items import Item
 from perdure.wire.metadata import check_metadata
 
@@ -206,12 +213,7 @@ def _refuse_unsupported(request: CreateResponse) -> None:
             raise unsupported("This parameter", name, "Omit it.")
     for place, value in enumerate(request.include or ()):
         if value not in INCLUDES:
-            raise WireError(
-                f"Invalid value: '{value}'. Supported values are: "
-                + ", ".join(f"'{name}'" for name in INCLUDES)
-                + ".",
-                param=f"include[{place}]",
-            )
+            raise not_among(f"include[{place}]", value, INCLUDES)
     for place, tool in enumerate(request.tools or ()):
         if tool.get("type") != "function":
             raise unsupported_value(
@@ -227,11 +229,7 @@ def _check_nested(request: CreateResponse) -> None:
         if format is not None and format.type == "json_schema":
             for field in ("name", "schema"):
                 if getattr(format, field) is None:
-                    raise WireError(
-                        f"Missing required parameter: 'text.format.{field}'.",
-                        param=f"text.format.{field}",
-                        code="missing_required_parameter",
-                    )
+                    raise missing(f"text.format.{field}")
     if request.reasoning is not None:
         typed(request.reasoning, Reasoning, at="reasoning")
         if request.reasoning.get("mode") not in (None, "standard"):
