@@ -1,0 +1,60 @@
+"""`perdure contract`: what every surface promises, and which tests prove it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from perdure.core.engine import Survives
+from perdure.core.promises import check_promises
+from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
+from perdure.frontends.cli.output import console, say_json, table
+from perdure.frontends.cli.store import ask, holder
+from perdure.library import open as open_store
+from perdure.services.config import Config
+from perdure.services.reports import StateReport, state_report
+from perdure.surfaces.state import PROMISES
+
+
+def contract(
+    data: Data = None, engine: Engine = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """List every surface: its class, what an acknowledgement means, what it survives."""
+    settings = configured(config, data=data, engine=engine)
+    report = asyncio.run(_contract(settings))
+    if json:
+        say_json(report)
+        return
+    rows = table("surface", "class", "survives", "acknowledged when", "retention", "proofs")
+    for surface in report.surfaces:
+        proofs = {proof for tests in surface.proofs.values() for proof in tests}
+        rows.add_row(
+            surface.surface,
+            surface.durability,
+            _survives(surface.survives),
+            surface.acknowledgement,
+            surface.retention,
+            f"{len(proofs)} tests of {', '.join(surface.proofs)}",
+        )
+    console.print(rows)
+    console.print(f"kept in {report.engine}, profile {report.profile}")
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/] {warning}")
+
+
+async def _contract(config: Config) -> StateReport:
+    held = await holder(config)
+    if held is not None:
+        return await ask(held, "/v1/state", StateReport)
+    async with open_store(config.engine_url, read_only=True) as state:
+        warnings = check_promises(PROMISES, state.engine, "local")
+        page = await state.boots.instances(limit=1)
+        last = await state.boots.last(page.items[0].value.instance_id) if page.items else None
+        recovery = last.value.recovery if last is not None else ()
+        return state_report(state.engine.url, config.profile, recovery, warnings)
+
+
+def _survives(survives: Survives) -> str:
+    held = [
+        name.replace("_", " ") for name in survives.__struct_fields__ if getattr(survives, name)
+    ]
+    return ", ".join(held) or "nothing"

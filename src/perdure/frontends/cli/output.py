@@ -1,0 +1,68 @@
+"""How commands speak: JSON for programs, short tables for people, one line for an error."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from perdure.core import errors
+from perdure.core.errors import PerdureError
+
+EXIT_NOT_READY = 1
+EXIT_NOT_RUNNING = 3
+EXITS: dict[type[PerdureError], int] = {
+    errors.Invalid: 2,
+    errors.Missing: 3,
+    errors.Conflict: 4,
+    errors.Unavailable: 5,
+    errors.Damaged: 6,
+    errors.Closed: 7,
+}
+"""Exit codes by error kind. 1 says that the answer to a question is no; 2 is also bad usage."""
+
+console = Console(highlight=False, soft_wrap=True)
+complaints = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def exit_code(error: PerdureError) -> int:
+    """The code a process ends with because of an error."""
+    for kind in type(error).__mro__:
+        if kind in EXITS:
+            return EXITS[kind]
+    return 1
+
+
+def say_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def say_error(error: PerdureError, *, as_json: bool) -> None:
+    """The one place where an error is shown: a line for people, an object for programs."""
+    if as_json:
+        say_json({"error": {"code": error.code, "message": str(error)}})
+    complaints.print(f"[bold red]perdure:[/] {_plain(str(error))}")
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """A table without lines."""
+    made = Table(box=None, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def seconds(duration_s: float | None) -> str:
+    """A duration for people."""
+    if duration_s is None:
+        return "running"
+    return f"{duration_s * 1000:.1f} ms" if duration_s < 1 else f"{duration_s:.1f} s"
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")

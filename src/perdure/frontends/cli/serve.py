@@ -1,0 +1,104 @@
+"""`perdure serve`: run the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from typing import Annotated
+
+import structlog
+import typer
+import uvloop
+
+from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
+from perdure.frontends.cli.output import console, seconds
+from perdure.frontends.http.server import serve as run_server
+from perdure.services.lifecycle import Node
+from perdure.surfaces.boots import SurfaceRecovery
+
+_COUNTS = ("loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged")
+
+
+def serve(
+    data: Data = None,
+    engine: Engine = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for any. [default: 8420]")
+    ] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server that generates, up to /v1.")
+    ] = None,
+    upstream_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the upstream's key.")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Serve the OpenAI-compatible API, durably."""
+    settings = configured(
+        config,
+        data=data,
+        engine=engine,
+        host=host,
+        port=port,
+        upstream__url=upstream,
+        upstream__key_env=upstream_key_env,
+    )
+    _configure_logs()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run_server(settings, ready=_say_ready))
+
+
+def _configure_logs() -> None:
+    """Everything the server has to say goes to standard error, a JSON line each."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _say_ready(node: Node, url: str) -> None:
+    """Where it listens, where its data is, what was recovered, and what to try."""
+    boot = node.boot
+    console.print(f"[bold]perdure {boot.version}[/] listening on [bold]{url}[/]")
+    where = node.config.data_path.absolute()
+    console.print(f"  data      {node.state.engine.url}")
+    if not node.config.engine_url.startswith("memory:"):
+        console.print(f"            in {where}")
+    before = {None: "first start here", True: "the last one ended clean"}.get(
+        boot.previous_ended_clean, "the last one did not end clean"
+    )
+    console.print(
+        f"  boot      {boot.number} ({before}), ready in {seconds(node.startup.duration_s)}"
+    )
+    for found in node.startup.recovery:
+        if told := _told(found):
+            console.print(f"  recovered {found.surface}: {told}")
+    upstream = node.config.upstream.url
+    console.print(
+        f"  upstream  {upstream or 'none; the built-in perdure-extract quotes, see --upstream'}"
+    )
+    for warning in node.warnings:
+        console.print(f"  [yellow]warning[/]   {warning}")
+    model = "MODEL" if upstream else "perdure-extract"
+    console.print(
+        f"""  try       curl {url}/v1/responses -H 'content-type: application/json' \\
+              -d '{{"model": "{model}", "input": "Hello"}}'""",
+        markup=False,
+    )
+
+
+def _told(found: SurfaceRecovery) -> str:
+    """What a recovery did, empty where there was nothing to do."""
+    counts = [(name, getattr(found, name)) for name in _COUNTS]
+    return ", ".join(f"{count} {name}" for name, count in counts if count)

@@ -1,0 +1,151 @@
+"""`perdure status`: is it running, is it ready, and what did its last start recover."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import typer
+
+from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
+from perdure.frontends.cli.output import (
+    EXIT_NOT_READY,
+    EXIT_NOT_RUNNING,
+    console,
+    say_json,
+    seconds,
+    table,
+)
+from perdure.frontends.cli.store import ask, holder
+from perdure.library import open as open_store
+from perdure.services.config import Config
+from perdure.services.reports import InstanceState, StartupReport, instance_state
+from perdure.surfaces.boots import Boot, Phase, SurfaceRecovery
+
+_SHOWN = 100
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """`startup` is the running server's own report; without one, `last_boot` is what is stored."""
+
+    running: bool
+    ready: bool
+    pid: int | None
+    data: str
+    engine: str
+    startup: StartupReport | None
+    last_boot: Boot | None
+    instances: list[InstanceState]
+
+
+class _Instances(msgspec.Struct):
+    data: list[InstanceState]
+
+
+def status(
+    data: Data = None, engine: Engine = None, config: ConfigFile = None, json: AsJson = False
+) -> None:
+    """Say whether a server runs on this data, and what was recovered.
+
+    Exits with 0 when it is ready, 1 when it runs and is not ready, 3 when none runs.
+    """
+    settings = configured(config, data=data, engine=engine)
+    found = asyncio.run(_status(settings))
+    if json:
+        say_json(found)
+    else:
+        _show(found)
+    if not found.running:
+        raise typer.Exit(EXIT_NOT_RUNNING)
+    if not found.ready:
+        raise typer.Exit(EXIT_NOT_READY)
+
+
+async def _status(config: Config) -> Status:
+    held = await holder(config)
+    if held is None:
+        return await _stored(config)
+    startup = await ask(held, "/v1/startup", StartupReport)
+    instances = await ask(held, f"/v1/instances?limit={_SHOWN}", _Instances)
+    return Status(
+        running=True,
+        ready=startup.ready,
+        pid=held.pid,
+        data=config.data,
+        engine=config.engine_url,
+        startup=startup,
+        last_boot=None,
+        instances=instances.data,
+    )
+
+
+async def _stored(config: Config) -> Status:
+    """What the store says of servers that are gone."""
+    async with open_store(config.engine_url, read_only=True) as state:
+        page = await state.boots.instances(limit=_SHOWN)
+        boots = [await state.boots.last(item.value.instance_id) for item in page.items]
+    newest = max(
+        (boot.value for boot in boots if boot is not None),
+        key=lambda boot: boot.started_at_s,
+        default=None,
+    )
+    return Status(
+        running=False,
+        ready=False,
+        pid=None,
+        data=config.data,
+        engine=config.engine_url,
+        startup=None,
+        last_boot=newest,
+        instances=[instance_state(item.value) for item in page.items],
+    )
+
+
+def _show(found: Status) -> None:
+    if found.startup is None:
+        console.print(f"[bold]not running[/] on {found.engine}")
+        _show_last(found.last_boot)
+        return
+    report = found.startup
+    word = "[bold green]ready[/]" if found.ready else "[bold red]not ready[/]"
+    console.print(f"{word}: process {found.pid} on {found.engine}")
+    console.print(f"boot {report.number} of {report.instance_id}, perdure {report.version}")
+    before = {None: "there was none", True: "ended clean"}.get(
+        report.previous_ended_clean, "did not end clean"
+    )
+    console.print(f"the boot before {before}; this one took {seconds(report.duration_s)}")
+    checks = table("check", "", "reason")
+    for check in report.checks:
+        checks.add_row(check.name, "ok" if check.ok else "[red]no[/]", check.reason)
+    console.print(checks)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning[/] {warning}")
+    _show_recovery(report.recovery, report.phases)
+
+
+def _show_last(boot: Boot | None) -> None:
+    if boot is None:
+        console.print("no boot is recorded here")
+        return
+    ended = "ended clean" if boot.ended_clean else "did not end clean: it was killed"
+    console.print(f"its last boot, number {boot.number} (process {boot.pid}), {ended}")
+    _show_recovery(boot.recovery, boot.phases)
+
+
+def _show_recovery(recovery: tuple[SurfaceRecovery, ...], phases: tuple[Phase, ...]) -> None:
+    rows = table(
+        "surface", "loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged",
+        "took", title="recovered",
+    )  # fmt: skip
+    for found in recovery:
+        counts = (
+            found.loaded, found.replayed, found.cut, found.requeued, found.interrupted,
+            found.orphaned, found.damaged,
+        )  # fmt: skip
+        rows.add_row(found.surface, *map(str, counts), seconds(found.duration_s))
+    console.print(rows)
+    for found in recovery:
+        for finding in found.findings:
+            console.print(f"[red]{finding.kind}[/] {finding.where}: {finding.why}")
+    steps = ", ".join(f"{phase.name} {seconds(phase.duration_s)}" for phase in phases)
+    console.print(f"phases: {steps}")

@@ -1,0 +1,59 @@
+"""What `/metrics` shows: the stats structs of the node and of the server, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from perdure.frontends.http.metrics import Exposition, struct_metrics
+from perdure.frontends.http.service import Service
+
+_ENGINE_TEXTS = {
+    "commits": "Batches committed.",
+    "groups": "Groups of batches made durable together.",
+    "conflicts": "Batches refused by a precondition.",
+    "sync_s": "Seconds spent making groups durable.",
+    "sync_last_s": "Seconds the last group took to become durable.",
+    "log_size_bytes": "Size of the write-ahead log.",
+    "stored_size_bytes": "Size of the store.",
+    "queued": "Batches waiting to be committed.",
+}
+_ENGINE_GAUGES = frozenset({"sync_last_s", "log_size_bytes", "stored_size_bytes", "queued"})
+_RECOVERED = ("loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged")
+
+
+def exposition(service: Service) -> Exposition:
+    """Everything that is counted, read when it is asked for."""
+    return Exposition((service.requests.collect, lambda: _serving(service), lambda: _node(service)))
+
+
+def _serving(service: Service) -> Iterable[Metric]:
+    yield from struct_metrics(
+        "perdure_stream", service.streams.stats, {}, gauges=frozenset({"open"})
+    )
+    yield from struct_metrics("perdure_connections", service.connections, {})
+
+
+def _node(service: Service) -> Iterable[Metric]:
+    node = service.node
+    yield _gauge("perdure_ready", "Whether traffic is welcome.", node.readiness().ready)
+    yield _gauge("perdure_startup_seconds", "Duration of the start.", node.startup.duration_s)
+    recovered = GaugeMetricFamily(
+        "perdure_recovered", "What the last recovery found.", labels=("surface", "what")
+    )
+    for found in node.startup.recovery:
+        for what in _RECOVERED:
+            recovered.add_metric((found.surface, what), getattr(found, what))
+    yield recovered
+    if not node.opened:
+        return
+    engine = node.state.engine
+    yield _gauge("perdure_engine_latched", "Whether writes are refused.", bool(engine.latched))
+    yield _gauge("perdure_boot_number", "How often this instance was started.", node.boot.number)
+    yield from struct_metrics("perdure_engine", engine.stats, _ENGINE_TEXTS, gauges=_ENGINE_GAUGES)
+    yield from struct_metrics("perdure_runs", node.gateway.stats, {}, gauges=frozenset({"running"}))
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)

@@ -1,0 +1,165 @@
+"""The OpenAPI document, made from the route table and from the types it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from perdure import __version__
+from perdure.frontends.http.routes import Route
+from perdure.frontends.http.schemas import PARTS, Json, Schema
+from perdure.wire.errors import ErrorBody
+
+_REF = "#/components/schemas/{name}"
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+_MEANINGS = {
+    200: "Done.",
+    400: "The request cannot be served as sent.",
+    401: "No API key, or one that is not known.",
+    403: "This caller may not do that.",
+    404: "There is no such object.",
+    408: "The request did not arrive in time.",
+    409: "Something changed meanwhile; read it again.",
+    413: "The request body is too large.",
+    429: "The key's rate is used up; `retry-after` says for how long.",
+    431: "The request's headers are too large.",
+    500: "A fault of this server, or damage in what is stored.",
+    502: "The upstream failed.",
+    503: "Not now: starting, stopping, or the store refuses writes.",
+    507: "The disk is full; nothing was written.",
+}
+
+
+def document(routes: Sequence[Route], *, keyed: bool) -> bytes:
+    """The whole document as JSON. `keyed` says whether a key is asked for."""
+    kinds = list(_kinds(routes))
+    types = [kind for kind in kinds if not isinstance(kind, Schema)]
+    references, components = msgspec.json.schema_components(types, ref_template=_REF)
+    by_type = dict(zip(map(repr, types), references, strict=True))
+    for kind in (*kinds, *PARTS):
+        if isinstance(kind, Schema):
+            by_type[repr(kind)] = {"$ref": _REF.format(name=kind.name)}
+            components[kind.name] = kind.definition
+    paths: dict[str, Json] = {}
+    for route in routes:
+        path = _PARAMETER.sub(r"{\1}", route.path)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, by_type, keyed)
+    made: Json = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Perdure",
+            "version": __version__,
+            "summary": "The durable state plane of LLM services.",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+    if keyed:
+        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return msgspec.json.encode(made)
+
+
+def statuses(route: Route, *, keyed: bool) -> list[int]:
+    """Every status but 200 that a route can answer with."""
+    found = {400, 408, 431, 500, 503, *route.statuses}
+    if route.access != "open":
+        found |= {403, 429} | ({401} if keyed else set())
+    if route.method != "GET":
+        found |= {409, 507}
+    if route.body is not None:
+        found.add(413)
+    return sorted(found)
+
+
+def _kinds(routes: Iterable[Route]) -> Iterable[Any]:
+    yield ErrorBody
+    for route in routes:
+        for kind in (route.body, route.answer, route.refusal):
+            if kind is not None:
+                yield kind
+
+
+def _operation(route: Route, by_type: dict[str, Json], keyed: bool) -> Json:
+    made: Json = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "parameters": [
+            *_path_parameters(route),
+            *_query_parameters(route),
+            *(_IDEMPOTENCY if route.idempotent else ()),
+        ],
+        "responses": {"200": _answer(route, by_type)},
+    }
+    for status in statuses(route, keyed=keyed):
+        kind = route.refusal if status == 503 and route.refusal is not None else ErrorBody
+        made["responses"][str(status)] = _json(_MEANINGS[status], by_type[repr(kind)])
+    if route.body is not None:
+        made["requestBody"] = {
+            "required": route.body_required,
+            "content": {"application/json": {"schema": by_type[repr(route.body)]}},
+        }
+    if keyed and route.access != "open":
+        made["security"] = [{"key": []}]
+    return made
+
+
+def _answer(route: Route, by_type: dict[str, Json]) -> Json:
+    if route.answer is None:
+        return {"description": _MEANINGS[200], "content": {route.media: {"schema": _TEXT}}}
+    made = _json(_MEANINGS[200], by_type[repr(route.answer)])
+    if route.streams:
+        made["content"]["text/event-stream"] = {"schema": _TEXT}
+    return made
+
+
+def _json(meaning: str, schema: Json) -> Json:
+    return {
+        "description": meaning,
+        "headers": {"x-request-id": {"schema": _TEXT}},
+        "content": {"application/json": {"schema": schema}},
+    }
+
+
+def _path_parameters(route: Route) -> list[Json]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in _PARAMETER.findall(route.path)
+    ]
+
+
+def _query_parameters(route: Route) -> list[Json]:
+    if route.query is None:
+        return []
+    (own,), definitions = msgspec.json.schema_components((route.query,), ref_template=_REF)
+    made = definitions[own["$ref"].rsplit("/", 1)[1]]
+    found = []
+    for name, schema in made["properties"].items():
+        plain = _without_null(schema)
+        found.append({"name": name, "in": "query", "required": False, "schema": plain})
+    return found
+
+
+def _without_null(schema: Json) -> Json:
+    """A query parameter is absent rather than null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    rest = {name: value for name, value in schema.items() if name not in ("anyOf", "default")}
+    return {**rest, **kinds[0]}
+
+
+_TEXT: Json = {"type": "string"}
+_IDEMPOTENCY: tuple[Json, ...] = (
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "description": "Names this request: sent again with the same body within a day, it has "
+        "one effect and gets the first answer.",
+        "schema": {"type": "string", "minLength": 1, "pattern": "^[!-~]+$"},
+    },
+)

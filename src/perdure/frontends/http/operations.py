@@ -1,0 +1,230 @@
+"""Routes for operators: health, startup, promises, fleet, metrics, and what this server is."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from perdure import __version__
+from perdure.core.values import Finding
+from perdure.frontends.http.call import Answer, Call
+from perdure.frontends.http.metrics import MEDIA
+from perdure.frontends.http.queries import PageQuery, query_of
+from perdure.frontends.http.routes import Route
+from perdure.frontends.http.service import Service, shown
+from perdure.services.reports import (
+    BootState,
+    InstanceState,
+    StartupReport,
+    StateReport,
+    boot_state,
+    instance_state,
+    startup_report,
+    state_report,
+)
+from perdure.services.startup import Readiness
+
+FINDINGS_MAX = 1_000
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The event loop turns."""
+
+    alive: Literal[True] = True
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What answers here, and where to go on."""
+
+    name: Literal["perdure"] = "perdure"
+    version: str = __version__
+    ready: bool
+    openai_base_url: str = "/v1"
+    see: tuple[str, ...] = ("/openapi.json", "/readyz", "/v1/startup", "/v1/state", "/metrics")
+
+
+class InstanceList(msgspec.Struct, frozen=True, kw_only=True):
+    """Every instance that ever booted on this store."""
+
+    object: Literal["list"] = "list"
+    data: list[InstanceState]
+    next: str | None
+
+
+class BootList(msgspec.Struct, frozen=True, kw_only=True):
+    """Boots of this instance, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[BootState]
+    next: str | None
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What a walk over everything stored has found. `more` says that the list was cut off."""
+
+    object: Literal["perdure.verification"] = "perdure.verification"
+    ok: bool
+    findings: list[Finding]
+    more: bool
+
+
+async def welcome(service: Service, call: Call) -> Answer:
+    return shown(Welcome(ready=service.node.readiness().ready))
+
+
+async def livez(service: Service, call: Call) -> Answer:
+    return shown(Alive())
+
+
+async def readyz(service: Service, call: Call) -> Answer:
+    readiness = service.node.readiness()
+    return Answer(msgspec.json.encode(readiness), 200 if readiness.ready else 503)
+
+
+async def startup(service: Service, call: Call) -> Answer:
+    return shown(startup_report(service.node))
+
+
+async def state(service: Service, call: Call) -> Answer:
+    node = service.node
+    engine = node.state.engine.url
+    return shown(state_report(engine, node.config.profile, node.startup.recovery, node.warnings))
+
+
+async def instances(service: Service, call: Call) -> Answer:
+    query = query_of(call, PageQuery)
+    page = await service.node.state.boots.instances(limit=query.limit, cursor=query.after)
+    rows = [instance_state(item.value, service.node.clock) for item in page.items]
+    return shown(InstanceList(data=rows, next=page.cursor))
+
+
+async def boots(service: Service, call: Call) -> Answer:
+    query = query_of(call, PageQuery)
+    node = service.node
+    page = await node.state.boots.history(
+        node.boot.instance_id, limit=query.limit, cursor=query.after
+    )
+    rows = [boot_state(item.value) for item in page.items]
+    return shown(BootList(data=rows, next=page.cursor))
+
+
+async def metrics(service: Service, call: Call) -> Answer:
+    return Answer(service.exposition.render(), media=MEDIA)
+
+
+async def openapi(service: Service, call: Call) -> Answer:
+    return Answer(service.openapi)
+
+
+async def verify(service: Service, call: Call) -> Answer:
+    findings: list[Finding] = []
+    async for finding in service.node.state.engine.verify():
+        if len(findings) == FINDINGS_MAX:
+            return shown(Verified(ok=False, findings=findings, more=True))
+        findings.append(finding)
+    return shown(Verified(ok=not findings, findings=findings, more=False))
+
+
+def _route(path: str, name: str, summary: str, handler: Any, answer: Any, **more: Any) -> Route:
+    return Route(
+        method="GET",
+        path=path,
+        name=name,
+        summary=summary,
+        handler=handler,
+        answer=answer,
+        **more,
+    )
+
+
+ROUTES = (
+    _route(
+        "/livez",
+        "livez",
+        "The process lives.",
+        livez,
+        Alive,
+        access="open",
+        needs_ready=False,
+    ),
+    _route(
+        "/readyz",
+        "readyz",
+        "Whether traffic is welcome, check by check.",
+        readyz,
+        Readiness,
+        access="open",
+        needs_ready=False,
+        refusal=Readiness,
+    ),
+    _route(
+        "/metrics",
+        "metrics",
+        "Metrics in Prometheus' text format.",
+        metrics,
+        None,
+        needs_ready=False,
+        media="text/plain",
+    ),
+    _route(
+        "/v1/startup",
+        "startup",
+        "How this start goes, or went: phases, what was recovered, readiness.",
+        startup,
+        StartupReport,
+        needs_ready=False,
+    ),
+    _route(
+        "/v1/state",
+        "state",
+        "Every surface and its promise, with the tests that prove it.",
+        state,
+        StateReport,
+    ),
+    _route(
+        "/v1/instances",
+        "instances",
+        "Every instance and its last sign of life.",
+        instances,
+        InstanceList,
+        query=PageQuery,
+    ),
+    _route(
+        "/v1/boots",
+        "boots",
+        "Every start of this instance, and whether it ended clean.",
+        boots,
+        BootList,
+        query=PageQuery,
+    ),
+    _route(
+        "/openapi.json",
+        "openapi",
+        "This document.",
+        openapi,
+        dict[str, Any],
+        access="open",
+        needs_ready=False,
+    ),
+    _route(
+        "/",
+        "welcome",
+        "What answers here.",
+        welcome,
+        Welcome,
+        access="open",
+        needs_ready=False,
+    ),
+)
+
+CONTROL_ROUTES = (
+    _route(
+        "/control/verify",
+        "verify",
+        "Walk everything stored and list what is not as it was written.",
+        verify,
+        Verified,
+        access="operator",
+    ),
+)

@@ -1,0 +1,168 @@
+"""The connection: what a socket may do before, between and after requests.
+
+uvicorn's protocol has no limit on how slowly or how long a request's head may arrive; here every
+wait of a connection has an end. A timer exists only while a request is incomplete, so a request
+that arrives whole costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+from uvicorn.config import Config as UvicornConfig
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from perdure.services.config import Limits
+from perdure.wire.errors import ErrorBody, ErrorDetail
+
+_LINGER_BYTES_MAX = 64 * 1024 * 1024
+"""How much of a body is read and thrown away after its request was refused, so that an honest
+client gets to read why."""
+
+_PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Headers Too Large"}
+_PHRASES[503] = b"Service Unavailable"
+
+
+class ConnectionStats(msgspec.Struct):
+    """Connections refused or dropped since the start, by why."""
+
+    over_limit: int = 0
+    late: int = 0
+    malformed: int = 0
+    stalled: int = 0
+
+
+class Connection(HttpToolsProtocol):
+    """One connection; `limits` and `stats` are set on the subclass that `bounded` makes."""
+
+    limits: Limits
+    stats: ConnectionStats
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: UvicornConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._in_head = True
+        self._head_bytes = 0
+        self._discarded_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast(asyncio.Transport, transport))
+        if len(self.connections) > self.limits.connections_max:
+            self.stats.over_limit += 1
+            self._refuse(503, "server_busy", "Too many connections. Try again later.")
+            return
+        self._timer = self.loop.call_later(self.limits.head_timeout_s, self._head_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self._stop_stall()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            if self._head_bytes > self.limits.head_bytes_max:
+                self._refuse(431, "headers_too_large", "The request's headers are too large.")
+            elif self._timer is None and self._head_bytes:
+                self._timer = self.loop.call_later(self.limits.head_timeout_s, self._head_late)
+        elif self._incomplete():
+            self._stop_timer()
+            self._timer = self.loop.call_later(self.limits.read_timeout_s, self._body_late)
+        else:
+            self._stop_timer()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        self._discarded_bytes = 0
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self.cycle.response_complete:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > _LINGER_BYTES_MAX:
+                self.transport.close()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.limits.stall_timeout_s, self._stalled)
+
+    def resume_writing(self) -> None:
+        self._stop_stall()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        self.stats.malformed += 1
+        self._refuse(400, "invalid_request", msg)
+
+    def _incomplete(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
+
+    def _head_late(self) -> None:
+        self.stats.late += 1
+        self._refuse(408, "request_timeout", "The request's headers did not arrive in time.")
+
+    def _body_late(self) -> None:
+        self.stats.late += 1
+        if self._incomplete() and not self.cycle.response_started:
+            self._refuse(408, "request_timeout", "The request's body stopped arriving.")
+        else:
+            self.transport.close()
+
+    def _stalled(self) -> None:
+        """The client takes nothing: what is buffered for it will never be sent."""
+        self.stats.stalled += 1
+        self.transport.abort()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer without the application, which never sees this request, and hang up."""
+        self._stop_timer()
+        if self.transport.is_closing():
+            return
+        type = "invalid_request_error" if status < 500 else "server_error"
+        body = msgspec.json.encode(ErrorBody(ErrorDetail(message=message, type=type, code=code)))
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, _PHRASES[status], len(body), body)
+        )
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+
+def bounded(limits: Limits, stats: ConnectionStats) -> type[Connection]:
+    """The protocol class that keeps these limits and counts what they cost."""
+    return type("BoundedConnection", (Connection,), {"limits": limits, "stats": stats})

@@ -1,0 +1,126 @@
+"""Routes of the Responses API."""
+
+from __future__ import annotations
+
+import asyncio
+
+from perdure.frontends.http.call import Answer, Call, EventStream
+from perdure.frontends.http.queries import ItemsQuery, RetrieveQuery, list_query, query_of
+from perdure.frontends.http.routes import Route
+from perdure.frontends.http.schemas import CreateResponseBody, ItemList, ResponseObject
+from perdure.frontends.http.service import Service, listed, shown
+from perdure.services.gateway import Started
+from perdure.wire.errors import unsupported
+from perdure.wire.responses import ResponseDeleted
+
+
+async def create(service: Service, call: Call) -> Answer | EventStream:
+    caller, sent = await service.named(call)
+    gateway = service.node.gateway
+    started = await gateway.create(caller, sent)
+    goes_on = started.stored and service.node.config.on_disconnect == "continue"
+    if started.stream:
+        return EventStream(
+            gateway.events(started, after=-1),
+            left=None if goes_on else lambda: gateway.abandon(started),
+        )
+    if goes_on:
+        return Answer(await gateway.finished(started))
+    return Answer(await _while_connected(service, call, started))
+
+
+async def retrieve(service: Service, call: Call) -> Answer | EventStream:
+    query = query_of(call, RetrieveQuery)
+    response_id = call.param("response_id")
+    if not query.stream:
+        return Answer(await service.stored.get(call.tenant, response_id))
+    if query.include_obfuscation:
+        raise unsupported("Stream obfuscation", "include_obfuscation")
+    started = await service.stored.follow(call.tenant, response_id)
+    after = -1 if query.starting_after is None else query.starting_after
+    return EventStream(service.node.gateway.events(started, after=after))
+
+
+async def delete(service: Service, call: Call) -> Answer:
+    response_id = call.param("response_id")
+    await service.stored.delete(call.tenant, response_id)
+    return shown(ResponseDeleted(id=response_id))
+
+
+async def cancel(service: Service, call: Call) -> Answer:
+    return Answer(await service.stored.cancel(call.tenant, call.param("response_id")))
+
+
+async def input_items(service: Service, call: Call) -> Answer:
+    query = list_query(call)
+    return listed(await service.stored.input_items(call.tenant, call.param("response_id"), query))
+
+
+async def _while_connected(service: Service, call: Call, started: Started) -> bytes:
+    """The finished body; generation stops when its client leaves."""
+    gateway = service.node.gateway
+    finished = asyncio.create_task(gateway.finished(started))
+    left = asyncio.create_task(call.disconnected())
+    try:
+        await asyncio.wait((finished, left), return_when=asyncio.FIRST_COMPLETED)
+        if not finished.done():
+            await gateway.abandon(started)
+        return await finished
+    finally:
+        left.cancel()
+        finished.cancel()
+
+
+ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/responses/{response_id}",
+        name="retrieve_response",
+        summary="A response as it was stored; with `stream=true` its events, also after its end.",
+        handler=retrieve,
+        query=RetrieveQuery,
+        answer=ResponseObject,
+        statuses=(404,),
+        streams=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses",
+        name="create_response",
+        summary="Generate a response, stored unless `store` is false; with `stream` as events.",
+        handler=create,
+        body=CreateResponseBody,
+        answer=ResponseObject,
+        statuses=(404, 409),
+        idempotent=True,
+        streams=True,
+    ),
+    Route(
+        method="DELETE",
+        path="/v1/responses/{response_id}",
+        name="delete_response",
+        summary="Delete a response, its input items and its events.",
+        handler=delete,
+        answer=ResponseDeleted,
+        statuses=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/responses/{response_id}/input_items",
+        name="list_input_items",
+        summary="The items a response was created with.",
+        handler=input_items,
+        query=ItemsQuery,
+        answer=ItemList,
+        statuses=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses/{response_id}/cancel",
+        name="cancel_response",
+        summary="Cancel a background response; those of a waiting client cannot be cancelled.",
+        handler=cancel,
+        answer=ResponseObject,
+        statuses=(404,),
+    ),
+)

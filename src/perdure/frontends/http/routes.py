@@ -1,0 +1,38 @@
+"""What a route is. One table of these gives routing, admission, metric labels and the OpenAPI
+document, so none of them can say something else than the server does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+
+from perdure.frontends.http.call import Answer, Call, EventStream
+
+Access = Literal["open", "key", "operator"]
+"""`open`: anyone, for probes. `key`: whoever admission lets in. `operator`: control socket only."""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One operation. `body`, `query`, `answer` and `refusal` (of a 503) are the types from which
+    schemas are made; a query's type has one field a parameter, all optional. `statuses` are the
+    ways it can fail beyond those of every route like it."""
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    name: str
+    summary: str
+    handler: Callable[[Any, Call], Awaitable[Answer | EventStream]]
+    answer: Any
+    refusal: Any = None
+    body: Any = None
+    body_required: bool = True
+    query: type[msgspec.Struct] | None = None
+    statuses: tuple[int, ...] = ()
+    access: Access = "key"
+    needs_ready: bool = True
+    idempotent: bool = False
+    streams: bool = False
+    media: str = "application/json"

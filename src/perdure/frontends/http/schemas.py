@@ -1,0 +1,214 @@
+"""JSON Schemas of what is kept as plain JSON rather than as structs: items, and the responses and
+requests that hold them. Made from the tables that validate requests, where there is one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.wire.conversations import ITEMS_MAX
+from perdure.wire.items import INPUT_ROLES, KINDS, REFERENCE, STATUSES
+from perdure.wire.lists import LIMIT_MAX
+from perdure.wire.metadata import KEY_CHARS_MAX, PAIRS_MAX, VALUE_CHARS_MAX
+from perdure.wire.responses import INCLUDES, CreateResponse
+
+Json = dict[str, Any]
+
+TEXT: Json = {"type": "string"}
+OBJECT: Json = {"type": "object"}
+ITEM_ID: Json = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """A named JSON Schema, for where a route would name a type."""
+
+    name: str
+    definition: Json
+
+
+def ref(schema: Schema) -> Json:
+    return {"$ref": f"#/components/schemas/{schema.name}"}
+
+
+def nullable(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _object(properties: Json, required: tuple[str, ...] = (), **more: Any) -> Json:
+    return {"type": "object", "properties": properties, "required": list(required), **more}
+
+
+def _array(items: Json, **more: Any) -> Json:
+    return {"type": "array", "items": items, **more}
+
+
+def _part(type: str, **fields: Json) -> Json:
+    return _object({"type": {"const": type}, **fields}, ("type", *fields))
+
+
+METADATA: Json = {
+    "type": "object",
+    "additionalProperties": {"type": "string", "maxLength": VALUE_CHARS_MAX},
+    "propertyNames": {"maxLength": KEY_CHARS_MAX},
+    "maxProperties": PAIRS_MAX,
+}
+
+INPUT_PART = Schema(
+    "InputPart",
+    {
+        "anyOf": [
+            _part("input_text", text=TEXT),
+            _part("input_image", image_url=TEXT),
+            _part("input_file", file_data=TEXT),
+        ]
+    },
+)
+OUTPUT_PART = Schema(
+    "OutputPart",
+    {"anyOf": [_part("output_text", text=TEXT), _part("refusal", refusal=TEXT)]},
+)
+
+_SUMMARY = _array(_part("summary_text", text=TEXT))
+_FIELDS: dict[tuple[str, str], Json] = {
+    ("function_call_output", "output"): {"anyOf": [TEXT, _array(ref(INPUT_PART))]},
+    ("reasoning", "summary"): _SUMMARY,
+}
+"""Fields of items with a form of their own; others that a kind needs are text or objects."""
+
+_TEXTS = ("call_id", "name", "arguments", "input", "encrypted_content")
+
+
+def _message(role: Json, part: Schema) -> Json:
+    return _object(
+        {
+            "type": {"const": "message"},
+            "id": nullable(ITEM_ID),
+            "role": role,
+            "status": {"enum": list(STATUSES)},
+            "content": {"anyOf": [TEXT, _array(ref(part))]},
+        },
+        ("role", "content"),
+    )
+
+
+def _kind(name: str) -> Json:
+    kind = KINDS[name]
+    fields = {
+        field: _FIELDS.get((name, field), TEXT if field in _TEXTS else {"not": {"type": "null"}})
+        for field in kind.needs
+    }
+    own = {"type": {"const": name}, "id": nullable(ITEM_ID), **fields}
+    if kind.status:
+        own["status"] = {"enum": list(STATUSES)}
+    return _object(own, ("type", *kind.needs))
+
+
+INPUT_ITEM = Schema(
+    "InputItem",
+    {
+        "anyOf": [
+            _message({"enum": list(INPUT_ROLES)}, INPUT_PART),
+            _message({"const": "assistant"}, OUTPUT_PART),
+            _object({"type": {"const": REFERENCE}, "id": ITEM_ID}, ("type", "id")),
+            *(_kind(name) for name in KINDS if name != "message"),
+        ]
+    },
+)
+ItemObject = Schema(
+    "Item",
+    _object({"id": ITEM_ID, "type": {"enum": list(KINDS)}}, ("id", "type")),
+)
+ItemList = Schema(
+    "ItemList",
+    _object(
+        {
+            "object": {"const": "list"},
+            "data": _array(ref(ItemObject), maxItems=LIMIT_MAX),
+            "first_id": nullable(TEXT),
+            "last_id": nullable(TEXT),
+            "has_more": {"type": "boolean"},
+        },
+        ("object", "data", "first_id", "last_id", "has_more"),
+    ),
+)
+
+_RESPONSE_FIELDS: Json = {
+    "id": TEXT,
+    "object": {"const": "response"},
+    "created_at": {"type": "integer"},
+    "status": {"enum": ["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]},
+    "background": {"type": "boolean"},
+    "completed_at": nullable({"type": "integer"}),
+    "conversation": nullable(_object({"id": TEXT}, ("id",))),
+    "error": nullable(_object({"code": TEXT, "message": TEXT}, ("code", "message"))),
+    "incomplete_details": nullable(OBJECT),
+    "instructions": nullable(TEXT),
+    "max_output_tokens": nullable({"type": "integer"}),
+    "max_tool_calls": nullable({"type": "integer"}),
+    "metadata": OBJECT,
+    "model": TEXT,
+    "output": _array(ref(ItemObject)),
+    "parallel_tool_calls": {"type": "boolean"},
+    "previous_response_id": nullable(TEXT),
+    "reasoning": OBJECT,
+    "service_tier": nullable(TEXT),
+    "store": {"type": "boolean"},
+    "temperature": nullable({"type": "number"}),
+    "text": OBJECT,
+    "tool_choice": {"anyOf": [TEXT, OBJECT]},
+    "tools": _array(OBJECT),
+    "top_logprobs": {"type": "integer"},
+    "top_p": nullable({"type": "number"}),
+    "truncation": TEXT,
+    "usage": nullable(OBJECT),
+    "user": nullable(TEXT),
+}
+ResponseObject = Schema("Response", _object(_RESPONSE_FIELDS, tuple(_RESPONSE_FIELDS)))
+
+
+def _create_response() -> Json:
+    """The request's schema, from the struct that validates it, with what nests in it spelled out.
+    Fields that no standard knows are accepted and given back."""
+    (own,), definitions = msgspec.json.schema_components((CreateResponse,))
+    made: Json = definitions[own["$ref"].rsplit("/", 1)[1]]
+    fields = made["properties"]
+    del fields["extra"]
+    fields["model"] = TEXT
+    fields["input"] = nullable({"anyOf": [TEXT, _array(ref(INPUT_ITEM), minItems=1)]})
+    fields["metadata"] = nullable(METADATA)
+    fields["include"] = nullable(_array({"enum": list(INCLUDES)}))
+    fields["conversation"] = nullable(
+        {"anyOf": [TEXT, _object({"id": TEXT}, ("id",), additionalProperties=False)]}
+    )
+    fields["tools"] = nullable(_array(_part("function", name=TEXT)))
+    made["required"] = ["model"]
+    return made
+
+
+CreateResponseBody = Schema("CreateResponse", _create_response())
+CreateConversationBody = Schema(
+    "CreateConversation",
+    _object(
+        {
+            "metadata": nullable(METADATA),
+            "items": nullable(_array(ref(INPUT_ITEM), maxItems=ITEMS_MAX)),
+        },
+        additionalProperties=False,
+    ),
+)
+CreateItemsBody = Schema(
+    "CreateItems",
+    _object(
+        {"items": _array(ref(INPUT_ITEM), minItems=1, maxItems=ITEMS_MAX)},
+        ("items",),
+        additionalProperties=False,
+    ),
+)
+UpdateConversationBody = Schema(
+    "UpdateConversation",
+    _object({"metadata": nullable(METADATA)}, ("metadata",), additionalProperties=False),
+)
+PARTS = (INPUT_PART, OUTPUT_PART, INPUT_ITEM, ItemObject)
+"""Schemas that only others refer to."""

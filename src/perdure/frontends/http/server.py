@@ -1,0 +1,272 @@
+"""The server: one process, one event loop, two listeners (a TCP port and a control socket).
+
+It listens before the store is open, so that `/livez` and `/v1/startup` are true from the first
+moment. It stops in this order: stop accepting, let requests and runs end within a bound, end the
+streams, close the node, which marks the boot clean. A second signal skips what is left to wait for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from perdure.core.clock import Clock, SystemClock
+from perdure.core.disk import Disk
+from perdure.core.engine import Engine
+from perdure.core.errors import Unavailable
+from perdure.frontends.http import conversations, models, operations, responses
+from perdure.frontends.http.app import Context, Gate, Perimeter, routed
+from perdure.frontends.http.exposed import exposition
+from perdure.frontends.http.journal import AccessLog
+from perdure.frontends.http.limits import Admission, Trusted
+from perdure.frontends.http.openapi import document
+from perdure.frontends.http.protocol import bounded
+from perdure.frontends.http.routes import Route
+from perdure.frontends.http.service import Service
+from perdure.library import open as open_store
+from perdure.services.config import Config, api_keys
+from perdure.services.lifecycle import Node
+
+ROUTES = (*conversations.ROUTES, *responses.ROUTES, *models.ROUTES, *operations.ROUTES)
+"""The table, hot paths first."""
+
+CONTROL_SOCKET = "control.sock"
+_SOCKET_PATH_BYTES_MAX = 100
+_BACKLOG = 2048
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class PortTaken(Unavailable):
+    """Something else listens where this server was told to."""
+
+    code = "port_taken"
+
+
+class Application:
+    """A service and the ASGI applications over it: the public one and the operator's."""
+
+    def __init__(
+        self, node: Node, environment: Mapping[str, str], clock: Clock, log: AccessLog
+    ) -> None:
+        self.service = Service(node)
+        self.log = log
+        limits = node.config.limits
+        admission = Admission(
+            api_keys(node.config, environment),
+            per_minute=limits.requests_per_minute,
+            burst=limits.burst,
+            clock=clock,
+        )
+        self.service.exposition = exposition(self.service)
+        self.service.openapi = document(ROUTES, keyed=admission.keyed)
+        self._clock = clock
+        self.public = self._over(admission, ROUTES)
+        self.control = self._over(Trusted(), (*operations.CONTROL_ROUTES, *ROUTES))
+
+    def _over(self, gate: Gate, routes: tuple[Route, ...]) -> ASGIApp:
+        service = self.service
+        context = Context(service, gate, service.streams, self._clock, service.not_ready)
+        return Perimeter(routed(routes, context), service.requests, self.log, self._clock)
+
+
+class Listener(uvicorn.Server):
+    """uvicorn's server without its signal handling, which says when it listens."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        limits = service.limits
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=bounded(limits, service.connections),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=_BACKLOG,
+                timeout_keep_alive=max(1, int(limits.idle_timeout_s)),
+                timeout_graceful_shutdown=max(1, int(limits.drain_s) + 1),
+            )
+        )
+        self.listening = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class Stop:
+    """The signals that end a server: the first asks, the second hurries, the third kills."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            self._loop.add_signal_handler(number, self._take)
+
+    def _take(self) -> None:
+        if not self.asked.is_set():
+            self.asked.set()
+            return
+        self.hurried.set()
+        for number in _SIGNALS:
+            self._loop.remove_signal_handler(number)
+
+
+async def serve(
+    config: Config,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    ready: Callable[[Node, str], None] = lambda node, url: None,
+    wrap: Callable[[Engine], Engine] = lambda engine: engine,
+) -> None:
+    """Serve until a signal asks to stop. `ready` is called once, with the node and its URL.
+
+    Raises what makes serving impossible, in the six kinds; then nothing is left behind.
+    """
+    stop = Stop()
+    clock, disk = SystemClock(), Disk()
+    listening = await _listen(config)
+    url = _url(config.host, listening)
+    node = Node(config, environment=environment, clock=clock, disk=disk, wrap=wrap, url=url)
+    log = AccessLog(sys.stderr.buffer if config.log_requests else None, clock)
+    application = Application(node, environment, clock, log)
+    public = Listener(application.public, application.service)
+    serving = asyncio.create_task(public.serve(sockets=[listening]))
+    control = ControlSocket(config, disk)
+    try:
+        await _open(node, public, control, stop)
+        if node.opened:
+            await control.start(application)
+            ready(node, url)
+            await stop.asked.wait()
+    finally:
+        await _wind_down(node, public, application.service, stop)
+        await serving
+        await control.close()
+        await node.close()
+        log.flush()
+
+
+async def _open(node: Node, public: Listener, control: ControlSocket, stop: Stop) -> None:
+    """Open the node while the port already answers; a signal gives up on it."""
+    await public.listening.wait()
+    opening = asyncio.create_task(node.open(control_socket=str(control.path or "")))
+    asked = asyncio.create_task(stop.asked.wait())
+    try:
+        await asyncio.wait((opening, asked), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+        with suppress(asyncio.CancelledError):
+            await opening
+    finally:
+        asked.cancel()
+
+
+async def _wind_down(node: Node, public: Listener, service: Service, stop: Stop) -> None:
+    """Stop accepting; give what is under way its time, or until somebody hurries."""
+    public.should_exit = True
+    draining = asyncio.create_task(node.drain(node.config.limits.drain_s))
+    hurried = asyncio.create_task(stop.hurried.wait())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    public.force_exit = stop.hurried.is_set()
+    draining.cancel()
+    hurried.cancel()
+    await asyncio.wait((draining, hurried))
+    service.streams.end()
+    if not draining.cancelled():
+        draining.result()
+
+
+class ControlSocket:
+    """The operator's listener: a Unix socket that only this user can open, beside the data, or in
+    a private temporary directory where that path would be too long for a socket."""
+
+    def __init__(self, config: Config, disk: Disk) -> None:
+        self.path: Path | None = None
+        self._disk = disk
+        self._private: Path | None = None
+        self._listener: Listener | None = None
+        self._serving: asyncio.Task[None] | None = None
+        if not config.engine_url.startswith("memory:"):
+            path = config.data_path.absolute() / CONTROL_SOCKET
+            if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+                self._private = disk.private_directory()
+                path = self._private / CONTROL_SOCKET
+            self.path = path
+
+    async def start(self, application: Application) -> None:
+        """Listen. The store's lock is held, so what lies at the path is a dead server's."""
+        if self.path is None:
+            return
+        self._disk.make_directory(self.path.parent)
+        self._disk.remove(self.path)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            listening.bind(str(self.path))
+        finally:
+            os.umask(before)
+        self._listener = Listener(application.control, application.service)
+        self._serving = asyncio.create_task(self._listener.serve(sockets=[listening]))
+        await self._listener.listening.wait()
+
+    async def close(self) -> None:
+        """Stop listening and leave nothing behind."""
+        if self._listener is not None and self._serving is not None and self.path is not None:
+            self._listener.should_exit = self._listener.force_exit = True
+            await self._serving
+            self._disk.remove(self.path)
+        if self._private is not None:
+            self._disk.remove_directory(self._private)
+
+
+async def _listen(config: Config) -> socket.socket:
+    """A socket bound to the configured address. Where the port is taken by a server of the same
+    data, that is what the error says."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise Unavailable(f"the host {config.host} is not an address here: {error}.") from None
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        if error.errno == errno.EADDRINUSE and config.engine_url.startswith("sqlite:"):
+            await _say_if_locked(config)
+        raise PortTaken(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}. "
+            "Choose another with --port, or stop what uses it."
+        ) from None
+    return listening
+
+
+async def _say_if_locked(config: Config) -> None:
+    """Raises `StoreLocked` where another process holds the store."""
+    if config.data_path.is_dir():
+        async with open_store(config.engine_url, read_only=True):
+            pass
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    port = listening.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,123 @@
+"""Server-sent events: durable events out, as fast as each client takes them.
+
+Nothing is queued here. A client's events come from its own place in the log, and `Call.write`
+waits while the connection's buffer (64 KiB) is full, so a slow reader costs one buffer and delays
+nobody. One that takes nothing for `limits.stall_timeout_s` loses its connection (see `protocol`):
+the events are durable, and it resumes by sequence number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import msgspec
+import structlog
+
+from perdure.core.errors import PerdureError
+from perdure.frontends.http.call import Call, EventStream
+from perdure.wire.errors import body_of
+from perdure.wire.events import ErrorEvent, encode_event, sse, type_of
+
+_log = structlog.get_logger("perdure.http")
+
+HEARTBEAT = b": still here\n\n"
+FAREWELL = b": the server is stopping; resume with starting_after\n\n"
+
+
+class StreamStats(msgspec.Struct):
+    """Streams open now, and what ended others before their last event."""
+
+    open: int = 0
+    disconnected: int = 0
+    stopped: int = 0
+    failed: int = 0
+
+
+class _Head(msgspec.Struct):
+    type: str
+    sequence_number: int
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+class Streams:
+    """Every open stream of a server, so that a stop can end them all."""
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._heartbeat_s = heartbeat_s
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self.stats = StreamStats()
+
+    def end(self) -> None:
+        """End every stream where it is, in good form: clients resume elsewhere or later."""
+        self._stopping = True
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def serve(self, call: Call, stream: EventStream) -> None:
+        """Send a stream to its end, or until its client leaves or the server stops."""
+        await call.begin(stream.headers)
+        pump = asyncio.create_task(self._pump(call, stream))
+        watch = asyncio.create_task(self._watch(call))
+        self._pumps.add(pump)
+        self.stats.open += 1
+        if self._stopping:
+            pump.cancel()
+        try:
+            await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
+            if pump.cancelled():
+                self.stats.stopped += 1
+                await call.write(FAREWELL, last=True)
+            elif not pump.done():
+                self.stats.disconnected += 1
+                if stream.left is not None:
+                    await stream.left()
+        finally:
+            pump.cancel()
+            watch.cancel()
+            await asyncio.wait((pump, watch))
+            self._pumps.discard(pump)
+            self.stats.open -= 1
+        for task in (pump, watch):
+            if not task.cancelled():
+                task.result()
+
+    async def _pump(self, call: Call, stream: EventStream) -> None:
+        last = 0
+        async with aclosing(stream.groups) as groups:
+            try:
+                async for group in groups:
+                    heads = [_head.decode(event) for event in group]
+                    last = heads[-1].sequence_number
+                    parts = [
+                        sse(head.type, event) for head, event in zip(heads, group, strict=True)
+                    ]
+                    await call.write(b"".join(parts))
+            except PerdureError as error:
+                self.stats.failed += 1
+                _log.warning("a stream ended early", request_id=call.request_id, code=error.code)
+                await call.write(_failure(error, last))
+        await call.write(b"", last=True)
+
+    async def _watch(self, call: Call) -> None:
+        """Send a comment in every quiet period; return when the client has left."""
+        while True:
+            try:
+                async with asyncio.timeout(self._heartbeat_s):
+                    await call.disconnected()
+                return
+            except TimeoutError:
+                await call.write(HEARTBEAT)
+
+
+def _failure(error: PerdureError, last: int) -> bytes:
+    """The `error` event of OpenAI's stream grammar. It is not in the log, so it carries the
+    number of the last one that is: resuming after it misses nothing."""
+    detail = body_of(error).error
+    event = ErrorEvent(
+        message=detail.message, code=detail.code, param=detail.param, sequence_number=last
+    )
+    return sse(type_of(event), encode_event(event))

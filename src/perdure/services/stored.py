@@ -1,0 +1,63 @@
+"""What clients do with responses that exist: read them, list what they were given, delete them."""
+
+from __future__ import annotations
+
+from perdure.core.batch import Batch
+from perdure.core.values import Page, Record
+from perdure.services.conversations import decided
+from perdure.services.gateway import Gateway, Started
+from perdure.surfaces.items import Item
+from perdure.surfaces.state import State
+from perdure.wire.errors import WireError
+from perdure.wire.lists import ListQuery
+
+
+class Stored:
+    """Stored responses of one state. Every method raises `NotFound` for an unknown id."""
+
+    def __init__(self, state: State, gateway: Gateway) -> None:
+        self._state = state
+        self._gateway = gateway
+
+    async def get(self, tenant: str, response_id: str) -> bytes:
+        """The wire body, as it was stored."""
+        held = await self._state.responses.get(tenant, response_id)
+        return held.attachment or b""
+
+    async def follow(self, tenant: str, response_id: str) -> Started:
+        """A handle for `Gateway.events`."""
+        held = await self._state.responses.get(tenant, response_id)
+        return Started(held.key, stored=True, stream=True)
+
+    async def input_items(
+        self, tenant: str, response_id: str, query: ListQuery
+    ) -> Page[Record[Item]]:
+        """One page of the items the response was created with."""
+        held = await self._state.responses.get(tenant, response_id)
+        return await self._state.items.page(
+            held.key,
+            "input",
+            limit=query.limit,
+            after=query.after,
+            descending=query.order == "desc",
+        )
+
+    async def cancel(self, tenant: str, response_id: str) -> bytes:
+        """Only background responses can be cancelled; others end with their client's request."""
+        await self._state.responses.get(tenant, response_id)
+        raise WireError("Cannot cancel a synchronous response.", param="response_id")
+
+    async def delete(self, tenant: str, response_id: str) -> None:
+        """Delete a response with its items and events; one that still runs is stopped first.
+        Items that joined a conversation stay there."""
+
+        async def attempt() -> None:
+            held = await self._state.responses.get(tenant, response_id)
+            if not held.value.status.terminal:
+                await self._gateway.abandon(Started(held.key, stored=True, stream=False))
+                held = await self._state.responses.get(tenant, response_id)
+            keys = [item.key async for item in self._state.items.all(held.key, "input", "output")]
+            batch: Batch = self._state.responses.delete(held) + self._state.items.remove(keys)
+            await self._state.commit(batch)
+
+        await decided(attempt)
