@@ -1,3 +1,5 @@
+"""The public conformance suite on every engine of this repository, and proof that it can fail."""
+
 from __future__ import annotations
 
 import os
@@ -17,16 +19,6 @@ from tests.conformance.subjects import KNOWN
 ASKED = conformance.asked_for(KNOWN, os.environ)
 
 
-# proves C3
-# proves C4
-# proves C5
-# proves C6
-# proves C7
-# proves C18
-# proves C19
-# proves C20
-# proves C22
-# proves C23
 @pytest.mark.parametrize("subject", ASKED, ids=lambda subject: subject.name)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name.replace(" ", "_"))
 async def test_rule(rule: Rule, subject: Subject, tmp_path: Path, ran: Counter[str]) -> None:
