@@ -13,6 +13,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import parse_qs
 
 import httpx
 import uvicorn
@@ -93,6 +94,7 @@ class ScriptedApp:
         self.received: deque[dict[str, Any]] = deque(maxlen=RECEIVED_MAX)
         self.left_early = 0
         self._seen: Counter[str] = Counter()
+        self._changed = asyncio.Event()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,6 +104,7 @@ class ScriptedApp:
                 model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "perdure"}
                 await _answer(send, 200, {"object": "list", "data": [model]})
             case "GET", "/received":
+                await self._wait(parse_qs(scope["query_string"].decode()))
                 told = {"requests": list(self.received), "left_early": self.left_early}
                 await _answer(send, 200, told)
             case "POST", "/v1/chat/completions" | "/v1/responses" as path:
@@ -111,6 +114,7 @@ class ScriptedApp:
 
     async def _play(self, path: str, body: dict[str, Any], receive: Receive, send: Send) -> None:
         self.received.append({"path": path, "body": body})
+        self._note()
         prompt = _prompt(body)
         script = echo(prompt) if _from_tool(body) else script_of(prompt, body.get("model") or "")
         self._seen[prompt] += 1
@@ -123,13 +127,30 @@ class ScriptedApp:
             await self._stream(script, stream(script, body), receive, send)
         elif script.ending == "hang":
             await _left(receive)
-            self.left_early += 1
+            self._note(left=1)
         elif script.ending in _UNFINISHED:
             await _answer(send, 500, _error(f"scripted: {script.ending}"))
         else:
             await asyncio.sleep(script.delay_s * len(script.chunks))
             whole = _chat_whole if path.endswith("completions") else _responses_whole
             await _answer(send, 200, whole(script, body))
+
+    def _note(self, left: int = 0) -> None:
+        self.left_early += left
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _wait(self, query: dict[str, list[str]]) -> None:
+        """Return once there are as many requests and leavers as the query names, or too late."""
+        requests, left, timeout_s = (
+            float(query.get(name, ["0"])[0]) for name in ("requests", "left", "timeout_s")
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                while len(self.received) < requests or self.left_early < left:
+                    await self._changed.wait()
+        except TimeoutError:
+            return
 
     async def _stream(
         self, script: Script, chunks: Iterator[bytes], receive: Receive, send: Send
@@ -149,12 +170,12 @@ class ScriptedApp:
                 elif script.delay_s:
                     await asyncio.sleep(wait_s)
                 if left.done():
-                    self.left_early += 1
+                    self._note(left=1)
                     return
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             if script.ending == "hang":
                 await left
-                self.left_early += 1
+                self._note(left=1)
             elif script.ending == "cut":
                 raise _Cut
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -285,18 +306,27 @@ class ScriptedUpstream:
         assert self._process is not None
         return self._process.pid
 
-    async def received(self) -> list[dict[str, Any]]:
-        """The bodies of all requests for an answer so far, in order of arrival."""
-        told = await self._told()
+    async def received(self, at_least: int = 0, *, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+        """The bodies of all requests for an answer so far, in order of arrival; waits for there
+        to be `at_least` so many. Raises `TimeoutError`."""
+        told = await self._told(requests=at_least, timeout_s=timeout_s)
+        if len(told["requests"]) < at_least:
+            raise TimeoutError(f"{len(told['requests'])} requests came, not {at_least}.")
         return [request["body"] for request in told["requests"]]
 
-    async def left_early(self) -> int:
-        """How many clients left before the end of their answer."""
-        return int((await self._told())["left_early"])
+    async def left_early(self, at_least: int = 0, *, timeout_s: float = 5.0) -> int:
+        """How many clients left before the end of their answer; waits for there to be `at_least`
+        so many. Raises `TimeoutError`."""
+        told = await self._told(left=at_least, timeout_s=timeout_s)
+        if told["left_early"] < at_least:
+            raise TimeoutError(f"{told['left_early']} clients left early, not {at_least}.")
+        return int(told["left_early"])
 
-    async def _told(self) -> dict[str, Any]:
-        async with httpx.AsyncClient() as client:
-            response = await client.get(f"http://127.0.0.1:{self._port}/received")
+    async def _told(self, *, timeout_s: float, **wanted: int) -> dict[str, Any]:
+        async with httpx.AsyncClient(timeout=timeout_s + 5) as client:
+            response = await client.get(
+                f"http://127.0.0.1:{self._port}/received", params={"timeout_s": timeout_s} | wanted
+            )
             response.raise_for_status()
             told: dict[str, Any] = response.json()
             return told

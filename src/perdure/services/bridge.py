@@ -387,8 +387,9 @@ class ChatReader:
                 self._failure = failed("The upstream began a tool call without a name.")
                 return
             self._close_writing()
+            taken = any(o.item.get("call_id") == delta.id for o in self.view.items.values())
             item = _new_item("function_call", self._clock) | {
-                "call_id": delta.id or self._clock.new_id("call"),
+                "call_id": self._clock.new_id("call") if taken or not delta.id else delta.id,
                 "name": name,
             }
             call = self._calls[index] = _Call(self._open(item), delta.id)
@@ -405,12 +406,15 @@ class ChatReader:
             )
 
     def _index_of(self, delta: ToolCallDelta) -> int:
-        """Which call a piece belongs to. Without an index, a name begins the next call and
-        anything else goes on with the last."""
+        """Which call a piece belongs to. Without an index its id tells; without that, a name begins
+        the next call and anything else goes on with the last."""
         if delta.index is not None:
             return delta.index
+        for index, call in self._calls.items():
+            if delta.id and call.id == delta.id:
+                return index
         begins = delta.function is not None and delta.function.name
-        return len(self._calls) if begins else max(self._calls, default=0)
+        return max(self._calls, default=-1) + 1 if begins else max(self._calls, default=0)
 
     def _open(self, item: Item) -> int:
         index = self.view.next_index
