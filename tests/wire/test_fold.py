@@ -93,7 +93,7 @@ def every_type() -> tuple[View, list[Event]]:
     return view, made
 
 
-# proves R4 R5
+# proves R4, R5
 def test_every_event_type_passes_the_official_clients_validation() -> None:
     _, made = every_type()
     for status in ("failed", "incomplete"):

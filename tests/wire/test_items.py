@@ -48,7 +48,7 @@ def test_the_prefixes_of_ids_differ() -> None:
     assert len({kind.prefix for kind in KINDS.values()}) == len(KINDS)
 
 
-# proves R1 R8
+# proves R1, R8
 @pytest.mark.parametrize(
     "sent",
     [

@@ -127,7 +127,7 @@ def test_terminal_bodies_pass_strict_validation(outcome: Outcome, completed_at: 
     assert body.get("perdure") == outcome.perdure
 
 
-# proves R1 R7
+# proves R1, R7
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [

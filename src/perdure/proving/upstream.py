@@ -325,7 +325,7 @@ class ScriptedUpstream:
     async def _told(self, *, timeout_s: float, **wanted: int) -> dict[str, Any]:
         async with httpx.AsyncClient(timeout=timeout_s + 5) as client:
             response = await client.get(
-                f"http://127.0.0.1:{self._port}/received", params={"timeout_s": timeout_s} | wanted
+                f"http://127.0.0.1:{self._port}/received", params={"timeout_s": timeout_s, **wanted}
             )
             response.raise_for_status()
             told: dict[str, Any] = response.json()
