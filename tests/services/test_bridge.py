@@ -10,11 +10,10 @@ from perdure.core.clock import SystemClock
 from perdure.services.bridge import chat_request
 from perdure.wire.errors import WireError
 from perdure.wire.items import sound_items
-from perdure.wire.responses import parse_create_response, response_body
+from perdure.wire.responses import parse_create_response
 
 CLOCK = SystemClock()
 LEAST: dict[str, Any] = {"model": "m", "input": "x"}
-BODY = response_body(parse_create_response(LEAST), id="resp_1", created_at=1)
 
 
 def asked(sent: dict[str, Any], *history: Any, **options: Any) -> dict[str, Any]:

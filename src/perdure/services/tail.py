@@ -19,6 +19,8 @@ from perdure.core.keys import Key, show
 from perdure.core.layouts import Log
 from perdure.core.values import Entry
 
+Ended = Callable[[Entry[Any]], bool]
+
 _RECENT_MAX = 512
 _PAGE = 256
 _WAIT_S = 30.0
@@ -32,12 +34,15 @@ class TailStats(msgspec.Struct):
 
 
 class _Stream:
-    """The shared reader of one stream; it runs while anyone follows."""
+    """The shared reader of one stream; it runs while anyone follows, up to the entry that ends
+    the stream, whose number is then `final`."""
 
-    def __init__(self, engine: Engine, log: Log[Any], key: Key, after: int) -> None:
+    def __init__(self, engine: Engine, log: Log[Any], key: Key, after: int, ended: Ended) -> None:
         self._engine = engine
         self._log = log
         self._key = key
+        self._ended = ended
+        self.final: int | None = None
         self.followers = 0
         self.last = after
         self.recent: deque[Entry[Any]] = deque(maxlen=_RECENT_MAX)
@@ -48,8 +53,8 @@ class _Stream:
     async def _run(self) -> None:
         try:
             tip = await self._engine.tip(self._log, self._key)
-            self.last = min(self.last, tip.last)
-            while True:
+            self.last = max(0, min(self.last, tip.last - 1))
+            while self.final is None:
                 tip = await self._engine.wait(self._log, self._key, self.last, timeout_s=_WAIT_S)
                 if tip.last < self.last:
                     raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
@@ -59,6 +64,8 @@ class _Stream:
                 if entries:
                     self.recent.extend(entries)
                     self.last = entries[-1].seq
+                    if self._ended(entries[-1]):
+                        self.final = self.last
                     self._wake()
         except PerdureError as error:
             self.fail(error)
@@ -92,11 +99,12 @@ class Tail:
         key: Key,
         *,
         after: int,
-        ended: Callable[[Entry[Any]], bool],
+        ended: Ended,
     ) -> AsyncIterator[list[Entry[Any]]]:
         """Entries above `after` in order, in groups as they become durable; it stops behind the
-        entry that `ended` says is the last. Raises what the engine raises."""
-        stream = self._join(log, key, after)
+        entry that `ended` says is the last, whether or not `after` is beyond it. Raises what the
+        engine raises, and what `fail` is told."""
+        stream = self._join(log, key, after, ended)
         try:
             while True:
                 moved = stream.moved
@@ -106,8 +114,8 @@ class Tail:
                 if entries:
                     after = entries[-1].seq
                     yield entries
-                    if ended(entries[-1]):
-                        return
+                elif stream.final is not None and after >= stream.final:
+                    return
                 elif stream.failure is not None:
                     raise stream.failure
                 else:
@@ -121,10 +129,10 @@ class Tail:
         if stream is not None:
             stream.fail(error)
 
-    def _join(self, log: Log[Any], key: Key, after: int) -> _Stream:
+    def _join(self, log: Log[Any], key: Key, after: int, ended: Ended) -> _Stream:
         stream = self._streams.get((log.name, key))
         if stream is None or stream.failure is not None:
-            stream = _Stream(self._engine, log, key, after)
+            stream = _Stream(self._engine, log, key, after, ended)
             self._streams[(log.name, key)] = stream
             self.stats.streams += 1
         stream.followers += 1

@@ -1,0 +1,106 @@
+"""A whole node in this process, on each engine that can carry it, with a real upstream process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.services.config import load
+from perdure.services.gateway import Started
+from perdure.services.lifecycle import Node
+from perdure.services.requests import Caller
+
+_numbers = itertools.count()
+
+
+def someone(**known: Any) -> Caller:
+    """A caller of the default tenant whose request has not been sent before."""
+    return Caller("default", **({"digest": f"digest{next(_numbers)}"} | known))
+
+
+class Driver:
+    """A node and the few things tests do with it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    async def ask(self, said: str, *, caller: Caller | None = None, **fields: Any) -> Started:
+        body = {"model": "scripted", "input": said} | fields
+        return await self.node.gateway.create(caller or someone(), body)
+
+    async def answer(self, said: str, **fields: Any) -> dict[str, Any]:
+        """The terminal body."""
+        started = await self.ask(said, **fields)
+        return msgspec.json.decode(await self.node.gateway.finished(started))
+
+    async def events(self, started: Started, after: int = -1) -> list[dict[str, Any]]:
+        return [
+            msgspec.json.decode(event)
+            async for group in self.node.gateway.events(started, after=after)
+            for event in group
+        ]
+
+    async def conversation(self, *said: str) -> str:
+        items = [{"role": "user", "content": text} for text in said]
+        body = await self.node.conversations.create(someone(), {"items": items})
+        return msgspec.json.decode(body)["id"]
+
+    async def words(self, conversation_id: str) -> list[str]:
+        """What was said in a conversation, in order."""
+        owner = ("default", conversation_id)
+        found = [
+            msgspec.json.decode(item.attachment or b"")
+            async for item in self.node.state.items.all(owner, "items")
+        ]
+        return ["".join(part["text"] for part in item["content"]) for item in found]
+
+
+Open = Callable[..., Awaitable[Driver]]
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    async with ScriptedUpstream() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'perdure.db'}"
+
+
+@pytest.fixture
+async def opened(
+    engine_url: str, upstream: ScriptedUpstream, tmp_path: Path
+) -> AsyncIterator[Open]:
+    """Opens nodes over one store; what is still open at the end is closed and verified."""
+    async with AsyncExitStack() as stack:
+
+        async def open(**made: Any) -> Driver:
+            flags = {"engine": engine_url, "data": str(tmp_path), "upstream.url": upstream.url}
+            node = Node(load(environment={}, flags=flags), environment={}, **made)
+            await node.open()
+            stack.push_async_callback(_close, node)
+            return Driver(node)
+
+        yield open
+
+
+async def _close(node: Node) -> None:
+    if node.opened:
+        findings = [finding async for finding in node.state.engine.verify()]
+        await node.drain(0)
+        await node.close()
+        assert findings == []
+
+
+@pytest.fixture
+async def driver(opened: Open) -> Driver:
+    return await opened()

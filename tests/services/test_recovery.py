@@ -1,0 +1,140 @@
+"""Recovery: what a boot does about what the last one left. The death is real in tests/crash; here
+it is a node that is dropped without a stop, so that every outcome can be looked at closely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from perdure.core.batch import Batch
+from perdure.core.values import Committed
+from perdure.engines.wrapping import Wrapping
+from perdure.services.gateway import Started
+from perdure.services.lifecycle import Node
+from tests.services.conftest import Driver, Open
+
+
+class Deaf(Wrapping):
+    """An engine that stops hearing writes, as a process does when it dies."""
+
+    dead = False
+
+    async def commit(self, batch: Batch) -> Committed:
+        if self.dead:
+            return await self._never()
+        return await super().commit(batch)
+
+    async def _never(self) -> Committed:
+        raise ConnectionAbortedError("the process is dead")
+
+
+@pytest.fixture
+def engine_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'perdure.db'}"
+
+
+async def die(node: Node) -> None:
+    """Leave the node's engine as a kill would: nothing more is written, the lock is let go."""
+    engine = node.state.engine
+    assert isinstance(engine, Deaf)
+    engine.dead = True
+    node.opened = False
+    await node._supervisor.stop()
+    await node.gateway.close()
+    assert node.upstream is not None
+    await node.upstream.close()
+    await engine.engine.close()
+
+
+async def interrupted(opened: Open, conversation: bool = False) -> tuple[Driver, str, list[dict]]:
+    """A node opened after one that died while a stream was under way."""
+    first = await opened(wrap=Deaf)
+    fields = {"conversation": await first.conversation("hello")} if conversation else {}
+    started = await first.ask("hang 5", stream=True, **fields)
+    seen: list[dict] = []
+    async for group in first.node.gateway.events(started, after=-1):
+        seen += [msgspec.json.decode(event) for event in group]
+        if sum(event["type"].endswith("text.delta") for event in seen) == 5:
+            break
+    await die(first.node)
+    return await opened(), started.id, seen
+
+
+# proves R5
+async def test_a_response_whose_process_died_fails_and_keeps_what_was_seen(opened: Open) -> None:
+    driver, response_id, seen = await interrupted(opened)
+    held = await driver.node.state.responses.get("default", response_id)
+    body = msgspec.json.decode(held.attachment or b"")
+    assert body["status"] == "failed"
+    assert body["error"]["code"] == "server_error"
+    assert "restarted" in body["error"]["message"]
+    assert body["perdure"] == {"reason": "process_restart"}
+    (item,) = body["output"]
+    assert (item["status"], item["content"][0]["text"]) == ("incomplete", "1 2 3 4 5")
+    events = await driver.events(Started(held.key, stored=True, stream=True))
+    assert events[: len(seen)] == seen
+    assert [event["type"] for event in events[len(seen) :]] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.failed",
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+# proves R7
+async def test_the_lock_of_a_dead_process_is_released(opened: Open) -> None:
+    driver, response_id, _ = await interrupted(opened, conversation=True)
+    body = (await driver.node.state.responses.get("default", response_id)).attachment or b""
+    conversation = msgspec.json.decode(body)["conversation"]["id"]
+    assert await driver.words(conversation) == ["hello"]
+    await driver.answer("echo on", conversation=conversation)
+    assert await driver.words(conversation) == ["hello", "echo on", "on"]
+
+
+# proves C13
+async def test_every_boot_says_what_it_found(opened: Open) -> None:
+    driver, _, _ = await interrupted(opened)
+    boot = driver.node.boot
+    assert (boot.number, boot.previous_ended_clean) == (2, False)
+    found = {one.surface: one for one in boot.recovery}
+    assert found["responses"].interrupted == 1
+    await driver.node.drain(0)
+    await driver.node.close()
+    third = await opened()
+    assert (third.node.boot.number, third.node.boot.previous_ended_clean) == (3, True)
+    assert {one.surface: one.interrupted for one in third.node.boot.recovery}["responses"] == 0
+    history = await third.node.state.boots.history(boot.instance_id, limit=10)
+    assert [item.value.boot_id for item in history.items] == [
+        third.node.boot_id,
+        boot.boot_id,
+        boot.previous_boot_id,
+    ]
+
+
+# proves C13
+async def test_a_crash_during_recovery_changes_nothing_but_the_boot_record(opened: Open) -> None:
+    class DiesRecovering(Deaf):
+        commits = 0
+
+        async def commit(self, batch: Batch) -> Committed:
+            self.commits += 1
+            self.dead = self.dead or self.commits > 1
+            return await super().commit(batch)
+
+    first = await opened(wrap=Deaf)
+    started = await first.ask("hang 5", stream=True)
+    async for group in first.node.gateway.events(started, after=-1):
+        if b"text.delta" in b"".join(group):
+            break
+    await die(first.node)
+    with pytest.raises(ConnectionAbortedError):
+        await opened(wrap=DiesRecovering)
+    driver = await opened()
+    assert driver.node.boot.number == 3
+    body = (await driver.node.state.responses.get(*started.key)).attachment or b""
+    assert msgspec.json.decode(body)["status"] == "failed"
+    after = await driver.events(started)
+    assert [event["type"] for event in after].count("response.failed") == 1
