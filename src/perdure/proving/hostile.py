@@ -121,6 +121,5 @@ LEGAL_VALUES: dict[str, Any] = {
     "proto": {"__proto__": {"constructor": None}},
     "as deep as fits in one field": _nested(JSON_DEPTH_MAX - 1),
     "text like numbers": ["1", "1.0", "1e5", "true", "null", "NaN"],
-    "long": "x" * 100_000,
 }
 """Values that must come back equal, with equal types."""

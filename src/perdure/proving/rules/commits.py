@@ -325,12 +325,13 @@ async def the_owner_of_a_deleted_record_cannot_write_to_its_successor(store: Sto
 @commits.rule("C20")
 async def hostile_but_legal_values_come_back_unchanged(store: Store) -> None:
     engine = await store.open()
-    for name, value in hostile.LEGAL_VALUES.items():
+    values = {**hostile.LEGAL_VALUES, "long": "x" * 1_000_000}
+    for name, value in values.items():
         await engine.commit(
             put(NOTES, ("t", "values", name), Note(body=value))
             + append(EVENTS, ("t", name), [Note(body=value)])
         )
-    for name, value in hostile.LEGAL_VALUES.items():
+    for name, value in values.items():
         record = there(await engine.get(NOTES, ("t", "values", name)))
         same(repr(record.value.body), repr(value), name)
         (entry,) = await engine.read(EVENTS, ("t", name), limit=1)

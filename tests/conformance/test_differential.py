@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from perdure.proving.differential import machine
+from perdure.proving.subject import Subject
+from tests.conformance.subjects import KNOWN
+from tests.conformance.test_conformance import ASKED
+
+THOROUGH = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+MEMORY = KNOWN["memory"]
+
+
+# proves C20
+@pytest.mark.parametrize("subject", ASKED, ids=lambda subject: subject.name)
+def test_an_engine_answers_as_the_reference_does(subject: Subject) -> None:
+    run_state_machine_as_test(machine(MEMORY, subject), settings=THOROUGH)
