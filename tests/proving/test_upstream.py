@@ -92,6 +92,10 @@ async def test_tools_are_called_and_their_outputs_echoed(upstream: ScriptedUpstr
             response = await official.responses.create(model="m", input=prompt)
             found = [(item.name, item.arguments) for item in response.output]  # type: ignore[union-attr]
             assert found == made
+        longer = [*said("hi"), *said("parallel f g")]
+        again = await official.chat.completions.create(model="m", messages=longer)
+        later = again.choices[0].message.tool_calls or []
+        assert len({call.id for call in (*calls, *later)}) == 4
         output: Any = {"role": "tool", "tool_call_id": "c", "content": "count 3"}
         echoed = await official.chat.completions.create(model="m", messages=[output])
         assert echoed.choices[0].message.content == "count 3"

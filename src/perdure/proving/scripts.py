@@ -131,8 +131,13 @@ _VERBS: dict[str, Callable[[str], Script]] = {
 }
 
 
-def deltas(script: Script) -> Iterator[dict[str, Any]]:
-    """The answer as deltas of chat completion chunks."""
+def call_id(turn: int, at: int) -> str:
+    """The id of a call: of its turn and place, so that none stands twice in a conversation."""
+    return f"call_{turn}_{at}"
+
+
+def deltas(script: Script, turn: int) -> Iterator[dict[str, Any]]:
+    """The answer as deltas of chat completion chunks; `turn` tells its calls from earlier ones."""
     yield {"role": "assistant", "content": ""}
     for thought in script.thoughts:
         yield {"reasoning_content": thought}
@@ -144,7 +149,7 @@ def deltas(script: Script) -> Iterator[dict[str, Any]]:
         function = {"name": name, "arguments": ""}
         yield {
             "tool_calls": [
-                {"index": at, "id": f"call_{at}_{name}", "type": "function", "function": function}
+                {"index": at, "id": call_id(turn, at), "type": "function", "function": function}
             ]
         }
     pieces = [

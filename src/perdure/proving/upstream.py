@@ -20,7 +20,7 @@ import uvicorn
 
 from perdure.core import codec
 from perdure.core.clock import SystemClock
-from perdure.proving.scripts import Script, deltas, echo, script_of
+from perdure.proving.scripts import Script, call_id, deltas, echo, script_of
 from perdure.services.bridge import ChatReader
 from perdure.wire import events as ev
 from perdure.wire.fold import View, take
@@ -44,7 +44,7 @@ def chat_chunks(script: Script, body: dict[str, Any]) -> Iterator[dict[str, Any]
     """The answer as chat completion chunks, up to its ending."""
     head = {"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0}
     head["model"] = body.get("model")
-    for delta in deltas(script):
+    for delta in deltas(script, _turn(body)):
         yield head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
     if script.ending == "error":
         yield {"error": {"message": "scripted failure", "type": "server_error", "code": None}}
@@ -79,6 +79,11 @@ def _prompt(body: dict[str, Any]) -> str:
     if isinstance(content, list):
         return " ".join(part.get("text") or "" for part in content)
     return str(content)
+
+
+def _turn(body: dict[str, Any]) -> int:
+    """How much was said before, which grows along a conversation."""
+    return len(body.get("messages") or body.get("input") or ())
 
 
 def _from_tool(body: dict[str, Any]) -> bool:
@@ -193,7 +198,7 @@ def _chat_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
 def _chat_whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:
     calls = [
         {
-            "id": f"call_{at}_{name}",
+            "id": call_id(_turn(body), at),
             "type": "function",
             "function": {"name": name, "arguments": arguments},
         }
