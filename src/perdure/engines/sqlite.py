@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from perdure.engines.sqlite_commit import Committer, Outcome, Request
 from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_scan import count_rows, scan_page
-from perdure.engines.sqlite_schema import SQL, Table, checked_record
+from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, checked_record
 from perdure.engines.sqlite_verify import verify_store
 
 T = TypeVar("T")
@@ -60,11 +61,13 @@ class SqliteEngine:
             layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
         }
         self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
-        self._readers: list[apsw.Connection] = []
+        self._readers: set[apsw.Connection] = set()
+        self._idle: list[apsw.Connection] = []
         self._reading: set[asyncio.Future[Any]] = set()
         self._waiting: dict[Touched, set[asyncio.Future[None]]] = defaultdict(set)
         self._closing: asyncio.Future[None] | None = None
         self._reader = self._open_reader()
+        self.stats.stored_size_bytes = store.place.path.stat().st_size
         self._committer = None if read_only else self._start_committer()
 
     @classmethod
@@ -102,7 +105,6 @@ class SqliteEngine:
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
-        self._check_open()
         table = self._table(records)
         place = keys.join(key)
         try:
@@ -112,9 +114,9 @@ class SqliteEngine:
         return None if row is None else checked_record(records, keys.split(place), place, row)
 
     async def get_many(self, records: Records[T], keys: Sequence[Key]) -> list[Record[T] | None]:
-        self._check_open()
+        table = self._table(records)
         cursors.check_limit(len(keys))
-        return await self._read(len(keys), _get_many, self._table(records), keys)
+        return await self._read(len(keys), _get_many, table, keys)
 
     async def scan(
         self,
@@ -127,23 +129,21 @@ class SqliteEngine:
         cursor: str | None = None,
         descending: bool = False,
     ) -> Page[Record[T]]:
-        self._check_open()
+        table = self._table(records)
         cursors.check_limit(limit)
         question = Question(self.store_id, records.name, prefix, index, tuple(where), descending)
         cursors.check_question(records, question)
         after = None if cursor is None else cursors.unpack(question, cursor)
-        table = self._table(records)
         return await self._off_loop(scan_page, table, question, after, limit)
 
     async def count(
         self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
     ) -> dict[tuple[Column | None, ...], int]:
-        self._check_open()
+        table = self._table(records)
         question = Question(self.store_id, records.name, prefix, index)
         declared = cursors.check_question(records, question)
-        if group and declared is None:
-            raise Invalid("counting by group needs an index.")
-        return await self._off_loop(count_rows, self._table(records), question, group)
+        cursors.check_group(records, declared, group)
+        return await self._off_loop(count_rows, table, question, group)
 
     async def read(
         self,
@@ -154,13 +154,11 @@ class SqliteEngine:
         incarnation: int | None = None,
         limit: int,
     ) -> list[Entry[T]]:
-        self._check_open()
-        cursors.check_limit(limit)
         self._check_log(log)
+        cursors.check_limit(limit)
         return await self._read(limit, _read_entries, log, stream, after, incarnation, limit)
 
     async def tip(self, log: Log[Any], stream: Key) -> Tip:
-        self._check_open()
         self._check_log(log)
         where = f"{log.name} {keys.show(stream)}"
         place = keys.join(stream)
@@ -188,9 +186,8 @@ class SqliteEngine:
     async def streams(
         self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
     ) -> Page[Key]:
-        self._check_open()
-        cursors.check_limit(limit)
         self._check_log(log)
+        cursors.check_limit(limit)
         question = Question(self.store_id, log.name, prefix)
         low, high = keys.span(prefix)
         if cursor is not None:
@@ -208,13 +205,15 @@ class SqliteEngine:
         for finding in self.recovered.findings:
             yield finding
         connection = self._open_reader()
+        self._readers.add(connection)
         try:
             steps = verify_store(connection, self._layouts, str(self._store.place.path))
-            while (found := await self._off_loop(_next_step, steps)) is not None:
+            while (found := await self._aside(next, steps, None)) is not None:
                 for finding in found:
                     yield finding
                 self._check_open()
         finally:
+            self._readers.discard(connection)
             connection.close()
 
     def announce(self, note: str) -> None:
@@ -242,7 +241,7 @@ class SqliteEngine:
             committer.stop()
             self._checkpointer.close()
         self._reader.close()
-        for reader in self._readers:
+        for reader in (*self._idle, *self._readers):
             reader.close()
         if committer is None or committer.latched:
             self._store.release()
@@ -253,11 +252,18 @@ class SqliteEngine:
         store = self._store
         assert store.mark is not None
         with translating(str(store.place.path)):
-            self._checkpointer = Checkpointer(store.place.connect(), self._latch)
+            self._checkpointer = Checkpointer(
+                store.place.connect(),
+                store.place.path,
+                self.stats,
+                make_way=self._interrupt_readers,
+                failed=self._latch,
+            )
             return Committer(
                 store.connection,
                 self._checkpointer,
                 self._tables,
+                self._logs,
                 store.mark,
                 store.number,
                 where=str(store.place.path),
@@ -269,6 +275,12 @@ class SqliteEngine:
     def _latch(self, why: str) -> None:
         if self._committer is not None:
             self._committer.latch(why)
+
+    def _interrupt_readers(self) -> None:
+        """End the reads that keep the log from starting over. Called by the committer's thread."""
+        for reader in tuple(self._readers):
+            with suppress(apsw.ConnectionClosedError):
+                reader.interrupt()
 
     def _settle_from_thread(self, outcomes: list[Outcome], tips: dict[Touched, Tip]) -> None:
         if not self._loop.is_closed():
@@ -308,36 +320,40 @@ class SqliteEngine:
 
     async def _off_loop(self, function: Callable[..., R], *args: Any) -> R:
         """Run `function(connection, *args)` in a thread, on a connection nobody else uses."""
-        reading = asyncio.ensure_future(off_loop(self._with_reader, function, *args))
+        return await self._aside(self._with_reader, function, *args)
+
+    async def _aside(self, function: Callable[..., R], *args: Any) -> R:
+        """Run a read in a thread. It is finished before the store is closed, whoever waits."""
+        reading = asyncio.ensure_future(off_loop(function, *args))
         self._reading.add(reading)
         reading.add_done_callback(self._reading.discard)
         return await asyncio.shield(reading)
 
     def _with_reader(self, function: Callable[..., R], *args: Any) -> R:
         with translating(self.url):
-            reader = self._readers.pop() if self._readers else self._open_reader()
+            reader = self._idle.pop() if self._idle else self._open_reader()
+            self._readers.add(reader)
             try:
                 return function(reader, *args)
             finally:
-                self._readers.append(reader)
+                self._readers.discard(reader)
+                self._idle.append(reader)
 
     def _table(self, records: Records[Any]) -> Table:
+        self._check_open()
         table = self._tables.get(records.name)
         if table is None:
-            raise Invalid(f"{records.name} was not among the layouts {self.url} was opened with.")
+            raise Invalid(f"the store was opened without the collection {records.name}.")
         return table
 
     def _check_log(self, log: Log[Any]) -> None:
+        self._check_open()
         if log.name not in self._logs:
-            raise Invalid(f"{log.name} was not among the layouts {self.url} was opened with.")
+            raise Invalid(f"the store was opened without the collection {log.name}.")
 
     def _check_open(self) -> None:
         if self._closing is not None:
             raise Closed(f"{self.url} was closed.")
-
-
-def _next_step(_: apsw.Connection, steps: Iterator[list[Finding]]) -> list[Finding] | None:
-    return next(steps, None)
 
 
 def _get_many(
@@ -360,7 +376,12 @@ def _read_entries(
     limit: int,
 ) -> list[Entry[T]]:
     place = keys.join(stream)
-    asked = {"log": log.name, "key": place, "after": max(after, 0), "limit": max(limit, 1)}
+    asked = {
+        "log": log.name,
+        "key": place,
+        "after": min(max(after, 0), SEQ_MAX),
+        "limit": max(limit, 1),
+    }
     rows: list[Any] = connection.execute(SQL["read"], asked).fetchall()
     tip = _checked_tip(log, stream, place, rows[0][:4]) if rows else Tip()
     cursors.check_position(log, stream, tip, after, incarnation)

@@ -2,7 +2,8 @@
 
 SQLite starts its log over only when a checkpoint has caught up while nobody writes. Under steady
 writes the background thread never quite does, so above a bound the committer finishes the rest
-itself between two groups, and above a higher one it waits for readers too.
+itself between two groups. Only a read that lasts can then still hold the log; above a higher bound
+it is interrupted, and its caller told to try again.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import apsw
 
-from perdure.engines.sqlite_driver import leaves_doubt
+from perdure.core.engine import EngineStats
 from perdure.engines.sqlite_wal import FRAME_BYTES
 
 _MIB = 1024 * 1024
@@ -21,15 +23,26 @@ LOG_BYTES_MAX = 64 * _MIB
 """No log grows past this, but for one batch that is larger by itself."""
 
 _STEP_FRAMES = 8 * _MIB // FRAME_BYTES
-_FINISH_FRAMES = 24 * _MIB // FRAME_BYTES
-_WAIT_FRAMES = 44 * _MIB // FRAME_BYTES
+_FINISH_FRAMES = 16 * _MIB // FRAME_BYTES
+_MAKE_WAY_FRAMES = 44 * _MIB // FRAME_BYTES
 
 
 class Checkpointer:
     """`after_group` belongs to the committer's thread; everything else to this one's own."""
 
-    def __init__(self, connection: apsw.Connection, failed: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        path: Path,
+        stats: EngineStats,
+        *,
+        make_way: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
         self._connection = connection
+        self._path = path
+        self._stats = stats
+        self._make_way = make_way
         self._failed = failed
         self._steps: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._asked_at = 0
@@ -43,7 +56,8 @@ class Checkpointer:
         if frames >= self._asked_at + _STEP_FRAMES:
             self._asked_at = frames
             self._steps.put(True)
-        if frames >= _WAIT_FRAMES:
+        if frames >= _MAKE_WAY_FRAMES:
+            self._make_way()
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
         elif frames >= _FINISH_FRAMES:
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -64,8 +78,6 @@ class Checkpointer:
             connection.wal_checkpoint(mode=mode)
         except (apsw.BusyError, apsw.LockedError, apsw.FullError):
             return
-        except apsw.IOError as error:
-            if leaves_doubt(error):
-                self._failed(f"a checkpoint failed ({error})")
-        except apsw.CorruptError:
-            return
+        except apsw.Error as error:
+            self._failed(f"a checkpoint failed ({error})")
+        self._stats.stored_size_bytes = self._path.stat().st_size

@@ -14,7 +14,7 @@ import asyncio
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 import apsw
 import msgspec
@@ -122,6 +122,7 @@ class Committer:
         connection: apsw.Connection,
         checkpointer: Checkpointer,
         tables: Mapping[str, Table],
+        logs: Set[str],
         mark: Mark,
         number: int,
         *,
@@ -135,6 +136,7 @@ class Committer:
         self._connection = connection
         self._checkpointer = checkpointer
         self._tables = tables
+        self._logs = logs
         self._mark = mark
         self._where = where
         self._clock = clock
@@ -241,6 +243,8 @@ class Committer:
                     streams[op.log.name].add(op.place)
             if request.operation is not None:
                 operations.add(request.operation[0])
+        if absent := (records.keys() - self._tables.keys()) | (streams.keys() - self._logs):
+            raise Invalid(f"the store was opened without the collection {min(absent)}.")
         known = _Known()
         for name, places in records.items():
             self._load_versions(known, name, places)
@@ -251,10 +255,7 @@ class Committer:
         return known
 
     def _load_versions(self, known: _Known, name: str, places: set[str]) -> None:
-        table = self._tables.get(name)
-        if table is None:
-            raise Invalid(f"{name} was not among the layouts {self._where} was opened with.")
-        versions = known.facts.versions
+        table, versions = self._tables[name], known.facts.versions
         wanted = (apsw.carray(tuple(places)),)
         for place, version in self._connection.execute(table.versions, wanted):
             versions[(name, place)] = version

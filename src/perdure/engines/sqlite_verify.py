@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from perdure.core.errors import Damaged
+from perdure.core.errors import Damaged, Unavailable
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Records
 from perdure.core.values import Finding, Tip, entry_sum, record_sum, tip_sum
@@ -25,6 +25,7 @@ Findings = Iterator[list[Finding]]
 Judge = Callable[[apsw.Connection, tuple[str, ...]], Findings]
 
 _STEP_ROWS = 500
+_STRUCTURE_TRIES = 3
 _ABOVE_TEXT = b""
 """SQLite sorts every blob after every text."""
 
@@ -44,18 +45,25 @@ def verify_store(
 
 def _structure(connection: apsw.Connection, where: str) -> list[Finding]:
     """SQLite's own check: b-trees, free pages, and indexes against their tables."""
-    try:
-        lines = [line for (line,) in connection.execute("PRAGMA integrity_check(1000)")]
-    except apsw.Error as error:
-        return [_unreadable(where, error)]
-    return [Finding(where, line) for line in lines if line != "ok"]
+    for _ in range(_STRUCTURE_TRIES):
+        try:
+            lines = connection.execute("PRAGMA integrity_check(1000)").fetchall()
+        except apsw.InterruptError:
+            continue
+        except apsw.Error as error:
+            return [_unreadable(where, error)]
+        return [Finding(where, str(line)) for (line,) in lines if line != "ok"]
+    raise Unavailable(
+        f"{where}: so much is written that its structure cannot be looked at in one piece. "
+        "Verify it while less is written."
+    )
 
 
 def _tables(connection: apsw.Connection, layouts: Sequence[Layout]) -> Iterator[Table]:
     """Every collection of records in the store. One that nobody declared is held to its checksums
     only, as its index columns cannot be told from its value."""
     declared = {layout.name: layout for layout in layouts if isinstance(layout, Records)}
-    rows: list[Any] = connection.execute(SQL["layouts"]).fetchall()
+    rows = _rows(connection, SQL["layouts"])
     for name, _, shape in rows:
         key, indexes = msgspec.json.decode(shape)
         if indexes is not None:
@@ -76,7 +84,7 @@ def _walk(
         )
         while True:
             try:
-                places: list[Any] = connection.execute(sql, (*low, *high)).fetchall()
+                places = _rows(connection, sql, (*low, *high))
             except apsw.Error as error:
                 yield [_unreadable(f"the keys of {table} past {'/'.join(low)!r}", error)]
                 break
@@ -96,8 +104,7 @@ def _record_judge(table: Table) -> Judge:
 
     def judge(connection: apsw.Connection, place: tuple[str, ...]) -> Findings:
         try:
-            row = connection.execute(sql, place).get
-            if row is not None:
+            for row in _rows(connection, sql, place):
                 table.record(row)
         except apsw.Error as error:
             yield [_unreadable(f"{name} {show(split(place[0]))}", error)]
@@ -109,44 +116,47 @@ def _record_judge(table: Table) -> Judge:
 
 def _judge_stream(connection: apsw.Connection, place: tuple[str, ...]) -> Findings:
     """The tip, then every number it promises, then that nothing stands outside them."""
-    log, key = place
-    where = f"{log} {show(split(key))}"
     seq = 0
     while True:
         connection.execute("BEGIN")
         try:
-            row = connection.execute(SQL["stream"], place).get
-            if row is None:
-                return
-            stream_id, incarnation, first, last, checksum = row
-            tip = Tip(incarnation, first, last)
-            if tip_sum(log, key, tip) != checksum:
-                yield [Finding(where, "its tip does not match its checksum")]
-                return
-            seq = max(seq, first - 1)
-            end = min(seq + _STEP_ROWS, last)
-            base = stream_id << STREAM_SHIFT
-            entries = _entries(connection, base + seq + 1, base + end)
-            if end == last:
-                outside = connection.execute(
-                    SQL["entries_outside"],
-                    {"low": base, "first": base + first, "last": base + last, "span": SEQ_MAX},
-                ).get
+            found, seq, last = _judge_entries(connection, place, seq)
         except apsw.Error as error:
-            yield [_unreadable(where, error)]
-            return
+            found = [_unreadable(_show(place), error)]
+            seq = last = 0
         finally:
             connection.execute("COMMIT")
-        yield [
-            Finding(f"{where} entry {number}", why)
-            for number in range(seq + 1, end + 1)
-            if (why := _wrong_with(entries, base, log, key, incarnation, number))
-        ]
-        if end == last:
-            if outside:
-                yield [Finding(where, f"{outside} entries stand outside its numbers")]
+        yield found
+        if seq == last:
             return
-        seq = end
+
+
+def _judge_entries(
+    connection: apsw.Connection, place: tuple[str, ...], after: int
+) -> tuple[list[Finding], int, int]:
+    """Findings in one step of a stream, the number it ends with, and the stream's last."""
+    log, key = place
+    row = _rows(connection, SQL["stream"], place)
+    if not row:
+        return [], 0, 0
+    stream_id, incarnation, first, last, checksum = row[0]
+    if tip_sum(log, key, Tip(incarnation, first, last)) != checksum:
+        return [Finding(_show(place), "its tip does not match its checksum")], 0, 0
+    seq = max(after, first - 1)
+    end = min(seq + _STEP_ROWS, last)
+    base = stream_id << STREAM_SHIFT
+    entries = _entries(connection, base + seq + 1, base + end)
+    found = [
+        Finding(f"{_show(place)} entry {number}", why)
+        for number in range(seq + 1, end + 1)
+        if (why := _wrong_with(entries.get(base + number), place, incarnation, number))
+    ]
+    if end == last:
+        bounds = {"low": base, "first": base + first, "last": base + last, "span": SEQ_MAX - last}
+        ((outside,),) = _rows(connection, SQL["entries_outside"], bounds)
+        if outside:
+            found.append(Finding(_show(place), f"{outside} entries stand outside its numbers"))
+    return found, end, last
 
 
 def _entries(
@@ -154,7 +164,7 @@ def _entries(
 ) -> dict[int, tuple[int, bytes] | apsw.Error]:
     """Entries by id; where a page is damaged, each id by itself."""
     try:
-        rows = connection.execute(SQL["entries_between"], (low, high))
+        rows = _rows(connection, SQL["entries_between"], (low, high))
         return {id: (checksum, value) for id, checksum, value in rows}
     except apsw.Error:
         return {id: found for id in range(low, high + 1) if (found := _entry(connection, id))}
@@ -162,26 +172,24 @@ def _entries(
 
 def _entry(connection: apsw.Connection, id: int) -> tuple[int, bytes] | apsw.Error | None:
     try:
-        row = connection.execute(SQL["entries_between"], (id, id)).get
+        rows = _rows(connection, SQL["entries_between"], (id, id))
     except apsw.Error as error:
         return error
-    return None if row is None else (row[1], row[2])
+    return rows[0][1:] if rows else None
 
 
 def _wrong_with(
-    entries: dict[int, tuple[int, bytes] | apsw.Error],
-    base: int,
-    log: str,
-    key: str,
+    found: tuple[int, bytes] | apsw.Error | None,
+    place: tuple[str, ...],
     incarnation: int,
     seq: int,
 ) -> str:
-    found = entries.get(base + seq)
+    """Why an entry is not as it was written; empty where it is."""
     if found is None:
         return "it is missing"
     if isinstance(found, apsw.Error):
-        return _unreadable(log, found).why
-    if entry_sum(log, key, incarnation, seq, found[1]) != found[0]:
+        return _unreadable(_show(place), found).why
+    if entry_sum(place[0], place[1], incarnation, seq, found[1]) != found[0]:
         return "it does not match its checksum"
     return ""
 
@@ -191,13 +199,13 @@ def _strays(connection: apsw.Connection) -> Findings:
     id = 0
     while True:
         try:
-            row = connection.execute(SQL["next_stream_of_entries"], (id,)).get
+            row = _rows(connection, SQL["next_stream_of_entries"], (id,))
         except apsw.Error as error:
             yield [_unreadable("entries", error)]
             return
-        if row is None:
+        if not row:
             return
-        stream_id, known = row
+        ((stream_id, known),) = row
         if not known:
             yield [Finding(f"entries of stream {stream_id}", "no such stream exists")]
         id = (stream_id + 1) << STREAM_SHIFT
@@ -205,26 +213,42 @@ def _strays(connection: apsw.Connection) -> Findings:
 
 
 def _judge_tombstone(connection: apsw.Connection, place: tuple[str, ...]) -> Findings:
-    collection, key = place
-    where = f"{collection} {show(split(key))}"
     try:
-        row = connection.execute(SQL["tombstone"], place).get
+        rows = _rows(connection, SQL["tombstone"], place)
     except apsw.Error as error:
-        yield [_unreadable(where, error)]
+        yield [_unreadable(_show(place), error)]
         return
-    if row is not None and record_sum(collection, key, row[0], None, None) != row[1]:
-        yield [Finding(where, "its tombstone does not match its checksum")]
+    collection, key = place
+    if any(record_sum(collection, key, version, None, None) != found for version, found in rows):
+        yield [Finding(_show(place), "its tombstone does not match its checksum")]
 
 
 def _judge_operation(connection: apsw.Connection, place: tuple[str, ...]) -> Findings:
     where = f"operation {' of '.join(filter(None, place))}"
     try:
-        row = connection.execute(SQL["operation"], place).get
+        rows = _rows(connection, SQL["operation"], place)
     except apsw.Error as error:
         yield [_unreadable(where, error)]
         return
-    if row is not None and operation_sum((place[0], place[1]), row[0], row[1]) != row[2]:
+    id, partition = place
+    if any(
+        operation_sum((id, partition), digest, numbers) != found for digest, numbers, found in rows
+    ):
         yield [Finding(where, "it does not match its checksum")]
+
+
+def _rows(connection: apsw.Connection, sql: str, values: Any = ()) -> list[Any]:
+    """The rows of a short query; asked again where it was interrupted to let the log start over."""
+    while True:
+        try:
+            return connection.execute(sql, values).fetchall()
+        except apsw.InterruptError:
+            continue
+
+
+def _show(place: tuple[str, ...]) -> str:
+    """Collection and key, for people."""
+    return f"{place[0]} {show(split(place[1]))}"
 
 
 def _unreadable(where: str, error: apsw.Error) -> Finding:

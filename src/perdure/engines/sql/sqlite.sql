@@ -114,7 +114,7 @@ SELECT id, sum, value FROM entries WHERE id BETWEEN ? AND ? ORDER BY id
 
 -- name: entries_outside
 SELECT (SELECT count(*) FROM entries WHERE id > :low AND id < :first)
-     + (SELECT count(*) FROM entries WHERE id > :last AND id <= :low + :span)
+     + (SELECT count(*) FROM entries WHERE id > :last AND id <= :last + :span)
 
 -- name: next_stream_of_entries
 SELECT e.id >> 32, EXISTS (SELECT 1 FROM streams AS s WHERE s.id = e.id >> 32)
