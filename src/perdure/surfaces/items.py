@@ -27,6 +27,10 @@ from perdure.wire.errors import NotFound, WireError
 Part = Literal["input", "output", "items"]
 
 
+_OWNERS = 16
+"""Records of one id read at once: an id seldom stands under more than two owners."""
+
+
 class Item(msgspec.Struct, frozen=True):
     """Names an item; its JSON, id included, is the record's attachment, verbatim."""
 
@@ -80,7 +84,7 @@ class Items:
         cursor: str | None = None
         while True:
             page = await self._engine.scan(
-                ITEMS, owner[:1], index="by_id", where=(item_id,), limit=100, cursor=cursor
+                ITEMS, owner[:1], index="by_id", where=(item_id,), limit=_OWNERS, cursor=cursor
             )
             for record in page.items:
                 if record.key[:3] == (*owner, part):

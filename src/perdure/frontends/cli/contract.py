@@ -24,18 +24,17 @@ def contract(
     if json:
         say_json(report)
         return
-    rows = table("surface", "class", "survives", "acknowledged when", "retention", "proofs")
     for surface in report.surfaces:
         proofs = {proof for tests in surface.proofs.values() for proof in tests}
-        rows.add_row(
-            surface.surface,
-            surface.durability,
-            _survives(surface.survives),
-            surface.acknowledgement,
-            surface.retention,
-            f"{len(proofs)} tests of {', '.join(surface.proofs)}",
-        )
-    console.print(rows)
+        console.print(f"[bold]{surface.surface}[/] {surface.durability}, version {surface.version}")
+        rows = table()
+        rows.add_row("  acknowledged", surface.acknowledgement)
+        rows.add_row("  survives", _survives(surface.survives))
+        rows.add_row("  owner", surface.owner)
+        rows.add_row("  recovery", surface.recovery)
+        rows.add_row("  retention", surface.retention)
+        rows.add_row("  proven by", f"{len(proofs)} tests of {', '.join(surface.proofs)}")
+        console.print(rows)
     console.print(f"kept in {report.engine}, profile {report.profile}")
     for warning in report.warnings:
         console.print(f"[yellow]warning[/] {warning}")

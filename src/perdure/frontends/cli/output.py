@@ -11,6 +11,7 @@ from rich.table import Table
 
 from perdure.core import errors
 from perdure.core.errors import PerdureError
+from perdure.surfaces.boots import SurfaceRecovery
 
 EXIT_NOT_READY = 1
 EXIT_NOT_RUNNING = 3
@@ -23,6 +24,8 @@ EXITS: dict[type[PerdureError], int] = {
     errors.Closed: 7,
 }
 """Exit codes by error kind. 1 says that the answer to a question is no; 2 is also bad usage."""
+
+_COUNTS = ("loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged")
 
 console = Console(highlight=False, soft_wrap=True)
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -49,12 +52,9 @@ def say_error(error: PerdureError, *, as_json: bool) -> None:
     complaints.print(f"[bold red]perdure:[/] {_plain(str(error))}")
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """A table without lines."""
-    made = Table(box=None, title=title, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    return made
+def table() -> Table:
+    """A table without lines or head."""
+    return Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
 
 
 def seconds(duration_s: float | None) -> str:
@@ -62,6 +62,12 @@ def seconds(duration_s: float | None) -> str:
     if duration_s is None:
         return "running"
     return f"{duration_s * 1000:.1f} ms" if duration_s < 1 else f"{duration_s:.1f} s"
+
+
+def recovered(found: SurfaceRecovery) -> str:
+    """What a recovery did, empty where there was nothing to do."""
+    counts = [(name, getattr(found, name)) for name in _COUNTS]
+    return ", ".join(f"{count} {name}" for name, count in counts if count)
 
 
 def _plain(text: str) -> str:

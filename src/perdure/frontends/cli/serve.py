@@ -12,12 +12,9 @@ import typer
 import uvloop
 
 from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
-from perdure.frontends.cli.output import console, seconds
+from perdure.frontends.cli.output import console, recovered, seconds
 from perdure.frontends.http.server import serve as run_server
 from perdure.services.lifecycle import Node
-from perdure.surfaces.boots import SurfaceRecovery
-
-_COUNTS = ("loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged")
 
 
 def serve(
@@ -82,7 +79,7 @@ def _say_ready(node: Node, url: str) -> None:
         f"  boot      {boot.number} ({before}), ready in {seconds(node.startup.duration_s)}"
     )
     for found in node.startup.recovery:
-        if told := _told(found):
+        if told := recovered(found):
             console.print(f"  recovered {found.surface}: {told}")
     upstream = node.config.upstream.url
     console.print(
@@ -96,9 +93,3 @@ def _say_ready(node: Node, url: str) -> None:
               -d '{{"model": "{model}", "input": "Hello"}}'""",
         markup=False,
     )
-
-
-def _told(found: SurfaceRecovery) -> str:
-    """What a recovery did, empty where there was nothing to do."""
-    counts = [(name, getattr(found, name)) for name in _COUNTS]
-    return ", ".join(f"{count} {name}" for name, count in counts if count)

@@ -12,6 +12,7 @@ from perdure.frontends.cli.output import (
     EXIT_NOT_READY,
     EXIT_NOT_RUNNING,
     console,
+    recovered,
     say_json,
     seconds,
     table,
@@ -109,17 +110,19 @@ def _show(found: Status) -> None:
     report = found.startup
     word = "[bold green]ready[/]" if found.ready else "[bold red]not ready[/]"
     console.print(f"{word}: process {found.pid} on {found.engine}")
-    console.print(f"boot {report.number} of {report.instance_id}, perdure {report.version}")
-    before = {None: "there was none", True: "ended clean"}.get(
-        report.previous_ended_clean, "did not end clean"
+    before = {None: "the first here", True: "the one before ended clean"}.get(
+        report.previous_ended_clean, "the one before did not end clean"
     )
-    console.print(f"the boot before {before}; this one took {seconds(report.duration_s)}")
-    checks = table("check", "", "reason")
+    console.print(
+        f"boot {report.number} ({before}), perdure {report.version}, "
+        f"started in {seconds(report.duration_s)}"
+    )
+    checks = table()
     for check in report.checks:
-        checks.add_row(check.name, "ok" if check.ok else "[red]no[/]", check.reason)
+        checks.add_row(f"  {check.name}", "ok" if check.ok else "[red]no[/]", check.reason)
     console.print(checks)
     for warning in report.warnings:
-        console.print(f"[yellow]warning[/] {warning}")
+        console.print(f"  [yellow]warning[/] {warning}")
     _show_recovery(report.recovery, report.phases)
 
 
@@ -133,19 +136,14 @@ def _show_last(boot: Boot | None) -> None:
 
 
 def _show_recovery(recovery: tuple[SurfaceRecovery, ...], phases: tuple[Phase, ...]) -> None:
-    rows = table(
-        "surface", "loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged",
-        "took", title="recovered",
-    )  # fmt: skip
+    console.print("recovered")
+    rows = table()
     for found in recovery:
-        counts = (
-            found.loaded, found.replayed, found.cut, found.requeued, found.interrupted,
-            found.orphaned, found.damaged,
-        )  # fmt: skip
-        rows.add_row(found.surface, *map(str, counts), seconds(found.duration_s))
+        told = recovered(found) or "nothing to do"
+        rows.add_row(f"  {found.surface}", told, seconds(found.duration_s))
     console.print(rows)
     for found in recovery:
         for finding in found.findings:
-            console.print(f"[red]{finding.kind}[/] {finding.where}: {finding.why}")
+            console.print(f"  [red]{finding.kind}[/] {finding.where}: {finding.why}")
     steps = ", ".join(f"{phase.name} {seconds(phase.duration_s)}" for phase in phases)
     console.print(f"phases: {steps}")

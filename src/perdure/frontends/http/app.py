@@ -19,7 +19,7 @@ from perdure.frontends.http.call import CALL, Call, EventStream, Principal
 from perdure.frontends.http.errors import Answered, Forbidden, NoRoute, NotReady, WrongMethod
 from perdure.frontends.http.journal import AccessLog
 from perdure.frontends.http.metrics import RequestStats
-from perdure.frontends.http.routes import Route
+from perdure.frontends.http.routes import Route, template
 from perdure.frontends.http.sse import Streams
 
 
@@ -115,7 +115,10 @@ def routed(routes: Sequence[Route], context: Context) -> ASGIApp:
         paths.setdefault(route.path, []).append(route)
     return Answered(
         Router(
-            [StarletteRoute(path, Endpoint(path, own, context)) for path, own in paths.items()],
+            [
+                StarletteRoute(path, Endpoint(template(path), own, context))
+                for path, own in paths.items()
+            ],
             redirect_slashes=False,
             default=_nowhere,
         )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
 from perdure import __version__
-from perdure.frontends.http.routes import Route
+from perdure.frontends.http.routes import Route, parameters, template
 from perdure.frontends.http.schemas import PARTS, Json, Schema
 from perdure.wire.errors import ErrorBody
 
 _REF = "#/components/schemas/{name}"
-_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 _MEANINGS = {
     200: "Done.",
@@ -46,8 +44,9 @@ def document(routes: Sequence[Route], *, keyed: bool) -> bytes:
             components[kind.name] = kind.definition
     paths: dict[str, Json] = {}
     for route in routes:
-        path = _PARAMETER.sub(r"{\1}", route.path)
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route, by_type, keyed)
+        paths.setdefault(template(route.path), {})[route.method.lower()] = _operation(
+            route, by_type, keyed
+        )
     made: Json = {
         "openapi": "3.1.0",
         "info": {
@@ -125,9 +124,10 @@ def _json(meaning: str, schema: Json) -> Json:
 
 
 def _path_parameters(route: Route) -> list[Json]:
+    """Ids given out by this server; any other text answers 404, or 400 where it cannot be one."""
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-        for name in _PARAMETER.findall(route.path)
+        {"name": name, "in": "path", "required": True, "schema": _MODEL if name == "model" else _ID}
+        for name in parameters(route.path)
     ]
 
 
@@ -153,6 +153,8 @@ def _without_null(schema: Json) -> Json:
 
 
 _TEXT: Json = {"type": "string"}
+_ID: Json = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"}
+_MODEL: Json = {"type": "string", "pattern": "^[A-Za-z0-9_.:/-]{1,128}$"}
 _IDEMPOTENCY: tuple[Json, ...] = (
     {
         "name": "Idempotency-Key",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -34,7 +34,7 @@ class RetrieveQuery(msgspec.Struct, frozen=True):
     stream: bool = False
     starting_after: AfterSequence | None = None
     include: Include = []
-    include_obfuscation: bool = False
+    include_obfuscation: Literal["false"] = "false"
 
 
 class IncludeQuery(msgspec.Struct, frozen=True):
@@ -78,6 +78,8 @@ def list_query(call: Call) -> ListQuery:
 
 def _known(call: Call, type: type[msgspec.Struct]) -> dict[str, list[str]]:
     sent = call.query()
+    if not sent:
+        return {}
     kinds = {field.encode_name: field.type for field in msgspec.structs.fields(type)}
     for name, texts in sent.items():
         if name not in kinds:

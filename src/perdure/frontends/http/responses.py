@@ -10,7 +10,6 @@ from perdure.frontends.http.routes import Route
 from perdure.frontends.http.schemas import CreateResponseBody, ItemList, ResponseObject
 from perdure.frontends.http.service import Service, listed, shown
 from perdure.services.gateway import Started
-from perdure.wire.errors import unsupported
 from perdure.wire.responses import ResponseDeleted
 
 
@@ -34,8 +33,6 @@ async def retrieve(service: Service, call: Call) -> Answer | EventStream:
     response_id = call.param("response_id")
     if not query.stream:
         return Answer(await service.stored.get(call.tenant, response_id))
-    if query.include_obfuscation:
-        raise unsupported("Stream obfuscation", "include_obfuscation")
     started = await service.stored.follow(call.tenant, response_id)
     after = -1 if query.starting_after is None else query.starting_after
     return EventStream(service.node.gateway.events(started, after=after))

@@ -4,6 +4,7 @@ document, so none of them can say something else than the server does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -13,6 +14,9 @@ from perdure.frontends.http.call import Answer, Call, EventStream
 
 Access = Literal["open", "key", "operator"]
 """`open`: anyone, for probes. `key`: whoever admission lets in. `operator`: control socket only."""
+
+
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,3 +40,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = False
     streams: bool = False
     media: str = "application/json"
+
+
+def template(path: str) -> str:
+    """A path with its parameters as people and OpenAPI write them."""
+    return _PARAMETER.sub(r"{\1}", path)
+
+
+def parameters(path: str) -> list[str]:
+    """The names of a path's parameters."""
+    return _PARAMETER.findall(path)

@@ -184,6 +184,10 @@ def _create_response() -> Json:
     )
     fields["tools"] = nullable(_array(_part("function", name=TEXT)))
     made["required"] = ["model"]
+    made["anyOf"] = [
+        _object({name: {"not": {"type": "null"}}}, (name,))
+        for name in ("input", "previous_response_id", "conversation")
+    ]
     return made
 
 

@@ -134,19 +134,22 @@ async def serve(
     environment: Mapping[str, str] = os.environ,
     ready: Callable[[Node, str], None] = lambda node, url: None,
     wrap: Callable[[Engine], Engine] = lambda engine: engine,
+    around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    disk: Disk | None = None,
 ) -> None:
-    """Serve until a signal asks to stop. `ready` is called once, with the node and its URL.
+    """Serve until a signal asks to stop. `ready` is called once, with the node and its URL. A test
+    may put a wrapper around the engine (`wrap`) and the public application (`around`).
 
     Raises what makes serving impossible, in the six kinds; then nothing is left behind.
     """
     stop = Stop()
-    clock, disk = SystemClock(), Disk()
+    clock, disk = SystemClock(), disk or Disk()
     listening = await _listen(config)
     url = _url(config.host, listening)
     node = Node(config, environment=environment, clock=clock, disk=disk, wrap=wrap, url=url)
     log = AccessLog(sys.stderr.buffer if config.log_requests else None, clock)
     application = Application(node, environment, clock, log)
-    public = Listener(application.public, application.service)
+    public = Listener(around(application.public), application.service)
     serving = asyncio.create_task(public.serve(sockets=[listening]))
     control = ControlSocket(config, disk)
     try:

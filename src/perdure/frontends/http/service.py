@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from perdure.core import codec
+from perdure.core.errors import Invalid
 from perdure.core.values import Page, Record
 from perdure.frontends.http.call import Answer, Call
 from perdure.frontends.http.metrics import Exposition, RequestStats
@@ -58,7 +59,9 @@ class Service:
         request, or one that says how often it has sent it.
         """
         sent = await call.body(self.limits.body_bytes_max)
-        key = call.text_header(b"idempotency-key") or None
+        key = call.text_header(b"idempotency-key")
+        if key == "":
+            raise Invalid("the header idempotency-key is empty; leave it out or name the request.")
         count = call.headers.get(LAST_RETRY)
         digest = ""
         if key is not None or count is not None:
