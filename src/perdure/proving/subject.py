@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,6 +125,18 @@ async def refused(kind: type[E], asked: Awaitable[Any], *, exactly: bool = True)
             raise Broken(f"expected {kind.__name__}, found {type(error).__name__}") from error
         return error
     raise Broken(f"expected {kind.__name__}, found the answer {answer!r}")
+
+
+async def all_refused(
+    kind: type[E], *asked: Coroutine[Any, Any, Any], exactly: bool = True
+) -> None:
+    """Demand of each of some calls what `refused` demands of one."""
+    try:
+        for call in asked:
+            await refused(kind, call, exactly=exactly)
+    finally:
+        for call in asked:
+            call.close()
 
 
 async def stored(engine: Engine) -> list[Any]:

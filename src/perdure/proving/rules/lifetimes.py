@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.batch import append, check, delete, drop, put, trim
+from perdure.core.engine import Engine
 from perdure.core.errors import Closed, Damaged, Invalid
 from perdure.core.layouts import Log, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.values import Committed
+from perdure.core.values import Committed, Finding
 from perdure.proving.rules import Chapter
 from perdure.proving.subject import (
     EVENTS,
@@ -18,6 +19,7 @@ from perdure.proving.subject import (
     PLIES,
     Note,
     Store,
+    all_refused,
     holds,
     refused,
     same,
@@ -80,7 +82,8 @@ async def a_closed_engine_says_so_to_everything(store: Store) -> None:
     engine = await store.open()
     await engine.commit(put(FACTS, A, Note()) + append(EVENTS, A, [Note()]))
     await engine.close()
-    for asked in (
+    await all_refused(
+        Closed,
         engine.commit(put(FACTS, A, Note())),
         engine.get(FACTS, A),
         engine.get_many(FACTS, [A]),
@@ -91,9 +94,8 @@ async def a_closed_engine_says_so_to_everything(store: Store) -> None:
         engine.tip(EVENTS, A),
         engine.wait(EVENTS, A, 0, timeout_s=1),
         engine.streams(EVENTS, ("t",), limit=1),
-        anext(engine.verify()),
-    ):
-        await refused(Closed, asked)
+        _first(engine),
+    )
     await engine.close()
 
 
@@ -109,7 +111,8 @@ async def a_collection_the_store_was_not_opened_with_is_refused(store: Store) ->
         drop(UNKNOWN_LOG, A),
     ):
         await refused(Invalid, engine.commit(known + unknown))
-    for asked in (
+    await all_refused(
+        Invalid,
         engine.get(UNKNOWN_RECORDS, A),
         engine.get_many(UNKNOWN_RECORDS, [A]),
         engine.scan(UNKNOWN_RECORDS, ("t",), limit=1),
@@ -118,8 +121,7 @@ async def a_collection_the_store_was_not_opened_with_is_refused(store: Store) ->
         engine.tip(UNKNOWN_LOG, A),
         engine.wait(UNKNOWN_LOG, A, 0, timeout_s=0),
         engine.streams(UNKNOWN_LOG, ("t",), limit=1),
-    ):
-        await refused(Invalid, asked)
+    )
     same(await stored(engine), [])
 
 
@@ -179,3 +181,7 @@ async def a_long_log_is_read_from_its_end_as_quickly_as_a_short_one(store: Store
     async with asyncio.timeout(20):
         for _ in range(200):
             same(len(await engine.read(EVENTS, A, after=19_990, limit=10)), 10)
+
+
+async def _first(engine: Engine) -> Finding:
+    return await anext(engine.verify())

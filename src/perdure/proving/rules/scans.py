@@ -13,7 +13,18 @@ from perdure.core.layouts import Column
 from perdure.core.limits import PAGE_MAX
 from perdure.proving import hostile
 from perdure.proving.rules import Chapter
-from perdure.proving.subject import EVENTS, FACTS, MOVES, NOTES, Note, Store, refused, same, there
+from perdure.proving.subject import (
+    EVENTS,
+    FACTS,
+    MOVES,
+    NOTES,
+    Note,
+    Store,
+    all_refused,
+    refused,
+    same,
+    there,
+)
 
 scans = Chapter()
 
@@ -240,7 +251,8 @@ async def a_cursor_of_another_question_is_refused(store: Store) -> None:
     by_index = (
         await engine.scan(NOTES, ("t",), index="by_status", where=("open",), limit=1)
     ).cursor
-    for asked in (
+    await all_refused(
+        CursorRefused,
         engine.scan(NOTES, ("t",), limit=1, cursor=by_key),
         engine.scan(NOTES, ("t2", "box"), limit=1, cursor=by_key),
         engine.scan(NOTES, BOX, limit=1, cursor=by_key, descending=True),
@@ -253,8 +265,7 @@ async def a_cursor_of_another_question_is_refused(store: Store) -> None:
         engine.scan(NOTES, ("t2",), index="by_status", where=("open",), limit=1, cursor=by_index),
         engine.scan(NOTES, BOX, limit=1, cursor="not a cursor"),
         engine.scan(NOTES, BOX, limit=1, cursor=""),
-    ):
-        await refused(CursorRefused, asked)
+    )
 
 
 @scans.rule("C19", "C23")
