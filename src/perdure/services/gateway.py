@@ -17,6 +17,7 @@ import msgspec
 from perdure.core.clock import Clock
 from perdure.core.errors import Unavailable
 from perdure.core.keys import Key
+from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
 from perdure.services.bridge import ChatReader, chat_request
 from perdure.services.conversations import decided, new_items, resolve_items
@@ -120,7 +121,7 @@ class Gateway:
         conversation = await self._conversation(tenant, request)
         history = await self._history(tenant, request, conversation)
         view = View()
-        source = self._source(request, history, items, view)
+        source = await self._source(request, history, items, view)
         key = (tenant, self._clock.new_id("resp"))
         response, first = self._first(request, key[-1], view)
         store = self._store(request.stored)
@@ -293,14 +294,14 @@ class Gateway:
             history += await _all(state.items.all(owner, "input", "output"))
         return history
 
-    def _source(
+    async def _source(
         self, request: CreateResponse, history: list[Item], items: list[Item], view: View
     ) -> Source:
         """What will generate the answer. Raises `WireError` for what it cannot be asked."""
         if self._upstream is not None:
             chunks = self._upstream.stream_chat(chat_request(request, history, items))
         elif request.model == MODEL:
-            chunks = _at_once(answer(request, history, items))
+            chunks = _at_once(await off_loop(answer, request, history, items))
         else:
             raise WireError(
                 f"The model '{request.model}' does not exist here: no upstream is configured. "

@@ -1,0 +1,113 @@
+"""A node's start and stop: what it checks, what it says of itself, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.core.batch import Batch
+from perdure.core.errors import Invalid, PromiseBroken, StorageFull, StoreLocked
+from perdure.core.values import Committed
+from perdure.engines.wrapping import Wrapping
+from perdure.proving.waiting import wait_until
+from perdure.services import lifecycle
+from perdure.services.config import Config, load
+from perdure.services.lifecycle import Node
+
+
+def config(tmp_path: Path, **flags: object) -> Config:
+    return load(environment={}, flags={"data": str(tmp_path)} | flags)
+
+
+# proves C2
+async def test_a_promise_the_engine_cannot_hold_is_refused_when_shared(tmp_path: Path) -> None:
+    node = Node(config(tmp_path, engine="memory://", profile="shared"), environment={})
+    with pytest.raises(PromiseBroken, match=r"responses \(shared_durable_workflow_state\)"):
+        await node.open()
+
+
+# proves C2
+async def test_locally_it_is_a_warning_that_readiness_repeats(tmp_path: Path) -> None:
+    node = Node(config(tmp_path, engine="memory://"), environment={})
+    await node.open()
+    (warning,) = node.readiness().warnings
+    await node.close()
+    assert "survives process crash" in warning
+    assert "sqlite:///PATH" in warning
+
+
+# proves C2
+@pytest.mark.parametrize("url", ["sqlit:///x.db", "sqlite://", "postgresql://x", "x"])
+async def test_a_mistyped_engine_is_refused_never_replaced(tmp_path: Path, url: str) -> None:
+    with pytest.raises(Invalid, match="no engine opens"):
+        await Node(config(tmp_path, engine=url), environment={}).open()
+
+
+# proves C11
+async def test_a_second_node_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    first = Node(config(tmp_path), environment={})
+    await first.open()
+    with pytest.raises(StoreLocked):
+        await Node(config(tmp_path), environment={}).open()
+    assert first.readiness().ready
+    await first.close()
+    again = Node(config(tmp_path), environment={})
+    await again.open()
+    assert again.boot.previous_ended_clean
+    await again.close()
+
+
+class Full(Wrapping):
+    """An engine whose disk can fill up."""
+
+    full = False
+
+    async def commit(self, batch: Batch) -> Committed:
+        if self.full:
+            raise StorageFull("no space left")
+        return await super().commit(batch)
+
+
+# proves O1
+async def test_a_full_store_is_unready_and_ready_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "HEARTBEAT_S", 0.01)
+    node = Node(config(tmp_path), environment={}, wrap=Full)
+    await node.open()
+    engine = node.state.engine
+    assert isinstance(engine, Full)
+
+    async def ready() -> bool:
+        return node.readiness().ready
+
+    async def unready() -> bool:
+        return not node.readiness().ready
+
+    engine.full = True
+    await wait_until(unready, 10, "unreadiness")
+    (check,) = [check for check in node.readiness().checks if not check.ok]
+    assert (check.name, check.reason) == ("engine", "no space left")
+    engine.full = False
+    await wait_until(ready, 10, "readiness")
+    await node.close()
+
+
+# proves O1
+async def test_a_node_that_has_not_opened_says_what_it_waits_for(tmp_path: Path) -> None:
+    node = Node(config(tmp_path), environment={})
+    readiness = node.readiness()
+    assert not readiness.ready
+    assert readiness.checks[0].reason == "starting: starting"
+    await node.open()
+    names = [phase.name for phase in node.startup.phases]
+    assert names == [
+        "open engine",
+        "check promises",
+        "record boot",
+        "recover",
+        "connect upstream",
+    ]
+    assert all(phase.duration_s is not None for phase in node.startup.phases)
+    await node.close()

@@ -1,0 +1,106 @@
+"""Following a log live: every entry once, in order, whoever joins when and wherever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from perdure.core.batch import append, drop
+from perdure.core.clock import SystemClock
+from perdure.core.engine import Engine
+from perdure.core.errors import Missing, Unavailable
+from perdure.core.layouts import Log
+from perdure.core.values import Entry
+from perdure.engines import open_engine
+from perdure.services import tail as tails
+from perdure.services.tail import Tail
+
+LOG = Log("numbers", int, key=("tenant", "id"))
+KEY = ("default", "one")
+LAST = -1
+
+
+def is_last(entry: Entry[Any]) -> bool:
+    return bool(entry.value == LAST)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = await open_engine("memory://", [LOG], clock=SystemClock())
+    yield engine
+    await engine.close()
+
+
+async def followed(tail: Tail, after: int = 0) -> list[int]:
+    return [
+        entry.value
+        async for entries in tail.follow(LOG, KEY, after=after, ended=is_last)
+        for entry in entries
+    ]
+
+
+# proves C6
+@pytest.mark.parametrize("recent", [4, 512])
+async def test_readers_who_join_at_any_time_miss_nothing(
+    engine: Engine, recent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tails, "_RECENT_MAX", recent)
+    tail = Tail(engine)
+    numbers = [*range(1, 300), LAST]
+    readers = []
+    for at, number in enumerate(numbers):
+        if at % 30 == 0:
+            readers.append((at, asyncio.create_task(followed(tail, after=at // 2))))
+        await engine.commit(append(LOG, KEY, [number]))
+        await asyncio.sleep(0)
+    for at, reader in readers:
+        assert await reader == numbers[at // 2 :]
+    assert tail.stats.streams == tail.stats.followers == 0
+
+
+async def test_a_reader_beyond_the_end_stops_when_the_stream_ends(engine: Engine) -> None:
+    tail = Tail(engine)
+    await engine.commit(append(LOG, KEY, [1]))
+    beyond = asyncio.create_task(followed(tail, after=50))
+    behind = asyncio.create_task(followed(tail))
+    await asyncio.sleep(0)
+    await engine.commit(append(LOG, KEY, [LAST]))
+    assert await beyond == []
+    assert await behind == [1, LAST]
+
+
+async def test_an_ended_stream_can_be_followed_from_anywhere(engine: Engine) -> None:
+    await engine.commit(append(LOG, KEY, [1, 2, LAST]))
+    tail = Tail(engine)
+    assert [await followed(tail, after) for after in (0, 1, 3, 9)] == [
+        [1, 2, LAST],
+        [2, LAST],
+        [],
+        [],
+    ]
+
+
+async def test_followers_are_told_why_nothing_more_comes(engine: Engine) -> None:
+    tail = Tail(engine)
+    await engine.commit(append(LOG, KEY, [1]))
+    reader = asyncio.create_task(followed(tail))
+    await asyncio.sleep(0.01)
+    tail.fail(LOG, KEY, Unavailable("the store is full"))
+    with pytest.raises(Unavailable, match="full"):
+        await reader
+
+
+async def test_a_dropped_stream_is_missing_not_silent(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tails, "_WAIT_S", 0.01)
+    tail = Tail(engine)
+    await engine.commit(append(LOG, KEY, [1, 2]))
+    reader = asyncio.create_task(followed(tail))
+    await asyncio.sleep(0.005)
+    await engine.commit(drop(LOG, KEY))
+    with pytest.raises(Missing):
+        await reader
