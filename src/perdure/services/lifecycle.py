@@ -30,7 +30,7 @@ from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream
-from perdure.surfaces.boots import Boot, Instance
+from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
 from perdure.surfaces.state import LAYOUTS, PROMISES, State
 
 HEARTBEAT_S = 5.0
@@ -107,18 +107,20 @@ class Node:
             found = [engine_recovery(engine.recovered)]
             found += await Recovery(self.state, self.clock).run(self.startup.note)
             self.startup.recovery = tuple(found)
+            self.warnings += _damage(found)
         with self.startup.phase("connect upstream"):
             self._make_services()
-        self.startup.done = True
-        self.opened = True
         self.boot = msgspec.structs.replace(
             self.boot,
             ready_at_s=self.clock.now_s(),
             phases=tuple(self.startup.phases),
             recovery=self.startup.recovery,
         )
-        await self._record_boot()
-        sweeper = Sweeper(self.state, self.clock)
+        await self._record_boot(ready=True)
+        self.startup.done = True
+        self.opened = True
+        kept = self.config.retention.boots_kept
+        sweeper = Sweeper(self.state, self.clock, self.boot, kept)
         self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
@@ -160,8 +162,7 @@ class Node:
             self.boot, ended_at_s=self.clock.now_s(), ended_clean=True
         )
         try:
-            await self._beat()
-            await self._record_boot()
+            await self._record_boot(ready=False)
         except Unavailable as error:
             _log.error("the boot could not be marked clean", error=str(error))
         await self._transient.engine.close()
@@ -180,7 +181,7 @@ class Node:
             previous_boot_id=previous.value.boot_id if previous else None,
             previous_ended_clean=previous.value.ended_clean if previous else None,
         )
-        await self.state.commit(self.state.boots.record(self.boot, expect=0))
+        await self._record_boot(ready=False, expect=0)
 
     def _instance_id(self) -> str:
         """The id of this place: made once, kept in the data directory where there is one."""
@@ -230,21 +231,36 @@ class Node:
             return True, self.upstream.url
         return not self.config.upstream.required, self._upstream_trouble
 
-    async def _record_boot(self) -> None:
-        await self.state.commit(self.state.boots.record(self.boot))
+    async def _record_boot(self, *, ready: bool, expect: int | None = None) -> None:
+        """Write the boot as it stands, and a sign of life with it: the last one may be that of a
+        process that was killed a moment ago and says that it is ready."""
+        alive = self._alive(ready)
+        await self.state.commit(
+            self.state.boots.record(self.boot, expect=expect) + self.state.boots.heartbeat(alive)
+        )
+        self.heartbeat_at_s = alive.heartbeat_at_s
 
     async def _beat(self) -> None:
-        at_s = self.clock.now_s()
-        await self.state.commit(
-            self.state.boots.heartbeat(
-                Instance(
-                    instance_id=self.boot.instance_id,
-                    boot_id=self.boot_id,
-                    pid=os.getpid(),
-                    url=self.url,
-                    ready=self.opened and not self.draining,
-                    heartbeat_at_s=at_s,
-                )
-            )
+        alive = self._alive(self.opened and not self.draining)
+        await self.state.commit(self.state.boots.heartbeat(alive))
+        self.heartbeat_at_s = alive.heartbeat_at_s
+
+    def _alive(self, ready: bool) -> Instance:
+        return Instance(
+            instance_id=self.boot.instance_id,
+            boot_id=self.boot_id,
+            pid=os.getpid(),
+            url=self.url,
+            ready=ready,
+            heartbeat_at_s=self.clock.now_s(),
         )
-        self.heartbeat_at_s = at_s
+
+
+def _damage(found: list[SurfaceRecovery]) -> list[str]:
+    """What recovery could not read, one line a surface."""
+    return [
+        f"{one.surface}: recovery found {one.damaged} damaged, first {one.findings[0].where} "
+        f"({one.findings[0].why}); run `perdure verify` for all of it"
+        for one in found
+        if one.damaged and one.findings
+    ]
