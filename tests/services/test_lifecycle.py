@@ -14,6 +14,7 @@ from perdure.proving.waiting import wait_until
 from perdure.services import lifecycle
 from perdure.services.config import Config, load
 from perdure.services.lifecycle import Node
+from perdure.services.sweeper import Sweeper
 
 
 def config(tmp_path: Path, **flags: object) -> Config:
@@ -111,3 +112,13 @@ async def test_a_node_that_has_not_opened_says_what_it_waits_for(tmp_path: Path)
     ]
     assert all(phase.duration_s is not None for phase in node.startup.phases)
     await node.close()
+
+
+async def test_only_as_many_boots_are_kept_as_retention_says(tmp_path: Path) -> None:
+    for _ in range(4):
+        node = Node(config(tmp_path, **{"retention.boots_kept": 2}), environment={})
+        await node.open()
+        await Sweeper(node.state, node.clock, node.boot, 2).sweep()
+        history = await node.state.boots.history(node.boot.instance_id, limit=10)
+        await node.close()
+    assert [item.value.number for item in history.items] == [4, 3]

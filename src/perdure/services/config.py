@@ -108,9 +108,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How long finished things are kept, in days; 0 is for ever."""
+    """How much history is kept. Responses and conversations are kept until they are deleted."""
 
-    responses_days: OrNone = 0
     boots_kept: Count = 1_000
 
 

@@ -7,6 +7,7 @@ response exist with its first events, and a run generates it, whoever stays to l
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
@@ -109,7 +110,8 @@ class Gateway:
             seen = await self._recall(caller, request)
             return seen or await self._start(caller, request)
 
-        return await decided(attempt)
+        # Shielded: a client that leaves now must not leave a stored response without its run.
+        return await asyncio.shield(asyncio.ensure_future(decided(attempt)))
 
     async def _start(self, caller: Caller, request: CreateResponse) -> Started:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import msgspec
 
-from perdure.core.batch import Batch, put
+from perdure.core.batch import Batch, delete, put
 from perdure.core.engine import Engine, Survives
+from perdure.core.keys import Key
 from perdure.core.layouts import Records
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Finding, Page, Record
@@ -89,7 +90,7 @@ class Boots:
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
         owner="the process that boots",
         recovery="the boot without an end is the one that was killed",
-        retention="for ever",
+        retention="the newest 1000 boots of each instance (retention.boots_kept)",
         layouts=(BOOTS, INSTANCES),
         statements=("C13", "C15"),
     )
@@ -111,6 +112,15 @@ class Boots:
         return await self._engine.scan(
             BOOTS, (SYSTEM_TENANT, instance_id), limit=limit, cursor=cursor, descending=True
         )
+
+    async def before(self, instance_id: str, number: int, *, limit: int) -> list[Key]:
+        """Keys of boots numbered below `number`, the oldest first."""
+        page = await self._engine.scan(BOOTS, (SYSTEM_TENANT, instance_id), limit=limit)
+        return [boot.key for boot in page.items if boot.value.number < number]
+
+    def forget(self, key: Key) -> Batch:
+        """Forget a boot that retention no longer keeps."""
+        return delete(BOOTS, key)
 
     async def instances(self, *, limit: int, cursor: str | None = None) -> Page[Record[Instance]]:
         """Every instance that ever booted on this store."""
