@@ -1,3 +1,5 @@
+"""Any sequence of operations gives the same answers on every engine as on the reference."""
+
 from __future__ import annotations
 
 import pytest
@@ -18,7 +20,7 @@ THOROUGH = settings(
 MEMORY = KNOWN["memory"]
 
 
-# proves C20
+# proves C20, C21
 @pytest.mark.parametrize("subject", ASKED, ids=lambda subject: subject.name)
 def test_an_engine_answers_as_the_reference_does(subject: Subject) -> None:
     run_state_machine_as_test(machine(MEMORY, subject), settings=THOROUGH)

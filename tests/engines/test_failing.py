@@ -1,3 +1,5 @@
+"""The failing engine fails where it was told to, once, and leaves what it should."""
+
 import asyncio
 import signal
 import subprocess

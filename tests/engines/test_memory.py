@@ -1,3 +1,5 @@
+"""The reference engine: what it adds to the rules that every engine is held to."""
+
 from perdure.core.batch import append, put
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Survives

@@ -86,11 +86,11 @@ async def test_an_ended_stream_can_be_followed_from_anywhere(engine: Engine) -> 
 async def test_followers_are_told_why_nothing_more_comes(engine: Engine) -> None:
     tail = Tail(engine)
     await engine.commit(append(LOG, KEY, [1]))
-    reader = asyncio.create_task(followed(tail))
-    await asyncio.sleep(0.01)
+    following = tail.follow(LOG, KEY, after=0, ended=is_last)
+    assert [entry.value for entry in await anext(following)] == [1]
     tail.fail(LOG, KEY, Unavailable("the store is full"))
     with pytest.raises(Unavailable, match="full"):
-        await reader
+        await anext(following)
 
 
 async def test_a_dropped_stream_is_missing_not_silent(
@@ -99,8 +99,8 @@ async def test_a_dropped_stream_is_missing_not_silent(
     monkeypatch.setattr(tails, "_WAIT_S", 0.01)
     tail = Tail(engine)
     await engine.commit(append(LOG, KEY, [1, 2]))
-    reader = asyncio.create_task(followed(tail))
-    await asyncio.sleep(0.005)
+    following = tail.follow(LOG, KEY, after=0, ended=is_last)
+    assert [entry.value for entry in await anext(following)] == [1, 2]
     await engine.commit(drop(LOG, KEY))
     with pytest.raises(Missing):
-        await reader
+        await anext(following)
