@@ -362,7 +362,7 @@ def _get_many(
     places = [keys.join(key) for key in wanted]
     if not places:
         return []
-    rows = connection.execute(table.get_many, (apsw.carray(tuple(places)),))
+    rows = connection.execute(table.get_many, (apsw.carray(tuple(places)),)).fetchall()
     found = {row[0]: table.record(row) for row in rows}
     return [found.get(place) for place in places]
 
@@ -401,8 +401,7 @@ def _read_entries(
 def _stream_places(
     connection: apsw.Connection, log: Log[Any], low: str, high: str, limit: int
 ) -> list[str]:
-    rows = connection.execute(SQL["streams"], (log.name, low, high, limit))
-    return [place for (place,) in rows]
+    return [place for (place,) in connection.execute(SQL["streams"], (log.name, low, high, limit))]
 
 
 def _checked_tip(log: Log[Any], stream: Key, place: str, row: tuple[int, int, int, int]) -> Tip:

@@ -15,6 +15,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
+from typing import Any
 
 import apsw
 import msgspec
@@ -257,20 +258,18 @@ class Committer:
     def _load_versions(self, known: _Known, name: str, places: set[str]) -> None:
         table, versions = self._tables[name], known.facts.versions
         wanted = (apsw.carray(tuple(places)),)
-        for place, version in self._connection.execute(table.versions, wanted):
+        for place, version in self._rows(table.versions, wanted):
             versions[(name, place)] = version
         if name not in self._has_tombstones:
             return
-        for place, version, checksum in self._connection.execute(
-            SQL["tombstones_at"], (name, *wanted)
-        ):
+        for place, version, checksum in self._rows(SQL["tombstones_at"], (name, *wanted)):
             if record_sum(name, place, version, None, None) != checksum:
                 raise Damaged(f"{name} {show(split(place))}", "its tombstone is not as written")
             versions[(name, place)] = -version
             known.buried.add((name, place))
 
     def _load_tips(self, known: _Known, name: str, places: set[str]) -> None:
-        rows = self._connection.execute(SQL["tips_at"], (name, apsw.carray(tuple(places))))
+        rows = self._rows(SQL["tips_at"], (name, apsw.carray(tuple(places))))
         for stream_id, place, incarnation, first, last, checksum in rows:
             tip = Tip(incarnation, first, last)
             if tip_sum(name, place, tip) != checksum:
@@ -279,12 +278,16 @@ class Committer:
             known.stream_ids[(name, place)] = stream_id
 
     def _load_operations(self, known: _Known, ids: set[str]) -> None:
-        rows = self._connection.execute(SQL["operations_at"], (apsw.carray(tuple(ids)),))
+        rows = self._rows(SQL["operations_at"], (apsw.carray(tuple(ids)),))
         for id, partition, digest, numbers, checksum in rows:
             if operation_sum((id, partition), digest, numbers) != checksum:
                 raise Damaged(f"operation {id}", "it is not as written")
             committed = Committed(msgspec.json.decode(numbers, type=tuple[int, ...]))
             known.operations[(id, partition)] = (digest, committed)
+
+    def _rows(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
+        """All rows at once: a query left half-read would keep its snapshot, and the log with it."""
+        return self._connection.execute(sql, values).fetchall()
 
     def _decide(self, group: list[Request], known: _Known) -> tuple[list[Outcome], _Effects]:
         outcomes: list[Outcome] = []

@@ -42,7 +42,7 @@ def connect(
 
     Raises `PromiseBroken` where a setting is not in force.
     """
-    _register_checksums()
+    register_checksums()
     flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if create else 0)
     connection = apsw.Connection(path, flags=flags, vfs=vfs or CHECKSUM_VFS)
     try:
@@ -129,7 +129,7 @@ def _extended(error: apsw.Error) -> int:
     return int(getattr(error, "extendedresult", 0))
 
 
-def _register_checksums() -> None:
+def register_checksums() -> None:
     """Make the checksum VFS known without making it the default of the whole process."""
     with _registering:
         if CHECKSUM_VFS not in apsw.vfs_names():

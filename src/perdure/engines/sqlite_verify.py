@@ -125,7 +125,8 @@ def _judge_stream(connection: apsw.Connection, place: tuple[str, ...]) -> Findin
             found = [_unreadable(_show(place), error)]
             seq = last = 0
         finally:
-            connection.execute("COMMIT")
+            if connection.in_transaction:  # an I/O error ends it
+                connection.execute("COMMIT")
         yield found
         if seq == last:
             return

@@ -1,0 +1,300 @@
+"""What a failing disk does to a sqlite store: who is told, what goes on, what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+import pytest
+
+from perdure.core.batch import append, delete, drop, put
+from perdure.core.disk import Disk
+from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
+from perdure.engines import sqlite_checkpoint, sqlite_driver
+from perdure.engines.sqlite import SqliteEngine
+from tests.engines.sqlite_disks import DISK_FULL, SYNC_FAILED, WRITE_FAILED, TestDisk, broken
+from tests.engines.sqlite_stores import EVENTS, NOTES, Note, damage, last_step, opened, step
+
+KEY = ("t", "a")
+
+
+async def _written(path: Path, disk: TestDisk) -> SqliteEngine:
+    engine = await opened(path, vfs=disk.name)
+    await engine.commit(step(0, 1))
+    return engine
+
+
+# proves C3
+async def test_an_acknowledgement_costs_one_sync_alone_and_a_fraction_in_company(
+    tmp_path: Path,
+) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.counts.clear()
+    for number in range(100):
+        await engine.commit(put(NOTES, ("t", f"a{number}"), Note("x")))
+    assert disk.counts[("sync", "-wal")] == 100
+    disk.counts.clear()
+
+    async def write(writer: int) -> None:
+        for number in range(20):
+            await engine.commit(put(NOTES, ("t", f"b{writer}-{number}"), Note("x")))
+
+    await asyncio.gather(*map(write, range(64)))
+    assert 0 < disk.counts[("sync", "-wal")] <= 0.02 * 64 * 20
+    await engine.close()
+
+
+# proves C3
+async def test_nobody_is_told_before_the_sync_has_returned(tmp_path: Path) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    told: list[str] = []
+    disk.watch = lambda call, suffix: told.append(f"{call}{suffix}")
+
+    async def write(number: int) -> None:
+        await engine.commit(put(NOTES, ("t", f"a{number}"), Note("x")))
+        told.append("acknowledged")
+
+    await asyncio.gather(*map(write, range(5)))
+    await write(5)
+    disk.watch = lambda call, suffix: None
+    assert told[told.index("acknowledged") - 1] == "sync-wal"
+    assert told[-2:] == ["sync-wal", "acknowledged"]
+    assert told.count("sync-wal") == 2
+    await engine.close()
+
+
+# proves C9
+@pytest.mark.parametrize("error", [SYNC_FAILED, broken(apsw.SQLITE_IOERR_SHMSIZE)])
+async def test_a_failed_sync_latches_and_the_commit_is_unknown(
+    tmp_path: Path, error: apsw.Error
+) -> None:
+    path = tmp_path / "state.db"
+    disk = TestDisk()
+    engine = await _written(path, disk)
+    disk.refuse("sync", "-wal", error)
+    group = [engine.commit(put(NOTES, ("t", f"g{at}"), Note("x")).named(f"g{at}")) for at in (1, 2)]
+    outcomes = await asyncio.gather(*group, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [CommitUnknown, CommitUnknown]
+    disk.heal()
+    assert engine.latched is not None
+    assert "sync" in engine.latched
+    with pytest.raises(Latched, match="Reopen"):
+        await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 1
+    assert await damage(engine) == []
+    await engine.close()
+
+    engine = await opened(path, vfs=disk.name)
+    assert not engine.recovered.clean
+    for at in (1, 2):
+        again = await engine.commit(put(NOTES, ("t", f"g{at}"), Note("x")).named(f"g{at}"))
+        assert again.numbers == (1,)
+    await engine.commit(step(0, 2))
+    await engine.close()
+
+
+# proves C9
+async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgement(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "state.db"
+    disk = TestDisk()
+    engine = await _written(path, disk)
+    disk.refuse("sync", "-wal", SYNC_FAILED)
+    with pytest.raises(CommitUnknown):
+        await engine.commit(step(0, 2))
+    disk.heal()
+    await engine.close()
+    calls: list[str] = []
+    disk.watch = lambda call, suffix: calls.append(f"{call}{suffix}")
+    engine = await opened(path, vfs=disk.name)
+    disk.watch = lambda call, suffix: None
+    # The pages of the log are in the database, synced, and the log is empty; then it is taken.
+    assert calls.index("write") < calls.index("sync") < calls.index("truncate-wal")
+    assert calls[-1] == "sync-wal"
+    assert await last_step(engine, 0) == 2
+    await engine.close()
+
+
+# proves C9
+async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 5)
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.refuse("sync", "", SYNC_FAILED)
+    number = 2
+    while engine.latched is None:
+        await engine.commit(step(0, number))
+        number += 1
+    disk.heal()
+    with pytest.raises(Latched, match="checkpoint"):
+        await engine.commit(step(0, number))
+    assert await last_step(engine, 0) > 1
+    await engine.close()
+
+
+# proves C9
+async def test_a_write_that_fails_at_the_commit_latches(tmp_path: Path) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.refuse("write", "-wal", WRITE_FAILED)
+    with pytest.raises(CommitUnknown):
+        await engine.commit(step(0, 2))
+    disk.heal()
+    with pytest.raises(Latched):
+        await engine.commit(step(0, 2))
+    await engine.close()
+
+
+class _NoMarkDisk(Disk):
+    def overwrite(self, fd: int, data: bytes, offset: int) -> None:
+        raise OSError(5, "as planned")
+
+
+# proves C9
+async def test_a_disk_that_refuses_the_mark_is_not_trusted_further(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    engine = await opened(path)
+    engine._store.mark._disk = _NoMarkDisk()  # type: ignore[union-attr]
+    await engine.commit(step(0, 1))
+    with pytest.raises(Latched, match="mark"):
+        await engine.commit(step(0, 2))
+    await engine.close()
+    engine = await opened(path)
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+
+
+# proves C10
+async def test_a_full_disk_refuses_and_writes_resume_by_themselves(tmp_path: Path) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.refuse("write", "-wal", DISK_FULL)
+    outcomes = await asyncio.gather(
+        *(engine.commit(put(NOTES, ("t", f"g{at}"), Note("x"))) for at in range(3)),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [StorageFull] * 3
+    assert engine.latched is None
+    assert await last_step(engine, 0) == 1
+    assert await engine.get(NOTES, ("t", "g0")) is None
+    disk.heal()
+    await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 2
+    await engine.close()
+
+
+_FILL = """
+import asyncio, os, sys
+from pathlib import Path
+from perdure.core.batch import put
+from perdure.core.errors import StorageFull
+from tests.engines.sqlite_stores import NOTES, Note, damage, opened
+
+async def main(path):
+    engine = await opened(path)
+    kept = 0
+    while True:
+        try:
+            await engine.commit(put(NOTES, ("t", f"n{kept}"), Note("x" * 3000), expect=0))
+        except StorageFull:
+            break
+        kept += 1
+    for at in range(kept):
+        assert await engine.get(NOTES, ("t", f"n{at}")), at
+    assert await engine.get(NOTES, ("t", f"n{kept}")) is None
+    assert engine.latched is None
+    os.remove(path.with_name("ballast"))
+    await engine.commit(put(NOTES, ("t", f"n{kept}"), Note("x" * 3000), expect=0))
+    assert await damage(engine) == []
+    await engine.close()
+    engine = await opened(path)
+    assert engine.recovered.clean
+    assert await engine.get(NOTES, ("t", f"n{kept}"))
+    await engine.close()
+    print("kept", kept)
+
+path = Path(sys.argv[1]) / "state.db"
+path.with_name("ballast").write_bytes(bytes(600_000))
+asyncio.run(main(path))
+"""
+
+
+# proves C10
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    space = "mount -t tmpfs -o size=2m tmpfs "
+    tried = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", f"{space} {tmp_path}"], capture_output=True, check=False
+    )
+    if tried.returncode:
+        pytest.skip("this machine mounts no file system of a given size for its users")
+    done = subprocess.run(
+        [
+            *("unshare", "-Urm", "sh", "-c", f'{space} {tmp_path} && "$0" -c "$1" {tmp_path}'),
+            *(sys.executable, _FILL),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > 20
+
+
+# proves C7
+async def test_a_batch_that_touches_damage_fails_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    engine = await opened(path)
+    await engine.commit(append(EVENTS, KEY, [Note("x")]) + put(NOTES, KEY, Note("x")))
+    await engine.commit(delete(NOTES, KEY))
+    await engine.close()
+    connection = sqlite_driver.connect(str(path))
+    connection.execute("UPDATE streams SET last = 7")
+    connection.execute("UPDATE tombstones SET version = 9")
+    connection.close()
+    engine = await opened(path)
+    outcomes = await asyncio.gather(
+        engine.commit(put(NOTES, ("t", "b"), Note("x"))),
+        engine.commit(append(EVENTS, KEY, [Note("y")])),
+        engine.commit(drop(EVENTS, KEY)),
+        engine.commit(put(NOTES, KEY, Note("y"))),
+        engine.commit(put(NOTES, ("t", "c"), Note("x"))),
+        return_exceptions=True,
+    )
+    assert [isinstance(outcome, Damaged) for outcome in outcomes] == [0, 1, 1, 1, 0]
+    assert engine.latched is None
+    assert await engine.get(NOTES, ("t", "c"))
+    await engine.close()
+
+
+# proves C18
+async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 50)
+    monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 100)
+    monkeypatch.setattr(sqlite_checkpoint, "_MAKE_WAY_FRAMES", 300)
+    path = tmp_path / "state.db"
+    engine = await opened(path)
+    await engine.commit(step(0, 1))
+
+    def read_for_ever(connection: apsw.Connection) -> None:
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+            "SELECT count(*) FROM n, records_notes"
+        ).fetchall()
+
+    reading = asyncio.ensure_future(engine._off_loop(read_for_ever))
+    for number in range(2, 400):
+        await engine.commit(step(0, number))
+    with pytest.raises(Unavailable, match="Try again"):
+        await reading
+    assert path.with_name("state.db-wal").stat().st_size < 450 * 4120
+    assert await last_step(engine, 0) == 399
+    await engine.close()
