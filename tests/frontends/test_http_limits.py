@@ -1,0 +1,148 @@
+"""Limits of connections, bodies and rates, and who is admitted at all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from perdure.frontends.http.limits import Bucket
+from perdure.proving.waiting import wait_until
+from tests.frontends.conftest import Serve
+
+GET = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n"
+
+
+def told(answer: bytes) -> tuple[int, dict[str, str]]:
+    """Status and error object of a raw answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), json.loads(body)["error"]
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    bucket = Bucket(60, 3, now_s=100.0)
+    assert [bucket.take(100.0) for _ in range(3)] == [0, 0, 0]
+    assert bucket.take(100.0) == pytest.approx(1.0)
+    assert bucket.take(100.5) == pytest.approx(0.5)
+    assert bucket.take(101.0) == 0
+    assert [bucket.take(1000.0) for _ in range(4)].count(0) == 3
+
+
+# proves O6
+async def test_a_body_over_the_limit_is_refused_before_it_is_kept(serve: Serve) -> None:
+    server = await serve(limits__body_bytes_max=2048)
+    refused = await server.client.post("/v1/conversations", content=b"x" * 4096)
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "request_too_large"
+    assert refused.headers["x-should-retry"] == "false"
+
+    async def endless() -> object:
+        for _ in range(8):
+            yield b"x" * 1024
+
+    chunked = await server.client.post("/v1/conversations", content=endless())
+    assert chunked.status_code == 413
+    announced = await server.raw(
+        b"POST /v1/conversations HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        b"content-length: 99999999999999999999\r\n\r\n"
+    )
+    assert told(announced)[0] in (400, 413)
+    assert (await server.client.post("/v1/conversations", json={})).status_code == 200
+
+
+# proves O6
+async def test_a_head_that_never_ends_is_hung_up_on(serve: Serve) -> None:
+    server = await serve(limits__head_timeout_s=0.2)
+    status, error = told(await server.raw(GET + b"x-slow: "))
+    assert status == 408
+    assert error["code"] == "request_timeout"
+    assert told(await server.raw(b""))[0] == 408
+    assert server.service.connections.late == 2
+    assert (await server.client.get("/livez")).status_code == 200
+
+
+# proves O6
+async def test_a_body_that_stops_arriving_is_hung_up_on(serve: Serve) -> None:
+    server = await serve(limits__read_timeout_s=0.2)
+    head = b"POST /v1/conversations HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n"
+    status, error = told(await server.raw(head + b'{"metadata"'))
+    assert (status, error["code"]) == (408, "request_timeout")
+
+
+# proves O6
+async def test_heads_are_bounded_and_nonsense_is_told_so(serve: Serve) -> None:
+    server = await serve(limits__head_bytes_max=2048)
+    status, error = told(await server.raw(GET + b"x-long: " + b"y" * 4096))
+    assert (status, error["code"]) == (431, "headers_too_large")
+    status, error = told(await server.raw(b"\x16\x03\x01 not http\r\n\r\n"))
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert server.service.connections.malformed == 1
+
+
+# proves O6
+async def test_connections_are_capped(serve: Serve) -> None:
+    server = await serve(limits__connections_max=2)
+    held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+    status, error = told(await server.raw(GET + b"\r\n"))
+    assert (status, error["code"]) == (503, "server_busy")
+    for _, writer in held:
+        writer.close()
+
+    async def welcome() -> bool:
+        return (await server.client.get("/livez")).status_code == 200
+
+    await wait_until(welcome, 5, "a place for another connection")
+
+
+# proves O6
+async def test_a_key_has_a_rate(serve: Serve) -> None:
+    server = await serve(limits__requests_per_minute=6, limits__burst=2)
+    answers = [await server.client.get("/v1/models") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    refused = answers[2]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 10
+    assert 1 <= int(refused.headers["retry-after-ms"]) <= 10_000
+    assert refused.headers["x-should-retry"] == "true"
+    assert (await server.client.get("/readyz")).status_code == 200
+
+
+# proves O6
+async def test_keys_are_needed_where_there_are_any(serve: Serve) -> None:
+    server = await serve(environment={"PERDURE_API_KEY": "first,second"})
+    for sent in (None, "Bearer third", "Bearer", "Basic first", "first", "Bearer first\xe9"):
+        headers = {} if sent is None else {"authorization": sent.encode("latin-1")}
+        refused = await server.client.get("/v1/models", headers=headers)
+        assert refused.status_code == 401, sent
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+    for key in ("first", "second"):
+        headers = {"authorization": f"Bearer {key}"}
+        assert (await server.client.get("/v1/models", headers=headers)).status_code == 200
+    assert (await server.client.get("/metrics")).status_code == 401
+    for open_path in ("/livez", "/readyz", "/openapi.json", "/"):
+        assert (await server.client.get(open_path)).status_code == 200
+    assert (
+        await server.client.get("/v1/models", headers={"host": "example.org"})
+    ).status_code == 401
+
+
+# proves O6
+async def test_pages_of_strangers_cannot_use_a_browser_here(serve: Serve) -> None:
+    server = await serve()
+    for headers in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost.evil.example:8420"},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1.evil.example:8420"},
+    ):
+        refused = await server.client.post("/v1/conversations", headers=headers, content=b"{}")
+        assert refused.status_code == 403, headers
+    for headers in (
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://[::1]:3000", "host": "[::1]:8420"},
+        {"host": "LOCALHOST"},
+    ):
+        answer = await server.client.post("/v1/conversations", headers=headers, content=b"{}")
+        assert answer.status_code == 200, headers
