@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.tidy.tree import ROOT, Source, Tree, dotted_name, plant
+from tests.tidy.tree import Source, Tree, dotted_name, plant, repository
 
 
 class Ban(NamedTuple):
@@ -181,15 +181,15 @@ def _at_home(source: Source, homes: tuple[str, ...]) -> bool:
 
 
 def test_banned_calls_stay_at_home() -> None:
-    assert banned(Tree(ROOT)) == []
+    assert banned(repository()) == []
 
 
 def test_files_are_written_by_the_disk_module() -> None:
-    assert writing_opens(Tree(ROOT)) == []
+    assert writing_opens(repository()) == []
 
 
 def test_nothing_catches_everything() -> None:
-    assert catch_alls(Tree(ROOT)) == []
+    assert catch_alls(repository()) == []
 
 
 @pytest.mark.parametrize(

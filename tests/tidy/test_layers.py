@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tidy.tree import ROOT, Source, Tree, plant
+from tests.tidy.tree import Source, Tree, plant, repository
 
 MAY_IMPORT = {
     "core": set(),
@@ -109,15 +109,15 @@ def _engine(module: str) -> str:
 
 
 def test_layers_import_only_what_lies_below() -> None:
-    assert layer_violations(Tree(ROOT)) == []
+    assert layer_violations(repository()) == []
 
 
 def test_neighbours_do_not_know_each_other() -> None:
-    assert neighbour_violations(Tree(ROOT)) == []
+    assert neighbour_violations(repository()) == []
 
 
 def test_no_import_cycles() -> None:
-    assert cycles(Tree(ROOT)) == []
+    assert cycles(repository()) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tidy.tree import ROOT, Tree, plant
+from tests.tidy.tree import Tree, plant, repository
 
 LINE_MAX = 100
 LINED = (".py", ".sql", "Makefile", ".ci/run")
@@ -93,7 +93,7 @@ RULES = (headless, unmeaning_names, long_lines, unfinished, foreign_places, abse
 
 @pytest.mark.parametrize("rule", RULES)
 def test_texts_keep_to(rule) -> None:
-    assert rule(Tree(ROOT)) == []
+    assert rule(repository()) == []
 
 
 @pytest.mark.parametrize(

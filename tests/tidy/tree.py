@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +106,12 @@ class Tree:
     @cached_property
     def product(self) -> list[Source]:
         return [source for source in self.sources if source.path.startswith("src/")]
+
+
+@cache
+def repository() -> Tree:
+    """This repository, read once."""
+    return Tree(ROOT)
 
 
 def plant(root: Path, files: Mapping[str, str]) -> Tree:
