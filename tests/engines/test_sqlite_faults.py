@@ -127,13 +127,16 @@ async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.M
     disk = TestDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("sync", "", SYNC_FAILED)
-    number = 2
-    while engine.latched is None:
-        await engine.commit(step(0, number))
-        number += 1
+    refused = None
+    for number in range(2, 1000):
+        (outcome,) = await asyncio.gather(engine.commit(step(0, number)), return_exceptions=True)
+        if isinstance(outcome, Latched):
+            refused = outcome
+            break
+    assert "checkpoint" in str(refused)
     disk.heal()
     with pytest.raises(Latched, match="checkpoint"):
-        await engine.commit(step(0, number))
+        await engine.commit(step(0, 1000))
     assert await last_step(engine, 0) > 1
     await engine.close()
 
