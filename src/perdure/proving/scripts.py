@@ -6,6 +6,7 @@ is echoed:
     echo TEXT               the text, word by word; also what a tool's output gets
     count N                 1 2 3 ... N, a number a chunk
     slow DELAY_S [N]        count N (20), waiting before each chunk
+    pace DELAY_S TEXT       the text, word by word, waiting before each
     long N                  N characters, a thousand a chunk
     reasoning TEXT          thoughts first, then the text
     refuse TEXT             a refusal
@@ -87,6 +88,11 @@ def _slow(rest: str) -> Script:
     return Script(chunks=_count(count[0] if count else str(SLOW_CHUNKS)), delay_s=float(delay_s))
 
 
+def _pace(rest: str) -> Script:
+    delay_s, _, text = rest.partition(" ")
+    return Script(chunks=_words(text), delay_s=float(delay_s))
+
+
 def _long(rest: str) -> Script:
     text = ("0123456789" * (int(rest) // 10 + 1))[: int(rest)]
     starts = range(0, len(text), LONG_CHUNK_CHARS)
@@ -117,6 +123,7 @@ _VERBS: dict[str, Callable[[str], Script]] = {
     "echo": echo,
     "count": lambda rest: Script(chunks=_count(rest)),
     "slow": _slow,
+    "pace": _pace,
     "long": _long,
     "reasoning": _reasoning,
     "refuse": lambda rest: Script(refusal=rest),

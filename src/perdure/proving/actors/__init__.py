@@ -1,0 +1,21 @@
+"""Actors: one for each surface that promises to survive something (see `proving.workload`)."""
+
+from __future__ import annotations
+
+from perdure.proving.actors.boots import BootsActor
+from perdure.proving.actors.conversations import ConversationsActor
+from perdure.proving.actors.idempotency import IdempotencyActor
+from perdure.proving.actors.items import ItemsActor
+from perdure.proving.actors.responses import ResponsesActor
+from perdure.proving.workload import Actor
+
+
+def actors() -> list[Actor]:
+    """A fresh actor for every surface, in the order in which they judge."""
+    return [
+        ResponsesActor(),
+        ConversationsActor(),
+        ItemsActor(),
+        IdempotencyActor(),
+        BootsActor(),
+    ]

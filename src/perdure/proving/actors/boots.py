@@ -1,0 +1,122 @@
+"""Boots: every start is on record, says how the one before ended, and what it recovered."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from perdure.proving.client import Client
+from perdure.proving.oracle import Check, History, Verdict
+from perdure.proving.snapshot import Snapshot
+from perdure.proving.workload import Scene
+from perdure.surfaces.boots import BOOTS, INSTANCES
+from perdure.surfaces.responses import RESPONSES
+
+SURFACE = "boots"
+
+
+class BootsActor:
+    """See `proving.workload.Actor`. `told` are the boots that servers said they were."""
+
+    surface = SURFACE
+
+    def __init__(self) -> None:
+        self.told: dict[int, str] = {}
+
+    async def act(self, client: Client) -> None:
+        startup = (await client.get("/v1/startup")).json()
+        self.told[startup["number"]] = startup["boot_id"]
+
+    async def judge(self, scene: Scene) -> None:
+        startup = (await scene.client.get("/v1/startup")).json()
+        instances = (await scene.client.get("/v1/instances")).json()["data"]
+        boots = (await scene.client.get("/v1/boots?limit=100")).json()["data"]
+        self.told[startup["number"]] = startup["boot_id"]
+        _judge_start(scene, startup)
+        _judge_alive(scene, startup, instances)
+        self._judge_history(scene, startup, [listed["boot"] for listed in boots])
+
+    def _judge_history(
+        self, scene: Scene, startup: dict[str, Any], boots: list[dict[str, Any]]
+    ) -> None:
+        holds = scene.verdict.holds
+        numbers = [boot["number"] for boot in boots]
+        newest = startup["number"]
+        expected = list(range(newest, max(newest - 100, 0), -1))
+        holds(Check.DENSE, SURFACE, numbers == expected, f"boots are numbered {numbers}")
+        for boot in boots:
+            told = self.told.get(boot["number"], boot["boot_id"])
+            holds(Check.KEPT, SURFACE, boot["boot_id"] == told, f"boot {boot['number']} changed")
+        for later, earlier in pairwise(boots):
+            linked = (later["previous_boot_id"], later["previous_ended_clean"]) == (
+                earlier["boot_id"],
+                earlier["ended_clean"],
+            )
+            holds(Check.REPORTED, SURFACE, linked, f"boot {later['number']} has another past")
+
+    def audit(self, store: Snapshot, history: History, verdict: Verdict, *, settled: bool) -> None:
+        kept = store.records[BOOTS.name]
+        numbers = sorted(int(key[-1]) for key in kept)
+        dense = numbers == list(range(1, len(numbers) + 1))
+        verdict.holds(Check.DENSE, SURFACE, dense, f"boots are numbered {numbers}")
+        lost = set(self.told.values()) - {boot.value.boot_id for boot in kept.values()}
+        verdict.holds(Check.KEPT, SURFACE, not lost, f"boots {lost} answered and are gone")
+        if kept:
+            newest = kept[max(kept)].value
+            for instance in store.records[INSTANCES.name].values():
+                verdict.holds(
+                    Check.REPORTED,
+                    SURFACE,
+                    instance.value.boot_id == newest.boot_id,
+                    f"the last sign of life is of {instance.value.boot_id}, not the newest boot",
+                )
+
+
+def _judge_start(scene: Scene, startup: dict[str, Any]) -> None:
+    """The report of the start, against what the runner did and what lay in the dead store."""
+    holds, start = scene.verdict.holds, scene.start
+    before = [boot.value for _, boot in sorted(scene.before.records[BOOTS.name].items())]
+    last = before[-1] if before else None
+    holds(
+        Check.REPORTED,
+        SURFACE,
+        startup["previous_boot_id"] == (last.boot_id if last else None),
+        f"boot {startup['number']} follows {startup['previous_boot_id']}, in the store is {last}",
+    )
+    if last is not None:
+        clean = last.pid in start.stopped
+        holds(
+            Check.REPORTED,
+            SURFACE,
+            startup["previous_ended_clean"] is clean,
+            f"the last server {'stopped' if clean else 'was killed'}, and the boot says "
+            f"previous_ended_clean: {startup['previous_ended_clean']}",
+        )
+    unfinished = sum(
+        not response.value.status.terminal
+        for response in scene.before.records[RESPONSES.name].values()
+    )
+    told = {found["surface"]: found for found in startup["recovery"]}
+    holds(
+        Check.REPORTED,
+        SURFACE,
+        told["responses"]["interrupted"] == unfinished,
+        f"{unfinished} responses were unfinished, reported are {told['responses']}",
+    )
+    holds(
+        Check.SOUND,
+        SURFACE,
+        not any(found["damaged"] for found in startup["recovery"]),
+        f"recovery reports damage: {startup['recovery']}",
+    )
+
+
+def _judge_alive(scene: Scene, startup: dict[str, Any], instances: list[dict[str, Any]]) -> None:
+    """Nobody but the process that answers is said to be ready."""
+    ready = [(one["boot_id"], one["pid"]) for one in instances if one["ready"]]
+    scene.verdict.holds(
+        Check.REPORTED,
+        SURFACE,
+        ready == [(startup["boot_id"], scene.start.pid)] and startup["pid"] == scene.start.pid,
+        f"process {scene.start.pid} answers, ready are {ready}",
+    )

@@ -1,0 +1,142 @@
+"""Idempotency: a request sent again, also after a death, has one effect and the first answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+from perdure.proving.actors.responses import a_prompt
+from perdure.proving.client import Answer, Client
+from perdure.proving.oracle import Check, History, Op, Verdict
+from perdure.proving.snapshot import Snapshot
+from perdure.proving.workload import Scene
+from perdure.surfaces.idempotency import IDEMPOTENCY
+from perdure.surfaces.responses import RESPONSES
+
+SURFACE = "idempotency"
+
+
+class Named(msgspec.Struct):
+    """A request under a key of its own. `answer` is the first one that arrived whole; of one that
+    was not to be stored, only the process that gave it can give it again."""
+
+    op: Op
+    key: str
+    path: str
+    body: dict[str, Any]
+    answer: bytes | None = None
+
+    @property
+    def stored(self) -> bool:
+        return bool(self.body.get("store", True))
+
+    async def send(self, client: Client, body: dict[str, Any] | None = None) -> Answer:
+        """Send it again, or another body under its key."""
+        headers = {"idempotency-key": self.key}
+        return await client.send("POST", self.path, body or self.body, headers)
+
+
+class IdempotencyActor:
+    """See `proving.workload.Actor`."""
+
+    surface = SURFACE
+
+    def __init__(self) -> None:
+        self._named: dict[int, list[Named]] = defaultdict(list)
+        self._cycle: dict[int, int] = {}
+
+    async def act(self, client: Client) -> None:
+        own = [named for named in self._named[client.worker] if named.answer is not None]
+        if own and client.rng.random() < 0.3:
+            await self._repeat(client, client.rng.choice(own[-4:]))
+            return
+        op = client.history.intend(SURFACE, "create")
+        named = Named(op, f"key {op.mark}", "/v1/responses", {})
+        kind = client.rng.randrange(3)
+        if kind == 0:
+            named.path, named.body = "/v1/conversations", {"metadata": {"mark": op.mark}}
+            op.detail["creates"] = "conversation"
+        else:
+            named.body = {"model": "scripted", "input": a_prompt(op, client)}
+            if kind == 1:
+                named.body["store"] = False
+            else:
+                op.detail["creates"] = "response"
+        self._named[client.worker].append(named)
+        headers = {"idempotency-key": named.key}
+        answer = await client.do(op, "POST", named.path, named.body, headers)
+        if answer.status == 200:
+            named.answer = answer.body
+
+    async def _repeat(self, client: Client, named: Named) -> None:
+        answer = await named.send(client)
+        alive = named.stored or named.op.cycle == client.history.cycle
+        if alive and answer.body != named.answer:
+            client.history.complaints.append(f"{named.key}: a repeat got another answer")
+        refused = await named.send(client, named.body | {"metadata": {"other": "body"}})
+        if alive and refused.code != "idempotency_key_reused":
+            client.history.complaints.append(f"{named.key} was taken for another body")
+
+    async def judge(self, scene: Scene) -> None:
+        things = [(named.op, named) for own in self._named.values() for named in own]
+        for named in scene.chosen(things):
+            answer = await named.send(scene.client)
+            if not named.stored:
+                _judge_lost(scene.verdict, named, answer)
+                continue
+            sure = named.answer is not None
+            scene.verdict.holds(
+                Check.KEPT if sure else Check.GOES_ON,
+                SURFACE,
+                answer.status == 200 and (not sure or answer.body == named.answer),
+                f"{named.key} ({named.op.outcome}) was answered {answer.status} {answer.body!r}, "
+                f"at first {named.answer!r}",
+            )
+            if answer.status == 200:
+                named.answer = answer.body
+                scene.history.settle(named.op, "acknowledged", 200)
+            again = await named.send(scene.client)
+            scene.verdict.holds(
+                Check.GOES_ON,
+                SURFACE,
+                again.body == answer.body,
+                f"{named.key}: two answers to one request",
+            )
+
+    def audit(self, store: Snapshot, history: History, verdict: Verdict, *, settled: bool) -> None:
+        keys = {
+            f"k-{hashlib.sha256(named.key.encode()).hexdigest()}": named
+            for own in self._named.values()
+            for named in own
+        }
+        deleted = {op.detail["id"] for op in history.ops if op.verb == "delete"}
+        for key, kept in store.records[IDEMPOTENCY.name].items():
+            remembered = kept.value
+            named = keys.get(key[-1])
+            intended = named is not None or key[-1].startswith("d-")
+            verdict.holds(Check.INTENDED, SURFACE, intended, f"{key[-1]} was never sent")
+            if remembered.response_id is not None and not remembered.transient:
+                there = (key[0], remembered.response_id) in store.records[RESPONSES.name]
+                verdict.holds(
+                    Check.ATOMIC,
+                    SURFACE,
+                    there or remembered.response_id in deleted,
+                    f"{key[-1]} stands for {remembered.response_id}, which is not there",
+                )
+
+
+def _judge_lost(verdict: Verdict, named: Named, answer: Answer) -> None:
+    """What was not to be stored is not done a second time in silence."""
+    lost = answer.status == 409 and answer.code == "idempotent_result_lost"
+    never_done = named.answer is None and answer.status == 200
+    verdict.holds(
+        Check.GOES_ON,
+        SURFACE,
+        lost or never_done,
+        f"{named.key}, not stored, was answered {answer.status} {answer.body!r}",
+    )
+    if never_done:
+        named.answer = answer.body

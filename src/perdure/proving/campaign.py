@@ -1,0 +1,276 @@
+"""A campaign: lives and deaths of one server over one data directory, each judged from outside.
+
+A life: the server starts, workers use every surface, and it dies: at a counted edge, at a moment,
+by a kill or a power cut, or stopped in good order. Its store is read as it lies dead. Then it
+starts again, perhaps dying again while it recovers, until it is ready, and is judged by what was
+acknowledged before. The state of all earlier lives stays and is judged again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from perdure.core.errors import PerdureError
+from perdure.core.promises import Promise
+from perdure.proving.actors import actors
+from perdure.proving.client import Client, Gone
+from perdure.proving.launcher import Death, Plan, Power
+from perdure.proving.oracle import Check, History, Verdict
+from perdure.proving.snapshot import Snapshot
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.victim import Nursery, Victim
+from perdure.proving.waiting import TooLate
+from perdure.proving.workload import Scene, Start, cover
+from perdure.surfaces.state import PROMISES
+
+RUNNER = "server"
+"""Under which name the verdict counts what belongs to no surface."""
+
+_LINGER_S = 2.0
+"""How long a server may outlive its connections before that is a violation."""
+
+
+class Life(msgspec.Struct, frozen=True, kw_only=True):
+    """How one life goes. Without `death` the runner kills the process `kill_after_s` into the work
+    or, where that is None, at its end; with `stop` it asks instead. `power` makes a planned death
+    a power cut. `rebirths` are deaths of the starts that follow; `again` restarts a second time."""
+
+    workers: int = 3
+    steps: int = 8
+    choices: str = ""
+    death: Death | None = None
+    power: bool = False
+    kill_after_s: float | None = None
+    stop: bool = False
+    rebirths: tuple[Death, ...] = ()
+    again: bool = False
+
+    def __str__(self) -> str:
+        if self.death is not None:
+            how = f"{'power cut' if self.power else 'killed'} {self.death}"
+        elif self.stop:
+            how = "stopped"
+        elif self.kill_after_s is not None:
+            how = f"killed {self.kill_after_s * 1000:.0f} ms into the work"
+        else:
+            how = "killed at rest"
+        born = "".join(f", then {death}" for death in self.rebirths)
+        return how + born + (", restarted twice" if self.again else "")
+
+
+class Campaign:
+    """Runs lives in a directory of its own: `data` is the server's, everything else the oracle's.
+    Use it as an async context."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        seed: str = "1",
+        plant: str | None = None,
+        promises: Sequence[Promise] = PROMISES,
+    ) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.data = home / "data"
+        self.history = History(home / "history.jsonl")
+        self.verdict = Verdict()
+        self.actors = cover(promises, actors())
+        self.deaths: Counter[str] = Counter()
+        self.ready_s: list[float] = []
+        self.reached = False
+        """Whether the planned death of the last life happened."""
+        self.seed = seed
+        self._plant = plant
+        self._stack = AsyncExitStack()
+        self._stopped: set[int] = set()
+        self._last: Snapshot | None = None
+        self._starts = 0
+        self._written: str | None = None
+
+    async def __aenter__(self) -> Campaign:
+        self._upstream = await self._stack.enter_async_context(ScriptedUpstream())
+        self._nursery = await self._stack.enter_async_context(Nursery(self.home / "server.log"))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+        self.history.close()
+
+    async def live(self, life: Life) -> None:
+        """One life, death and judgement."""
+        self.history.cycle += 1
+        self.history.stopping = False
+        self.history.mark("life", how=str(life))
+        try:
+            await self._live(life)
+        except TooLate as late:
+            self.verdict.holds(Check.LIVE, RUNNER, False, str(late))
+        except PerdureError as error:
+            self.verdict.holds(Check.OPENS, RUNNER, False, f"the dead store: {error}")
+        self.verdict.none(Check.LIVE, RUNNER, self.history.complaints)
+        self.history.complaints = []
+
+    async def _live(self, life: Life) -> None:
+        await self._work(life)
+        for death in life.rebirths:
+            victim = await self._start(death, power=life.power)
+            await victim.ready()
+            await self._die(victim)
+        before = await self._snapshot(settled=False)
+        await self._rise_and_judge(before)
+        after = await self._snapshot(settled=True)
+        if life.again:
+            victim = await self._start()
+            await victim.ready()
+            await self._die(victim)
+            again = await self._snapshot(settled=True)
+            self.verdict.none(Check.REPEATS, RUNNER, list(again.differs(after)))
+
+    async def _work(self, life: Life) -> None:
+        """Start, use, and end the server as the life says."""
+        victim = await self._start(life.death, power=life.power)
+        if await victim.ready() is None:
+            self.reached = True
+            await self._die(victim)
+            return
+        workers = [
+            asyncio.create_task(self._labour(victim, life, number))
+            for number in range(life.workers)
+        ]
+        if life.kill_after_s is not None:
+            await asyncio.wait(workers, timeout=life.kill_after_s)
+            self.history.stopping = life.stop
+            victim.signal(signal.SIGTERM if life.stop else signal.SIGKILL)
+        await asyncio.gather(*workers)
+        if life.death is not None and life.death.at == "moment":
+            await victim.death()
+        self.reached = victim.dead and life.death is not None
+        await self._die(victim, stop=life.stop)
+
+    async def _labour(self, victim: Victim, life: Life, number: int) -> None:
+        """One worker: steps chosen by the seed, until the work is done or the server is gone."""
+        cycle = self.history.cycle
+        choices = life.choices or f"{self.seed}/{cycle}"
+        worker = number if not life.choices else 1000 * cycle + number
+        rng = random.Random(f"{choices}/{number}")
+        client = Client(victim.url, self.history, worker, rng)
+        try:
+            for step in range(life.steps):
+                actor = self.actors[step % len(self.actors)] if life.choices else None
+                await (actor or rng.choice(self.actors)).act(client)
+        except Gone as gone:
+            try:
+                await victim.death(_LINGER_S)
+            except TooLate:
+                self.verdict.holds(Check.LIVE, RUNNER, False, f"it lives, but {gone}")
+        finally:
+            await client.close()
+
+    async def _die(self, victim: Victim, *, stop: bool = False) -> None:
+        """See the process dead, one way or another; where its power was cut, let the disk be what
+        survived."""
+        died = victim.dead
+        victim.signal(signal.SIGTERM if stop else signal.SIGKILL)
+        code = await victim.death(30.0)
+        if stop:
+            clean = self.verdict.holds(Check.CLEAN, RUNNER, code == 0, f"a stop ended with {code}")
+            if clean:
+                self._stopped.add(victim.pid)
+        plan = victim.plan
+        kind = "stopped" if stop else "power cut" if self._restore(plan) else "killed"
+        if died and plan.death is not None:
+            kind += {"moment": " at a moment", "sending": " at a stream part"}.get(
+                plan.death.at.replace("sent", "sending"), " at a commit"
+            )
+        elif not stop:
+            kind += " at a moment"
+        self.deaths[kind] += 1
+        self.history.mark("death", pid=victim.pid, code=code, kind=kind)
+
+    def _restore(self, plan: Plan) -> bool:
+        """Put what survived a power cut in the place of the data, if there was one."""
+        if plan.power is None or not Path(plan.power.into).exists():
+            return False
+        shutil.rmtree(self.data)
+        Path(plan.power.into).rename(self.data)
+        return True
+
+    async def _rise_and_judge(self, before: Snapshot) -> None:
+        victim = await self._start()
+        ready_s = await victim.ready()
+        opened = self.verdict.holds(
+            Check.OPENS, RUNNER, ready_s is not None, f"process {victim.pid} died while starting"
+        )
+        if opened and ready_s is not None:
+            self.ready_s.append(ready_s)
+            await self._judge(victim, before)
+        await self._die(victim)
+
+    async def _judge(self, victim: Victim, before: Snapshot) -> None:
+        rng = random.Random(f"{self.seed}/{self.history.cycle}/judge")
+        client = Client(victim.url, self.history, -1, rng)
+        start = Start(victim.pid, frozenset(self._stopped))
+        scene = Scene(client, before, start, self.history, self.verdict)
+        try:
+            await self._write_at_once(client)
+            for actor in self.actors:
+                await actor.judge(scene)
+        except Gone as gone:
+            self.verdict.holds(Check.LIVE, RUNNER, False, f"it died while it was judged: {gone}")
+        finally:
+            await client.close()
+
+    async def _write_at_once(self, client: Client) -> None:
+        """The first write after readiness works, and the one of the life before is still there."""
+        holds = self.verdict.holds
+        op = self.history.intend(RUNNER, "create", creates="conversation")
+        body = {"metadata": {"mark": op.mark}}
+        first = await client.do(op, "POST", "/v1/conversations", body)
+        holds(Check.OPENS, RUNNER, first.status == 200, f"ready, and a write got {first.status}")
+        if self._written is not None:
+            kept = await client.get(f"/v1/conversations/{self._written}")
+            holds(Check.GOES_ON, RUNNER, kept.status == 200, f"{self._written}: {kept.status}")
+        self._written = first.json()["id"] if first.status == 200 else None
+
+    async def _snapshot(self, *, settled: bool) -> Snapshot:
+        """Read the dead store, and judge what lies in it."""
+        store = await Snapshot.of(self.data, self.home / "copy", verify=settled)
+        self.verdict.none(Check.SOUND, RUNNER, store.findings)
+        leftover = [name for name in store.files if name.endswith(".tmp")]
+        self.verdict.holds(Check.CLEAN, RUNNER, not (settled and leftover), f"files {leftover}")
+        if self._last is not None:
+            self.verdict.none(Check.VERSIONS, RUNNER, list(store.fell_behind(self._last)))
+        self._last = store
+        for actor in self.actors:
+            actor.audit(store, self.history, self.verdict, settled=settled)
+        return store
+
+    async def _start(self, death: Death | None = None, *, power: bool = False) -> Victim:
+        self._starts += 1
+        into = self.home / f"cut-{self._starts}"
+        plan = Plan(
+            data=str(self.data),
+            port=self._port,
+            upstream=self._upstream.url,
+            death=death,
+            power=Power(str(into), f"{self.seed}/{self._starts}") if power and death else None,
+            plant=self._plant,
+        )
+        began_s = time.monotonic()
+        victim = await self._nursery.start(plan)
+        self.history.mark("start", pid=victim.pid, after_s=round(time.monotonic() - began_s, 4))
+        return victim

@@ -1,0 +1,164 @@
+"""The client that drives a server which is about to die, and remembers what it was told.
+
+Nothing here retries: an answer that did not arrive whole is an answer nobody got.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import httpx
+import msgspec
+
+from perdure.proving.oracle import History, Op
+
+DEADLINE_S = 20.0
+"""An answer that takes longer is a hang."""
+
+ENDS = ("response.completed", "response.incomplete", "response.failed")
+
+
+class Gone(Exception):
+    """The connection ended before the answer did."""
+
+
+class Answer(NamedTuple):
+    """A complete answer."""
+
+    status: int
+    body: bytes
+    headers: httpx.Headers
+
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def code(self) -> str | None:
+        """The machine-readable code of a refusal."""
+        error = self.json().get("error") if self.status >= 400 else None
+        return error.get("code") if isinstance(error, dict) else None
+
+
+class Event(msgspec.Struct):
+    """The part of a stream event that a judge needs to find its way."""
+
+    type: str
+    sequence_number: int
+    response: msgspec.Raw = msgspec.Raw(b"")
+
+
+class Client:
+    """One worker's connection. Its choices come from `rng` alone, so that a seed repeats them."""
+
+    def __init__(self, url: str, history: History, worker: int, rng: random.Random) -> None:
+        self.history = history
+        self.worker = worker
+        self.rng = rng
+        self._http = httpx.AsyncClient(base_url=url, timeout=DEADLINE_S, trust_env=False)
+
+    async def do(
+        self,
+        op: Op,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        """Send an operation and settle it. Raises `Gone`, which leaves it unknown."""
+        answer = await self.send(method, path, body, headers)
+        self._settle(op, answer.status)
+        return answer
+
+    async def send(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send what is no operation: a read, or a repeat. Raises `Gone`."""
+        content = None if body is None else msgspec.json.encode(body)
+        sent = {"content-type": "application/json"} | (headers or {})
+        try:
+            response = await self._http.request(method, path, content=content, headers=sent)
+        except httpx.TransportError as error:
+            raise self._gone(f"{method} {path}", error) from error
+        self._look(f"{method} {path}", response)
+        return Answer(response.status_code, response.content, response.headers)
+
+    async def get(self, path: str) -> Answer:
+        """A read."""
+        return await self.send("GET", path)
+
+    async def post_stream(self, op: Op, path: str, body: Any, seen: list[bytes]) -> None:
+        """Send an operation whose answer is a stream; every event goes to `seen` as it arrives.
+        It is acknowledged when `response.completed` has arrived. Raises `Gone`."""
+        async for event in self._events("POST", path, body, op):
+            seen.append(event)
+        if seen and head(seen[-1]).type == "response.completed":
+            self._settle(op, 200)
+
+    async def log(self, path: str) -> list[bytes]:
+        """The events of a stream that is read. Raises `Gone`."""
+        return [event async for event in self._events("GET", path)]
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _events(
+        self, method: str, path: str, body: Any = None, op: Op | None = None
+    ) -> AsyncIterator[bytes]:
+        content = None if body is None else msgspec.json.encode(body)
+        headers = {"content-type": "application/json"}
+        what = f"{method} {path} as a stream"
+        try:
+            async with self._http.stream(
+                method, path, content=content, headers=headers
+            ) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    self._look(what, response)
+                    if op is not None:
+                        self._settle(op, response.status_code)
+                    return
+                rest = b""
+                async for chunk in response.aiter_raw():
+                    *blocks, rest = (rest + chunk).split(b"\n\n")
+                    for block in blocks:
+                        if data := _data(block):
+                            yield data
+        except httpx.TransportError as error:
+            raise self._gone(what, error) from error
+
+    def _settle(self, op: Op, status: int) -> None:
+        if status < 300:
+            self.history.settle(op, "acknowledged", status)
+        elif status < 500:
+            self.history.settle(op, "refused", status)
+        else:
+            self.history.settle(op, "unknown", status)
+
+    def _look(self, what: str, response: httpx.Response) -> None:
+        if response.status_code == 503 and self.history.stopping:
+            return
+        if response.status_code >= 500:
+            told = response.text[:300]
+            self.history.complaints.append(f"{what} was answered {response.status_code}: {told}")
+
+    def _gone(self, what: str, error: httpx.TransportError) -> Gone:
+        if isinstance(error, httpx.TimeoutException):
+            self.history.complaints.append(f"{what} had no answer within {DEADLINE_S:g} s")
+        return Gone(f"{what}: {error or type(error).__name__}")
+
+
+def ends(event: bytes) -> bool:
+    """Whether an event is the last of its response."""
+    return head(event).type in ENDS
+
+
+head = msgspec.json.Decoder(Event).decode
+
+
+def _data(block: bytes) -> bytes:
+    """What one server-sent event carries; nothing for a comment."""
+    lines = [line for line in block.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(line[5:].removeprefix(b" ") for line in lines)

@@ -1,0 +1,162 @@
+"""The crash campaign as a command: `python -m perdure.proving.crash --cycles 200 --seed 1`.
+
+Every choice comes from the seed: what the workers do, where and how the server dies, what survives
+a power cut. It prints what was judged, and ends with 1 and the command that repeats it if anything
+did not hold. Times are the machine's, so a death at a moment may fall elsewhere in a repetition;
+one at a counted edge does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+
+from perdure.proving.campaign import Campaign, Life
+from perdure.proving.launcher import Death
+from perdure.proving.oracle import Check
+from perdure.proving.planted import PLANTS
+
+_COMMITS = 60
+_PARTS = 40
+_RECOVERY_COMMITS = 4
+_WORK_S = 0.4
+
+
+def life_of(rng: random.Random) -> Life:
+    """A life at random, deaths at counted edges and power cuts more often than others."""
+    power = rng.random() < 0.3
+    death: Death | None = None
+    kill_after_s: float | None = None
+    roll = rng.random()
+    if roll < 0.45:
+        death = Death(rng.choice(("before", "after")), rng.randint(1, _COMMITS))
+    elif roll < 0.6:
+        death = Death(rng.choice(("sending", "sent")), rng.randint(1, _PARTS))
+    elif roll < 0.7 or power:
+        death = Death("moment", rng.randint(30, int(_WORK_S * 2000)))
+    elif roll < 0.95:
+        kill_after_s = rng.uniform(0, _WORK_S)
+    else:
+        return Life(stop=True, kill_after_s=rng.uniform(0, _WORK_S))
+    rebirths = [
+        Death(rng.choice(("before", "after")), rng.randint(1, _RECOVERY_COMMITS))
+        if rng.random() < 0.7
+        else Death("moment", rng.randint(0, 150))
+        for _ in range(rng.choice((0, 0, 0, 1, 2)))
+    ]
+    return Life(
+        death=death,
+        power=power,
+        kill_after_s=kill_after_s,
+        rebirths=tuple(rebirths),
+        again=rng.random() < 0.25,
+    )
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a campaign came to."""
+
+    seed: str
+    cycles: int
+    ok: bool
+    judged: dict[str, int]
+    surfaces: dict[str, int]
+    deaths: dict[str, int]
+    operations: dict[str, int]
+    ready_p50_s: float
+    ready_max_s: float
+    violations: list[str]
+    evidence: str
+    again: str
+
+
+def report(campaign: Campaign, cycles: int, again: str) -> Report:
+    """The numbers of a campaign so far."""
+    verdict, ready_s = campaign.verdict, sorted(campaign.ready_s) or [0.0]
+    checks: Counter[str] = Counter()
+    surfaces: Counter[str] = Counter()
+    for (check, surface), count in verdict.judged.items():
+        checks[check.value] += count
+        surfaces[surface] += count
+    return Report(
+        seed=campaign.seed,
+        cycles=cycles,
+        ok=not verdict.violations,
+        judged={check.value: checks[check.value] for check in Check},
+        surfaces=dict(surfaces),
+        deaths=dict(sorted(campaign.deaths.items())),
+        operations=dict(Counter(op.outcome for op in campaign.history.ops)),
+        ready_p50_s=round(ready_s[len(ready_s) // 2], 3),
+        ready_max_s=round(ready_s[-1], 3),
+        violations=list(dict.fromkeys(map(str, verdict.violations))),
+        evidence=str(campaign.home),
+        again=again,
+    )
+
+
+async def run(home: Path, cycles: int, seed: str, plant: str | None, *, quiet: bool) -> Report:
+    """Live until a violation, or as often as asked."""
+    async with Campaign(home, seed=seed, plant=plant) as campaign:
+        for cycle in range(1, cycles + 1):
+            life = life_of(random.Random(f"{seed}/{cycle}"))
+            await campaign.live(life)
+            if not quiet:
+                print(f"{cycle:4}/{cycles} {life}: {_told(campaign)}", flush=True)
+            if campaign.verdict.violations:
+                break
+        planted = f" --plant {plant}" if plant else ""
+        again = f"python -m perdure.proving.crash --cycles {cycle} --seed {seed}{planted}"
+        return report(campaign, cycle, again)
+
+
+def _told(campaign: Campaign) -> str:
+    verdict = campaign.verdict
+    ready = f"ready in {campaign.ready_s[-1]:.2f} s" if campaign.ready_s else "not ready"
+    return f"{ready}, {sum(verdict.judged.values())} judged, {len(verdict.violations)} violations"
+
+
+def show(told: Report) -> str:
+    """The verdict for people."""
+    lines = [f"{count:9}  {check}" for check, count in told.judged.items()]
+    lines += ["", "judged for " + _listed(told.surfaces)]
+    lines += ["operations " + _listed(told.operations), "deaths     " + _listed(told.deaths)]
+    lines.append(f"ready      in {told.ready_p50_s} s (median), {told.ready_max_s} s at most")
+    if told.ok:
+        lines.append(f"{told.cycles} cycles, seed {told.seed}: no violation")
+    else:
+        lines += ["", *(f"VIOLATION  {violation}" for violation in told.violations)]
+        lines += [f"evidence   {told.evidence}", f"again      {told.again}"]
+    return "\n".join(lines)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def main() -> None:
+    """See the head of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cycles", type=int, default=200)
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug that should be caught")
+    parser.add_argument("--home", type=Path, help="where data and evidence go [default: temporary]")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON only")
+    options = parser.parse_args()
+    home = options.home or Path(tempfile.mkdtemp(prefix="perdure-crash-"))
+    told = asyncio.run(run(home, options.cycles, options.seed, options.plant, quiet=options.json))
+    if options.json:
+        print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+    else:
+        print(show(told))
+    sys.exit(not told.ok)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The launcher: starts the server that `perdure serve` starts, with faults around it.
+
+A process that has imported everything forks one server after another, so that a start costs a
+fork and not an interpreter. Each plan is a line on standard input; the pid, and later how the
+process ended, are lines on standard output. The servers die with the launcher, and the launcher
+with whoever started it.
+
+Product code holds no fault triggers. What is wrapped here is the engine (every durable edge above
+it is a commit), the public application (every event that a client sees is a `send`), and for
+power cuts the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import uvloop
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from perdure.core.disk import Disk
+from perdure.core.engine import Engine
+from perdure.core.errors import PerdureError
+from perdure.engines.failing import Action, Edge, Failing, Fault
+from perdure.frontends.http.server import serve
+from perdure.proving.planted import PLANTS, Plant
+from perdure.proving.powercut import Platter
+from perdure.services.config import load
+
+At = Literal["before", "after", "sending", "sent", "moment"]
+
+
+class Death(msgspec.Struct, frozen=True):
+    """Where a server dies: before or after commit number `n`, while sending or having sent part
+    number `n` of any stream, or `n` milliseconds after its start. All count from the start, so
+    that small numbers lie within recovery."""
+
+    at: At
+    n: int
+
+    def __str__(self) -> str:
+        unit = {"before": "commit", "after": "commit", "moment": "millisecond"}.get(
+            self.at, "stream part"
+        )
+        return f"{self.at} {unit} {self.n}" if self.at != "moment" else f"{self.n} ms after start"
+
+
+class Power(msgspec.Struct, frozen=True):
+    """The death is a power cut: what survives of the data is written to `into`."""
+
+    into: str
+    seed: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One start of a server, and how it is to end; without `death` it runs until it is killed."""
+
+    data: str
+    port: int
+    upstream: str
+    death: Death | None = None
+    power: Power | None = None
+    plant: str | None = None
+
+
+class Parts:
+    """Counts the parts of streams as they are sent, and dies around one of them."""
+
+    def __init__(self, app: ASGIApp, death: Death, die: Callable[[], None]) -> None:
+        self._app = app
+        self._death = death
+        self._die = die
+        self._parts = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            reached = False
+            if message["type"] == "http.response.body" and message.get("more_body"):
+                self._parts += 1
+                reached = self._parts == self._death.n
+            if reached and self._death.at == "sending":
+                self._die()
+            await send(message)
+            if reached and self._death.at == "sent":
+                self._die()
+
+        await self._app(scope, receive, counted)
+
+
+def run(plan: Plan) -> None:
+    """Be the server of a plan, until it is stopped or dies."""
+    flags = {
+        "data": plan.data,
+        "port": plan.port,
+        "upstream.url": plan.upstream,
+        "log_requests": False,
+    }
+    config = load(environment={}, flags=flags)
+    plant = PLANTS[plan.plant] if plan.plant else Plant("")
+    disk, die = _disk(plan)
+    plant.patch()
+
+    def wrap(engine: Engine) -> Engine:
+        return plant.engine(Failing(engine, _faults(plan.death, die)))
+
+    def around(app: ASGIApp) -> ASGIApp:
+        planted = plant.app(app)
+        if plan.death is not None and plan.death.at in ("sending", "sent"):
+            return Parts(planted, plan.death, die)
+        return planted
+
+    async def main() -> None:
+        if plan.death is not None and plan.death.at == "moment":
+            asyncio.get_running_loop().call_later(plan.death.n / 1000, die)
+        await serve(config, environment={}, wrap=wrap, around=around, disk=disk)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def _disk(plan: Plan) -> tuple[Disk, Callable[[], None]]:
+    """The disk to serve from, and the way to die."""
+    if plan.power is None:
+        return Disk(), _kill
+    power = plan.power
+    platter = Platter(Path(plan.data))
+    platter.mount()
+
+    def cut() -> None:
+        platter.cut(Path(power.into), power.seed)
+        _kill()
+
+    return platter.disk, cut
+
+
+def _kill() -> None:
+    """As the operating system kills: nothing is flushed, nobody is told."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _faults(death: Death | None, die: Callable[[], None]) -> list[Fault]:
+    if death is None or death.at not in ("before", "after"):
+        return []
+    return [Fault(Edge(death.at), _action(die), death.n)]
+
+
+def _action(die: Callable[[], None]) -> Action:
+    async def act() -> None:
+        die()
+
+    return act
+
+
+def main() -> None:
+    """Start a server for every plan read from standard input; see the head of this file."""
+    told = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    decode = msgspec.json.Decoder(Plan).decode
+    lines = os.fdopen(sys.stdin.fileno(), "rb", buffering=0)
+    while line := lines.readline():
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os._exit(_serve(decode(line)))
+        os.write(told, b"%d\n" % pid)
+        ended = False
+        while not ended:
+            ready, _, _ = select.select([lines.fileno(), woken], [], [])
+            if lines.fileno() in ready:
+                os.kill(pid, signal.SIGKILL)
+                return
+            os.read(woken, 4096)
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        _, status = os.waitpid(pid, 0)
+        os.write(told, b"%d\n" % os.waitstatus_to_exitcode(status))
+
+
+def _serve(plan: Plan) -> int:
+    """The exit code of a server: as the command's, 0 or the kind of its error."""
+    try:
+        run(plan)
+    except PerdureError as error:
+        print(f"perdure: {error}", file=sys.stderr, flush=True)
+        return 5
+    return 0
+
+
+if __name__ == "__main__":
+    main()
