@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import apsw
+
 from perdure.core.clock import Clock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
+from perdure.core.keys import Key, join
 from perdure.core.layouts import Layout
 from perdure.engines import open_engine
 from perdure.proving.subject import Subject
@@ -22,6 +25,19 @@ async def _sqlite(directory: Path, layouts: Sequence[Layout], clock: Clock) -> E
     return await open_engine(f"sqlite:///{directory / 'state.db'}", layouts, clock=clock)
 
 
+def _damage_sqlite(directory: Path, key: Key) -> None:
+    """Change a byte of a value as somebody would who writes past the engine."""
+    connection = apsw.Connection(str(directory / "state.db"), vfs="cksmvfs")
+    place = join(key)
+    value = bytearray(
+        connection.execute("SELECT value FROM records_notes WHERE key = ?", (place,)).get
+    )
+    value[-3] ^= 1
+    connection.execute("UPDATE records_notes SET value = ? WHERE key = ?", (bytes(value), place))
+    connection.close()
+
+
 KNOWN = {
-    subject.name: subject for subject in (Subject("memory", _memory), Subject("sqlite", _sqlite))
+    subject.name: subject
+    for subject in (Subject("memory", _memory), Subject("sqlite", _sqlite, _damage_sqlite))
 }

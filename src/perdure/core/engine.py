@@ -136,6 +136,9 @@ class Engine(Protocol):
         the remaining fields and then by key; None sorts before text and numbers. `prefix` is then
         the tenant alone, or empty for an index of every tenant.
 
+        A page ends before a damaged record; when that stands first, `Damaged` is raised, whose
+        `resume` is the cursor that goes on behind it.
+
         A cursor comes from `Page.cursor` or `cursors.at_record`. It is opaque, survives restarts
         and concurrent writes (an item neither written nor deleted meanwhile is neither repeated
         nor left out), and raises `CursorRefused` when it belongs to another store, collection,

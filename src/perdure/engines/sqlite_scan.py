@@ -15,6 +15,7 @@ import apsw
 
 from perdure.core import cursors, keys
 from perdure.core.cursors import Position, Question
+from perdure.core.errors import Damaged
 from perdure.core.layouts import Column, Index
 from perdure.core.values import Page, Record
 from perdure.engines.sqlite_schema import Table
@@ -29,34 +30,83 @@ def scan_page(
     after: Position | None,
     limit: int,
 ) -> Page[Record[Any]]:
-    """At most `limit` records of the question, those after the position."""
+    """At most `limit` records of the question, those after the position.
+
+    A page ends before a record that is damaged. When it stands first, `Damaged` is raised with
+    the cursor that goes on behind it.
+    """
+    try:
+        # One row more than asked tells whether there is a next page.
+        rows = _rows(connection, table, question, after, limit + 1, table.row)
+        items = [table.record(row) for row in rows[:limit]]
+        more = len(rows) > limit
+    except (apsw.Error, Damaged):
+        items = _before_damage(connection, table, question, after, limit)
+        more = True
+    return Page(items, _cursor(table, question, items[-1]) if more and items else None)
+
+
+def _before_damage(
+    connection: apsw.Connection,
+    table: Table,
+    question: Question,
+    after: Position | None,
+    limit: int,
+) -> list[Record[Any]]:
+    """The sound records at the front of a page that cannot be read as a whole. Their places are
+    taken from the index alone, so that damage in a row does not hide where it stands."""
+    items: list[Record[Any]] = []
+    index = None if question.index is None else table.records.index(question.index)
+    own = () if index is None else table.fields_of(index)[len(question.where) :]
+    for *columns, place in _rows(
+        connection, table, question, after, limit, ", ".join((*own, "key"))
+    ):
+        try:
+            row = connection.execute(table.get_many, (apsw.carray((place,)),)).get
+            items.append(table.record(row))
+        except (apsw.Error, Damaged) as error:
+            if items:
+                return items
+            where = f"{table.records.name} {keys.show(keys.split(place))}"
+            why = error.why if isinstance(error, Damaged) else f"its page cannot be read ({error})"
+            position = Position(tuple(columns), place)
+            raise Damaged(where, why, resume=cursors.pack(question, position)) from error
+    return items
+
+
+def _rows(
+    connection: apsw.Connection,
+    table: Table,
+    question: Question,
+    after: Position | None,
+    limit: int,
+    columns: str,
+) -> list[tuple[Any, ...]]:
     index = None if question.index is None else table.records.index(question.index)
     lead, order = _order(table, index, question)
+    direction = " DESC" if question.descending else ""
     rows: list[tuple[Any, ...]] = []
-    # One row more than asked tells whether there is a next page.
     for condition, values in _ranges(lead, order, after, descending=question.descending):
-        direction = " DESC" if question.descending else ""
         sql = (
-            f"SELECT {table.row} FROM {_source(table, index)} WHERE {condition} "
+            f"SELECT {columns} FROM {_source(table, index)} WHERE {condition} "
             f"ORDER BY {', '.join(column + direction for column in order)} LIMIT ?"
         )
-        rows += connection.execute(sql, (*values, limit + 1 - len(rows))).fetchall()
-        if len(rows) > limit:
+        rows += connection.execute(sql, (*values, limit - len(rows))).fetchall()
+        if len(rows) == limit:
             break
-    items = [table.record(row) for row in rows[:limit]]
-    more = len(rows) > limit and limit > 0
-    cursor = None
-    if more:
-        cursor = cursors.at_record(
-            question.store_id,
-            table.records,
-            question.prefix,
-            items[-1],
-            index=question.index,
-            where=question.where,
-            descending=question.descending,
-        )
-    return Page(items, cursor)
+    return rows
+
+
+def _cursor(table: Table, question: Question, last: Record[Any]) -> str:
+    return cursors.at_record(
+        question.store_id,
+        table.records,
+        question.prefix,
+        last,
+        index=question.index,
+        where=question.where,
+        descending=question.descending,
+    )
 
 
 def count_rows(

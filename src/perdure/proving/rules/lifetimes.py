@@ -160,7 +160,12 @@ async def a_damaged_record_is_named_and_the_rest_goes_on(store: Store) -> None:
         damaged = await refused(Damaged, found.get(NOTES, hurt), exactly=False)
         holds("box/2" in damaged.where, f"the damage is said to be in {damaged.where}")
         await refused(Damaged, found.get_many(NOTES, [hurt]), exactly=False)
-        await refused(Damaged, found.scan(NOTES, ("t", "box"), limit=9), exactly=False)
+        before = await found.scan(NOTES, ("t", "box"), limit=9)
+        same([record.key[-1] for record in before.items], ["1"])
+        stopped = found.scan(NOTES, ("t", "box"), limit=9, cursor=before.cursor)
+        resume = (await refused(Damaged, stopped, exactly=False)).resume
+        behind = await found.scan(NOTES, ("t", "box"), limit=9, cursor=resume)
+        same([record.key[-1] for record in behind.items], ["3"])
         for name in ("1", "3"):
             same(there(await found.get(NOTES, ("t", "box", name))).value.body, "sound")
         first = await found.scan(NOTES, ("t", "box"), limit=1)

@@ -1,0 +1,47 @@
+"""Recovery past damage: what cannot be read is named, what can be is recovered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+import msgspec
+import pytest
+
+from perdure.core.keys import join
+from tests.services.conftest import Open
+from tests.services.test_recovery import Deaf, die
+
+
+@pytest.fixture
+def engine_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'perdure.db'}"
+
+
+# proves C7
+async def test_a_damaged_response_is_named_and_the_others_are_recovered(
+    opened: Open, tmp_path: Path
+) -> None:
+    first = await opened(wrap=Deaf)
+    started = [await first.ask("hang 1") for _ in range(3)]
+    await die(first.node)
+    hurt = sorted(one.key for one in started)[1]
+    connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
+    connection.execute(
+        "UPDATE records_responses SET attachment = zeroblob(9) WHERE key = ?", (join(hurt),)
+    )
+    connection.close()
+    second = await opened()
+    found = {one.surface: one for one in second.node.boot.recovery}["responses"]
+    assert (found.interrupted, found.damaged) == (2, 1)
+    assert hurt[-1] in found.findings[0].where
+    assert any(hurt[-1] in warning for warning in second.node.readiness().warnings)
+    for one in started:
+        if one.key != hurt:
+            held = await second.node.state.responses.get(*one.key)
+            assert msgspec.json.decode(held.attachment or b"")["status"] == "failed"
+    second.node.opened = False
+    await second.node._supervisor.stop()
+    assert second.node.upstream is not None
+    await second.node.upstream.close()
+    await second.node.state.engine.close()
