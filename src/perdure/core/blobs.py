@@ -7,12 +7,17 @@ sweep drops only digests that have neither.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
 import msgspec
 
+from perdure.core.errors import Invalid, Missing
 from perdure.core.values import Finding
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -22,14 +27,38 @@ class Blob(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+Publishing = Callable[[Blob], AbstractAsyncContextManager[None]]
+"""Entered when a blob's bytes are complete and nobody can see them yet, left once they can be
+seen. Whoever means to keep the blob commits a claim there; if it raises, nothing is published."""
+
+
+def unclaimed(blob: Blob) -> AbstractAsyncContextManager[None]:
+    """Publish without a claim: the next sweep may take the blob."""
+    return nullcontext()
+
+
 class Blobs(Protocol):
-    """Where blobs are kept. `Damaged` names the blob whose bytes do not match its digest."""
+    """Where blobs are kept. `Damaged` names the blob whose bytes do not match its digest. A
+    digest that is not lower-case hex SHA-256 is `Invalid`; after `close` everything is `Closed`.
+    """
 
     url: str
 
-    async def put(self, chunks: AsyncIterable[bytes], *, size_bytes_max: int) -> Blob:
+    recovered: tuple[Finding, ...]
+    """What opening removed: bytes of a `put` that a crash cut short."""
+
+    async def put(
+        self,
+        chunks: AsyncIterable[bytes],
+        *,
+        size_bytes_max: int,
+        publishing: Publishing = unclaimed,
+    ) -> Blob:
         """Store bytes as they arrive, in flat memory; durable, directory entry included, when it
         returns. A failure or a kill on the way leaves nothing a reader can see.
+
+        Bytes that are stored already are written again all the same: what an earlier write left
+        behind, damaged or never synced, is not built upon.
 
         Raises `LimitExceeded` past `size_bytes_max`, and `StorageFull`.
         """
@@ -62,3 +91,21 @@ class Blobs(Protocol):
     async def close(self) -> None:
         """Release what is held. Closing twice is harmless."""
         ...
+
+
+def check_digest(digest: str) -> str:
+    """The digest, if it has the form of one: what is not never reaches a path. Raises `Invalid`."""
+    if not _DIGEST.fullmatch(digest):
+        raise Invalid(f"{digest[:80]!r} is not a lower-case hex SHA-256.")
+    return digest
+
+
+def check_range(start: int, size_bytes: int | None) -> None:
+    """Refuse a range that is none. Raises `Invalid`."""
+    if start < 0 or (size_bytes is not None and size_bytes < 0):
+        raise Invalid(f"bytes are read from 0 on, not {size_bytes} from {start}.")
+
+
+def absent(digest: str) -> Missing:
+    """The error for a blob that is not stored."""
+    return Missing(f"the blob {digest} is not stored.")

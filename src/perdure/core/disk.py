@@ -68,7 +68,7 @@ class Writer:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._temporary.unlink(missing_ok=True)
+        self._disk.unlink(self._temporary)
 
 
 class Disk:
@@ -84,7 +84,7 @@ class Disk:
             writer.discard()
 
     def writer(self, temporary: Path) -> Writer:
-        """Start a new file under a temporary name in the directory it will be published to."""
+        """Start a new file under a temporary name on the file system it will be published to."""
         return Writer(self, temporary)
 
     def make_directory(self, path: Path) -> None:
@@ -92,12 +92,12 @@ class Disk:
         synced too: whoever made it may have died before that."""
         missing = [part for part in path.parents if not part.exists()]
         for part in (*reversed(missing), path):
-            part.mkdir(mode=0o700, exist_ok=True)
+            self.add_directory(part)
             self.sync_directory(part.parent)
 
     def remove(self, path: Path) -> None:
         """Remove a file durably. Removing what is absent changes nothing."""
-        path.unlink(missing_ok=True)
+        self.unlink(path)
         if path.parent.exists():
             self.sync_directory(path.parent)
 
@@ -154,6 +154,14 @@ class Disk:
         """Rename, replacing the target; durable only after `sync_directory`."""
         with full_disk(target):
             os.replace(source, target)
+
+    def add_directory(self, path: Path) -> None:
+        """Create a directory if it is absent; durable only after `sync_directory` of its parent."""
+        path.mkdir(mode=0o700, exist_ok=True)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name if it is there; durable only after `sync_directory`."""
+        path.unlink(missing_ok=True)
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""

@@ -63,7 +63,8 @@ class Committed(msgspec.Struct, frozen=True):
 class Finding(msgspec.Struct, frozen=True):
     """One thing `verify` found: where (collection and key, or file and offset), and why it is so.
 
-    `kind` is `damaged`, `cut` (a torn tail that recovery removed) or `unreadable`.
+    `kind` is `damaged`, `cut` (a torn tail that recovery removed), `leftover` (bytes that were
+    never published) or `unreadable`.
     """
 
     where: str

@@ -1,9 +1,11 @@
-"""Engines: how state is kept. `open_engine` is the only place that picks one and imports it."""
+"""Engines: how state is kept. `open_engine` and `open_blobs` alone pick one and import it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
@@ -11,6 +13,7 @@ from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
 
 _SCHEMES = "memory://, sqlite:///PATH"
+_BLOB_SCHEMES = "memory://, file:///DIRECTORY"
 
 
 async def open_engine(
@@ -40,3 +43,24 @@ async def open_engine(
             path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only
         )
     raise Invalid(f"no engine opens {url!r}; the known forms are {_SCHEMES}.")
+
+
+async def open_blobs(
+    url: str, *, clock: Clock | None = None, disk: Disk | None = None, read_only: bool = False
+) -> Blobs:
+    """Open the blobs at `url`, removing what a crash left unpublished unless `read_only`.
+
+    Raises `Invalid` for a URL that names no place for blobs, and `StoreLocked`.
+    """
+    scheme, separator, path = url.partition("://")
+    if url == "memory://":
+        from perdure.engines.blobs_memory import MemoryBlobs
+
+        return MemoryBlobs()
+    if scheme == "file" and separator and len(path) > 1:
+        from perdure.engines.blobs_local import LocalBlobs
+
+        return await LocalBlobs.open(
+            Path(path[1:]), disk=disk or Disk(), clock=clock or SystemClock(), read_only=read_only
+        )
+    raise Invalid(f"no blobs are kept at {url!r}; the known forms are {_BLOB_SCHEMES}.")

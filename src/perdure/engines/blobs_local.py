@@ -1,0 +1,267 @@
+"""Blobs in a directory: `ab/ab34...` is a published blob, `incoming/` holds bytes on their way.
+
+Invariants
+- A name under a fan-out directory is given to synced, complete bytes only, by one rename; when
+  `put` returns, the fan-out directory and its own name in the root are synced too.
+- Every `put` writes its bytes anew and renames over what is there, so an earlier write whose sync
+  failed, or whose directory a power cut may still take, is never built upon.
+- One process writes: it holds `lock`. So what lies in `incoming/` when it opens is nobody's, and
+  is removed and reported. Reading needs no lock, since published bytes never change.
+
+Blocking work runs off the event loop, one chunk at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from perdure.core.blobs import Blob, Publishing, absent, check_digest, check_range, unclaimed
+from perdure.core.clock import Clock
+from perdure.core.disk import TEMPORARY, Disk, Lock, Writer
+from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded, Unavailable
+from perdure.core.offload import off_loop
+from perdure.core.values import Finding
+
+CHUNK_BYTES = 256 * 1024
+_ANOTHER_DIGEST = "its bytes have another digest"
+
+
+class LocalBlobs:
+    """See `core.blobs.Blobs`; made by `open`."""
+
+    def __init__(self, root: Path, disk: Disk, clock: Clock, lock: Lock | None) -> None:
+        self.url = f"file:///{root}"
+        self.recovered: tuple[Finding, ...] = ()
+        self._root = root
+        self._incoming = root / "incoming"
+        self._disk = disk
+        self._clock = clock
+        self._lock = lock
+        self._closed = False
+        self._making = threading.Lock()
+        self._durable: set[str] = set()
+
+    @classmethod
+    async def open(
+        cls, root: Path, *, disk: Disk, clock: Clock, read_only: bool = False
+    ) -> LocalBlobs:
+        """Take the directory, made if need be, and remove what a crash left in `incoming/`.
+        `read_only` takes no lock and changes nothing. Raises `StoreLocked`."""
+        return await off_loop(cls._open, root, disk, clock, read_only)
+
+    @classmethod
+    def _open(cls, root: Path, disk: Disk, clock: Clock, read_only: bool) -> LocalBlobs:
+        if read_only:
+            return cls(root, disk, clock, None)
+        with _translated(root), ExitStack() as undo:
+            disk.make_directory(root / "incoming")
+            lock = disk.lock(root / "lock")
+            undo.callback(lock.release)
+            lock.note(f"{os.getpid()}\n")
+            blobs = cls(root, disk, clock, lock)
+            blobs.recovered = tuple(_leftovers(blobs._incoming))
+            for finding in blobs.recovered:
+                disk.remove(Path(finding.where))
+            undo.pop_all()
+        return blobs
+
+    async def put(
+        self,
+        chunks: AsyncIterable[bytes],
+        *,
+        size_bytes_max: int,
+        publishing: Publishing = unclaimed,
+    ) -> Blob:
+        self._check_open()
+        if self._lock is None:
+            raise Invalid(f"{self.url} was opened for reading only.")
+        name = self._clock.new_id("blob") + TEMPORARY
+        arriving = _Arriving(self._disk, self._incoming / name)
+        try:
+            await off_loop(arriving.begin)
+            async for chunk in chunks:
+                if arriving.size_bytes + len(chunk) > size_bytes_max:
+                    raise LimitExceeded(
+                        "the blob, in bytes,", arriving.size_bytes + len(chunk), size_bytes_max
+                    )
+                await off_loop(arriving.add, chunk)
+            blob = Blob(arriving.digest(), arriving.size_bytes)
+            async with publishing(blob):
+                self._check_open()
+                await asyncio.shield(off_loop(self._publish, arriving, blob.digest))
+        finally:
+            await asyncio.shield(off_loop(arriving.discard))
+        return blob
+
+    async def size(self, digest: str) -> int | None:
+        self._check_open()
+        return await off_loop(_size, self._path(digest))
+
+    async def read(
+        self, digest: str, *, start: int = 0, size_bytes: int | None = None
+    ) -> AsyncIterator[bytes]:
+        self._check_open()
+        check_range(start, size_bytes)
+        path = self._path(digest)
+        stored = await off_loop(_size, path)
+        if stored is None:
+            raise absent(digest)
+        left = max(stored - start, 0)
+        if size_bytes is not None:
+            left = min(left, size_bytes)
+        whole = left == stored
+        seen = hashlib.sha256()
+        chunks = self._disk.read_chunks(path, start, CHUNK_BYTES)
+        while left:
+            chunk = (await off_loop(_next, chunks, path))[:left]
+            left -= len(chunk)
+            seen.update(chunk)
+            if not chunk or (whole and not left and seen.hexdigest() != digest):
+                raise Damaged(f"the blob {digest}", _ANOTHER_DIGEST)
+            yield chunk
+        if whole and not stored and seen.hexdigest() != digest:
+            raise Damaged(f"the blob {digest}", _ANOTHER_DIGEST)
+
+    async def drop(self, digest: str) -> None:
+        self._check_open()
+        if self._lock is None:
+            raise Invalid(f"{self.url} was opened for reading only.")
+        await asyncio.shield(off_loop(self._remove, self._path(digest)))
+
+    async def list(self) -> AsyncIterator[Blob]:
+        self._check_open()
+        for folder in await off_loop(_names, self._root, 2):
+            for name in await off_loop(_names, self._root / folder, 64):
+                size_bytes = await off_loop(_size, self._root / folder / name)
+                if size_bytes is not None and name.startswith(folder):
+                    yield Blob(name, size_bytes)
+
+    async def verify(self) -> AsyncIterator[Finding]:
+        """While puts are under way their bytes are listed as leftovers too."""
+        async for blob in self.list():
+            finding = await off_loop(self._verify, blob.digest)
+            if finding is not None:
+                yield finding
+        for finding in await off_loop(_leftovers, self._incoming):
+            yield finding
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._lock is not None:
+            self._lock.release()
+
+    def _publish(self, arriving: _Arriving, digest: str) -> None:
+        path = self._path(digest)
+        with _translated(path):
+            with self._making:
+                if path.parent.name not in self._durable:
+                    self._disk.make_directory(path.parent)
+                    self._durable.add(path.parent.name)
+            arriving.publish(path)
+
+    def _remove(self, path: Path) -> None:
+        with _translated(path):
+            self._disk.remove(path)
+
+    def _verify(self, digest: str) -> Finding | None:
+        path = self._path(digest)
+        seen = hashlib.sha256()
+        try:
+            for chunk in self._disk.read_chunks(path, 0, CHUNK_BYTES):
+                seen.update(chunk)
+        except FileNotFoundError:
+            return None  # dropped since it was listed
+        except OSError as error:
+            return Finding(f"the blob {digest}", str(error), "unreadable")
+        if seen.hexdigest() == digest:
+            return None
+        return Finding(f"the blob {digest}", _ANOTHER_DIGEST)
+
+    def _path(self, digest: str) -> Path:
+        return self._root / check_digest(digest)[:2] / digest
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"{self.url} was closed.")
+
+
+class _Arriving:
+    """Bytes on their way. A cancelled caller leaves while a thread still writes: whatever happens
+    here happens under one lock, and nothing after `discard`."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._busy = threading.Lock()
+        self._disk = disk
+        self._path = path
+        self._writer: Writer | None = None
+        self._hash = hashlib.sha256()
+        self._discarded = False
+        self.size_bytes = 0
+
+    def begin(self) -> None:
+        with self._busy, _translated(self._path):
+            if not self._discarded:
+                self._writer = self._disk.writer(self._path)
+
+    def add(self, chunk: bytes) -> None:
+        with self._busy, _translated(self._path):
+            if self._writer is not None:
+                self._writer.write(chunk)
+                self._hash.update(chunk)
+                self.size_bytes += len(chunk)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def publish(self, path: Path) -> None:
+        with self._busy:
+            if self._writer is not None:
+                self._writer.publish(path)
+
+    def discard(self) -> None:
+        with self._busy:
+            self._discarded = True
+            if self._writer is not None:
+                self._writer.discard()
+                self._writer = None
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into our words; a full disk has them already."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{path} could not be used: {error}. Try again.") from error
+
+
+def _size(path: Path) -> int | None:
+    with _translated(path), suppress(FileNotFoundError):
+        return path.stat().st_size
+    return None
+
+
+def _next(chunks: Iterator[bytes], path: Path) -> bytes:
+    with _translated(path), suppress(FileNotFoundError):
+        return next(chunks, b"")
+    raise absent(path.name)
+
+
+def _leftovers(incoming: Path) -> list[Finding]:
+    return [
+        Finding(str(path), "bytes that were never published", "leftover")
+        for path in sorted(incoming.glob("*" + TEMPORARY))
+    ]
+
+
+def _names(folder: Path, length: int) -> list[str]:
+    """Names of that many characters, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if len(path.name) == length)
