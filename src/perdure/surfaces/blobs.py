@@ -1,0 +1,130 @@
+"""Who needs a blob: claims and references, as ordinary records, so that no engine knows blobs.
+
+A claim is committed before the bytes it is for can be seen; a reference takes its place in the
+same commit as the record that names the blob. Since `refer` deletes the claim at the version it
+was made with, that commit fails if the claim was swept: no record ever names bytes that a sweep
+may have taken. A digest without claims and references is nobody's, and its bytes may go.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.core.batch import Batch, check, delete, put
+from perdure.core.engine import Engine, Survives
+from perdure.core.layouts import Index, Records
+from perdure.core.promises import Durability, Promise
+from perdure.core.values import Page, Record
+
+CLAIM_KEPT_S = 24 * 3600
+"""A claim that has not become a reference after this long is given up, even by a living boot."""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """Somebody in boot `boot_id` is about to name this blob in a record."""
+
+    digest: str
+    size_bytes: int
+    boot_id: str
+    claimed_at_s: int
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """A record names this blob; the last segment of the key says which one."""
+
+    digest: str
+    size_bytes: int
+
+
+CLAIMS = Records(
+    "blob_claims",
+    Claim,
+    key=("tenant", "digest", "claim_id"),
+    indexes=(
+        Index("by_digest", ("digest",), every_tenant=True),
+        Index("by_age", ("claimed_at_s",), every_tenant=True),
+    ),
+)
+REFERENCES = Records(
+    "blob_references",
+    Reference,
+    key=("tenant", "digest", "owner"),
+    indexes=(Index("by_digest", ("digest",), every_tenant=True),),
+)
+
+
+class BlobUses:
+    """Reads of claims and references, and the batches that write them.
+
+    `owner` names the record that refers to a blob, for instance `files/file_123`.
+    """
+
+    promise = Promise(
+        surface="blobs",
+        durability=Durability.SHARED,
+        acknowledgement="the bytes and their name are on disk before a record can refer to them",
+        survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
+        owner="the one process that holds the directory of blobs",
+        recovery="bytes that were never published are removed, claims of dead boots are swept",
+        retention="as long as a record refers to them; a claim lives a day",
+        layouts=(CLAIMS, REFERENCES),
+        statements=("C3", "C4"),
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def used(self, digest: str) -> bool:
+        """Whether anybody needs this digest, in whatever tenant.
+
+        Claims are looked at first: one that becomes a reference between the two looks is then
+        seen as one or the other.
+        """
+        for records in (CLAIMS, REFERENCES):
+            if await self._any(records, digest):
+                return True
+        return False
+
+    async def claims(self, *, limit: int, cursor: str | None = None) -> Page[Record[Claim]]:
+        """Claims of all tenants, the oldest first."""
+        return await self._engine.scan(CLAIMS, (), index="by_age", limit=limit, cursor=cursor)
+
+    async def references(self, *, limit: int, cursor: str | None = None) -> Page[Record[Reference]]:
+        """References of all tenants, by digest."""
+        return await self._engine.scan(
+            REFERENCES, (), index="by_digest", limit=limit, cursor=cursor
+        )
+
+    def claim(self, tenant: str, claim_id: str, claim: Claim) -> Batch:
+        """Claim a blob, before its bytes can be seen."""
+        return put(CLAIMS, (tenant, claim.digest, claim_id), claim, expect=0)
+
+    def refer(self, claim: Record[Claim], owner: str) -> Batch:
+        """Turn a claim into the reference of `owner`; commit it with the record that is `owner`.
+        The commit raises `Conflict` if the claim was swept: put the bytes again."""
+        tenant, digest, _ = claim.key
+        reference = Reference(digest, claim.value.size_bytes)
+        return delete(CLAIMS, claim.key, expect=claim.version) + put(
+            REFERENCES, (tenant, digest, owner), reference
+        )
+
+    def share(self, reference: Record[Reference], owner: str) -> Batch:
+        """Let another record of the tenant refer to a blob that is referred to already."""
+        tenant, digest, _ = reference.key
+        return check(REFERENCES, reference.key, reference.version) + put(
+            REFERENCES, (tenant, digest, owner), reference.value
+        )
+
+    def release(self, tenant: str, digest: str, owner: str) -> Batch:
+        """End a reference; commit it with the end of the record that is `owner`."""
+        return delete(REFERENCES, (tenant, digest, owner))
+
+    def give_up(self, claim: Record[Claim]) -> Batch:
+        """End a claim that has not become a reference. Raises `Conflict` if it has."""
+        return delete(CLAIMS, claim.key, expect=claim.version)
+
+    async def _any(self, records: Records[Any], digest: str) -> bool:
+        page = await self._engine.scan(records, (), index="by_digest", where=(digest,), limit=1)
+        return bool(page.items)
