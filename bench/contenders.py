@@ -1,0 +1,59 @@
+"""Where each contender runs: its own virtual environment with pinned packages, made on demand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = ROOT / ".venv-bench"
+PINS = ROOT / "bench" / "environments"
+
+PERDURE = "Perdure"
+RAW = "raw SQLite"
+LANGGRAPH = "LangGraph AsyncSqliteSaver"
+AGENTS = "OpenAI Agents SQLiteSession"
+FASTAPI = "FastAPI + uvicorn"
+FASTAPI_DURABLE = "FastAPI + sqlite3 (durable)"
+STARLETTE = "Starlette + msgspec + uvicorn"
+
+_ENVIRONMENT_OF = {
+    LANGGRAPH: "langgraph",
+    AGENTS: "agents",
+    FASTAPI: "fastapi",
+    FASTAPI_DURABLE: "fastapi",
+    STARLETTE: "starlette",
+}
+
+
+def python_of(contender: str) -> Path:
+    """The interpreter of a contender, its environment made or renewed where the pins changed."""
+    if contender not in _ENVIRONMENT_OF:
+        return Path(sys.executable)
+    name = _ENVIRONMENT_OF[contender]
+    directory, pins = ENVIRONMENTS / name, PINS / f"{name}.txt"
+    python, installed = directory / "bin" / "python", directory / "installed.txt"
+    if not installed.exists() or installed.read_text() != pins.read_text():
+        print(f"installing {name} ...", file=sys.stderr, flush=True)
+        venv.create(directory, with_pip=True, clear=True)
+        install(python, "-r", str(pins))
+        installed.write_text(pins.read_text())
+    return python
+
+
+def install(python: Path, *what: str) -> None:
+    """Install into an environment with its own pip."""
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *what], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"installing {' '.join(what)} failed:\n{done.stderr[-4000:]}")
+
+
+def version_of(contender: str, package: str) -> str:
+    """The version of a package in a contender's environment."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    return subprocess.run(
+        [python_of(contender), "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
