@@ -118,7 +118,6 @@ class Config(msgspec.Struct, frozen=True):
 
     data: str = "./perdure-data"
     engine: str | None = None
-    blobs: str | None = None
     host: str = "127.0.0.1"
     port: Port = 8420
     profile: Profile = "local"
@@ -137,10 +136,6 @@ class Config(msgspec.Struct, frozen=True):
     def engine_url(self) -> str:
         """The engine asked for; SQLite inside the data directory unless one was."""
         return self.engine or f"sqlite:///{self.data_path / 'perdure.db'}"
-
-    @property
-    def blobs_url(self) -> str:
-        return self.blobs or f"file:///{self.data_path / 'blobs'}"
 
     @property
     def loopback(self) -> bool:
