@@ -21,6 +21,7 @@ from bench.contenders import ROOT
 READY_S = 60.0
 _ASK_EVERY_S = 0.002
 _READY = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+_ANY = _READY.replace(b"/readyz", b"/")
 _ENVIRONMENT = os.environ | {"PERDURE_LOG_REQUESTS": "false"}
 
 
@@ -37,9 +38,16 @@ class Server:
             )
 
     def wait_ready(self) -> float:
-        """Seconds from the start of the process to its first good answer."""
+        """Seconds from the start of the process until `/readyz` is answered 200."""
+        return self._wait(_READY)
+
+    def wait_listening(self) -> float:
+        """The same for a server that says nothing of readiness: until it answers anything 200."""
+        return self._wait(_ANY)
+
+    def _wait(self, asked: bytes) -> float:
         while time.perf_counter() - self.started_s < READY_S:
-            if self._answers():
+            if self._answers(asked):
                 return time.perf_counter() - self.started_s
             if self._process.poll() is not None:
                 break
@@ -87,11 +95,11 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.kill()
 
-    def _answers(self) -> bool:
-        """Whether `/readyz` is answered 200; a refused connection is not an answer yet."""
+    def _answers(self, asked: bytes) -> bool:
+        """Whether it is answered 200; a refused connection is not an answer yet."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
-                connection.sendall(_READY)
+                connection.sendall(asked)
                 return connection.recv(16).split(b" ")[1:2] == [b"200"]
         except OSError:
             return False
