@@ -39,10 +39,9 @@ def test_file_then_environment_then_flags(tmp_path: Path) -> None:
     assert load(tmp_path, toml, env).port == 2
 
 
-def test_engine_and_blobs_default_into_the_data_directory(tmp_path: Path) -> None:
+def test_the_engine_defaults_into_the_data_directory(tmp_path: Path) -> None:
     config = load(tmp_path, data="/srv/p")
     assert config.engine_url == "sqlite:////srv/p/perdure.db"
-    assert config.blobs_url == "file:///" + "/srv/p/blobs"
     assert load(tmp_path, engine="memory://").engine_url == "memory://"
 
 
