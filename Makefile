@@ -36,8 +36,7 @@ format: .venv/.dev  ## what `lint` can mend by itself
 	$(BIN)/ruff format .
 
 bench: .venv/.dev  ## measure against raw SQLite and peers, in one run
-	$(BIN)/python bench/engine.py
-	$(BIN)/python bench/http.py
+	$(BIN)/python -m bench --write docs/performance.md
 
 crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
 	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)
