@@ -83,7 +83,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             async def stop() -> None:
                 await served.client.aclose()
                 listener.should_exit = listener.force_exit = True
-                served.service.streams.end()
+                await served.service.streams.end(0)
                 await serving
                 await node.close()
                 application.log.flush()

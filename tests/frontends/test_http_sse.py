@@ -116,7 +116,7 @@ async def test_a_stop_ends_streams_in_good_form_and_they_resume(server: Served) 
     async with server.client.stream("POST", "/v1/responses", json=asked("slow 0.05 20")) as stream:
         parts = stream.aiter_text()
         text = await begun(parts, holding="response.output_text.delta")
-        server.service.streams.end()
+        await server.service.streams.end(0)
         text += "".join([part async for part in parts])
     seen = events_of(text)
     assert "the server is stopping" in text

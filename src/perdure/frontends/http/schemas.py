@@ -77,6 +77,8 @@ _FIELDS: dict[tuple[str, str], Json] = {
 }
 """Fields of items with a form of their own; others that a kind needs are text or objects."""
 
+_STATUS = nullable({"enum": list(STATUSES)})
+_STRICT = ("function_call", "function_call_output")
 _TEXTS = ("call_id", "name", "arguments", "input", "encrypted_content")
 
 
@@ -86,7 +88,7 @@ def _message(role: Json, part: Schema) -> Json:
             "type": {"const": "message"},
             "id": nullable(ITEM_ID),
             "role": role,
-            "status": {"enum": list(STATUSES)},
+            "status": _STATUS,
             "content": {"anyOf": [TEXT, _array(ref(part))]},
         },
         ("role", "content"),
@@ -101,7 +103,7 @@ def _kind(name: str) -> Json:
     }
     own = {"type": {"const": name}, "id": nullable(ITEM_ID), **fields}
     if kind.status:
-        own["status"] = {"enum": list(STATUSES)}
+        own["status"] = _STATUS if name in _STRICT else nullable(TEXT)
     return _object(own, ("type", *kind.needs))
 
 
@@ -194,12 +196,14 @@ def _create_response() -> Json:
 CreateResponseBody = Schema("CreateResponse", _create_response())
 CreateConversationBody = Schema(
     "CreateConversation",
-    _object(
-        {
-            "metadata": nullable(METADATA),
-            "items": nullable(_array(ref(INPUT_ITEM), maxItems=ITEMS_MAX)),
-        },
-        additionalProperties=False,
+    nullable(
+        _object(
+            {
+                "metadata": nullable(METADATA),
+                "items": nullable(_array(ref(INPUT_ITEM), maxItems=ITEMS_MAX)),
+            },
+            additionalProperties=False,
+        )
     ),
 )
 CreateItemsBody = Schema(

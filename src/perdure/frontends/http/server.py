@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import signal
 import socket
@@ -39,6 +40,9 @@ from perdure.services.lifecycle import Node
 
 ROUTES = (*conversations.ROUTES, *responses.ROUTES, *models.ROUTES, *operations.ROUTES)
 """The table, hot paths first."""
+
+LAST_EVENTS_S = 1.0
+"""How long streams may take, at a stop, to send what the drain has just written."""
 
 CONTROL_SOCKET = "control.sock"
 _SOCKET_PATH_BYTES_MAX = 100
@@ -95,7 +99,7 @@ class Listener(uvicorn.Server):
                 server_header=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=max(1, int(limits.idle_timeout_s)),
-                timeout_graceful_shutdown=max(1, int(limits.drain_s) + 1),
+                timeout_graceful_shutdown=math.ceil(limits.drain_s + LAST_EVENTS_S) + 1,
             )
         )
         self.listening = asyncio.Event()
@@ -191,7 +195,7 @@ async def _wind_down(node: Node, public: Listener, service: Service, stop: Stop)
     draining.cancel()
     hurried.cancel()
     await asyncio.wait((draining, hurried))
-    service.streams.end()
+    await service.streams.end(0 if stop.hurried.is_set() else LAST_EVENTS_S)
     if not draining.cancelled():
         draining.result()
 

@@ -51,9 +51,12 @@ class Streams:
         self._stopping = False
         self.stats = StreamStats()
 
-    def end(self) -> None:
-        """End every stream where it is, in good form: clients resume elsewhere or later."""
+    async def end(self, within_s: float) -> None:
+        """Let streams reach their last event, which may just have been written; then end the
+        others where they are, in good form: their clients resume elsewhere or later."""
         self._stopping = True
+        if self._pumps:
+            await asyncio.wait(self._pumps, timeout=within_s)
         for pump in self._pumps:
             pump.cancel()
 
