@@ -6,16 +6,9 @@ from perdure.core.engine import Survives
 from perdure.core.limits import OPERATION_KEPT_S
 from perdure.core.values import Finding
 from perdure.engines.memory import MemoryEngine
-from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, Note
+from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, LateClock, Note
 
 A = ("t", "a")
-
-
-class LateClock(SystemClock):
-    late_s = 0.0
-
-    def monotonic_s(self) -> float:
-        return super().monotonic_s() + self.late_s
 
 
 async def test_it_says_that_nothing_outlives_the_process() -> None:

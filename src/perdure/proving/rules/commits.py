@@ -13,7 +13,7 @@ from perdure.core.errors import (
     PerdureError,
     SpansPartitions,
 )
-from perdure.core.limits import BATCH_OPS_MAX
+from perdure.core.limits import BATCH_OPS_MAX, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.values import Committed, Entry
 from perdure.engines.failing import Failing, unknown_committed, unknown_lost
 from perdure.proving import hostile
@@ -267,6 +267,30 @@ async def operation_ids_are_known_after_reopening(store: Store) -> None:
     same(await engine.commit(batch), first)
     await refused(Invalid, engine.commit(append(EVENTS, A, [Note()]).named("op")))
     same((await engine.tip(EVENTS, A)).last, 2)
+
+
+@commits.rule("C22")
+async def an_operation_id_is_known_for_a_day(store: Store) -> None:
+    engine = await store.open()
+    batch = append(EVENTS, A, [Note()]).named("op")
+    first = await engine.commit(batch)
+    store.clock.late_s = OPERATION_KEPT_S - 60
+    for number in range(20):
+        await engine.commit(append(EVENTS, B, [Note()]).named(f"later {number}"))
+    same(await engine.commit(batch), first)
+    same((await engine.tip(EVENTS, A)).last, 1)
+
+
+@commits.rule("C23")
+async def a_tombstone_outlives_operation_ids_and_leases(store: Store) -> None:
+    engine = await store.open()
+    await engine.commit(put(FACTS, A, Note()))
+    await engine.commit(delete(FACTS, A))
+    store.clock.late_s = TOMBSTONE_KEPT_S - 60
+    for number in range(20):
+        await engine.commit(put(FACTS, ("t", f"{number}"), Note()) + delete(FACTS, B))
+        await engine.commit(delete(FACTS, ("t", f"{number}")))
+    same(_numbers(await engine.commit(put(FACTS, A, Note(), expect=0))), (3,))
 
 
 @commits.rule("C22", "C4")
