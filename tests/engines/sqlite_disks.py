@@ -10,6 +10,7 @@ It stands above the checksum VFS, and tells apart what was written and what was 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -47,6 +48,7 @@ class TestDisk(apsw.VFS):
         self.synced: dict[str, bytes] = {}
         self.pending: dict[str, list[Write]] = {}
         self.watch: Callable[[str, str], None] = lambda call, suffix: None
+        self.lock = threading.RLock()
         self._refused: dict[tuple[str, str], apsw.Error] = {}
         register_checksums()
         super().__init__(self.name, base=CHECKSUM_VFS)
@@ -65,12 +67,13 @@ class TestDisk(apsw.VFS):
         kept = set(kept)
         numbers = itertools.count()
         left = {}
-        for name, durable in self.synced.items():
-            image = bytearray(durable)
-            for write in self.pending[name]:
-                if next(numbers) in kept:
-                    _apply(image, write)
-            left[name] = bytes(image)
+        with self.lock:
+            for name, durable in self.synced.items():
+                image = bytearray(durable)
+                for write in self.pending[name]:
+                    if next(numbers) in kept:
+                        _apply(image, write)
+                left[name] = bytes(image)
         return left
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
@@ -104,24 +107,26 @@ class _File(apsw.VFSFile):
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         self.disk.called("write", self.path)
-        super().xWrite(data, offset)
-        with self.path.open("rb") as file:  # as it is on the disk, with the page's checksum
-            file.seek(offset)
+        with self.disk.lock, self.path.open("rb") as file:
+            super().xWrite(data, offset)
+            file.seek(offset)  # as it is on the disk, with the page's checksum
             self.disk.pending[self.path.name].append((offset, file.read(len(data))))
 
     def xTruncate(self, size: int) -> None:  # noqa: N802
         self.disk.called("truncate", self.path)
-        super().xTruncate(size)
-        self.disk.pending[self.path.name].append((size, b""))
+        with self.disk.lock:
+            super().xTruncate(size)
+            self.disk.pending[self.path.name].append((size, b""))
 
     def xSync(self, flags: int) -> None:  # noqa: N802
         self.disk.called("sync", self.path)
-        super().xSync(flags)
-        image = bytearray(self.disk.synced[self.path.name])
-        for write in self.disk.pending[self.path.name]:
-            _apply(image, write)
-        self.disk.synced[self.path.name] = bytes(image)
-        self.disk.pending[self.path.name] = []
+        with self.disk.lock:
+            super().xSync(flags)
+            image = bytearray(self.disk.synced[self.path.name])
+            for write in self.disk.pending[self.path.name]:
+                _apply(image, write)
+            self.disk.synced[self.path.name] = bytes(image)
+            self.disk.pending[self.path.name] = []
 
 
 def _apply(image: bytearray, write: Write) -> None:

@@ -85,7 +85,11 @@ class SqliteEngine:
         VFS, over which it must be built."""
         place = Place(Path(path), clock, disk, vfs)
         store = await off_loop(open_store, place, layouts, read_only=read_only)
-        return cls(store, layouts, read_only=read_only)
+        try:
+            return cls(store, layouts, read_only=read_only)
+        except BaseException:
+            store.release()
+            raise
 
     @property
     def latched(self) -> str | None:
@@ -331,7 +335,10 @@ class SqliteEngine:
 
     def _with_reader(self, function: Callable[..., R], *args: Any) -> R:
         with translating(self.url):
-            reader = self._idle.pop() if self._idle else self._open_reader()
+            try:
+                reader = self._idle.pop()
+            except IndexError:
+                reader = self._open_reader()
             self._readers.add(reader)
             try:
                 return function(reader, *args)

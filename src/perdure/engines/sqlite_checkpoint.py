@@ -46,6 +46,7 @@ class Checkpointer:
         self._failed = failed
         self._steps: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._asked_at = 0
+        self._file = path.stat().st_ino
         self._thread = threading.Thread(target=self._run, name="perdure-checkpoint", daemon=True)
         self._thread.start()
 
@@ -80,4 +81,7 @@ class Checkpointer:
             return
         except apsw.Error as error:
             self._failed(f"a checkpoint failed ({error})")
+        if not self._path.exists() or self._path.stat().st_ino != self._file:
+            self._failed("its file was removed or replaced while it was open")
+            return
         self._stats.stored_size_bytes = self._path.stat().st_size

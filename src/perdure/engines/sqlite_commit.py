@@ -145,10 +145,8 @@ class Committer:
         self._settle = settle
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._frames = 0
-        self._stream_id: int = connection.execute(SQL["newest_stream"]).get
-        self._has_tombstones = {
-            name for name in tables if connection.execute(SQL["has_tombstones"], (name,)).get
-        }
+        self._newest_stream_id = 0
+        self._has_tombstones: dict[str, bool] = {}
         connection.set_wal_hook(self._log_grew)
         self._thread = threading.Thread(target=self._run, name="perdure-commit", daemon=True)
         self._thread.start()
@@ -261,6 +259,9 @@ class Committer:
         for place, version in self._rows(table.versions, wanted):
             versions[(name, place)] = version
         if name not in self._has_tombstones:
+            ((found,),) = self._rows(SQL["has_tombstones"], (name,))
+            self._has_tombstones[name] = bool(found)
+        if not self._has_tombstones[name]:
             return
         for place, version, checksum in self._rows(SQL["tombstones_at"], (name, *wanted)):
             if record_sum(name, place, version, None, None) != checksum:
@@ -313,8 +314,7 @@ class Committer:
             if isinstance(write, LogWrite):
                 place = (write.log.name, write.place)
                 if place not in known.stream_ids:
-                    self._stream_id += 1
-                    known.stream_ids[place] = self._stream_id
+                    known.stream_ids[place] = self._new_stream_id()
                 stream_id = known.stream_ids[place]
             effects.add(write, stream_id)
         committed = Committed(decision.numbers)
@@ -322,6 +322,13 @@ class Committer:
             known.operations[operation] = (request.digest, committed)
             effects.operations.append((operation, request.digest, committed))
         return committed
+
+    def _new_stream_id(self) -> int:
+        """An id above all others. One whose transaction is undone is not given out again."""
+        if not self._newest_stream_id:
+            ((self._newest_stream_id,),) = self._rows(SQL["newest_stream"], ())
+        self._newest_stream_id += 1
+        return self._newest_stream_id
 
     def _write(self, effects: _Effects, known: _Known) -> None:
         now_s = int(self._clock.now_s())
@@ -359,7 +366,7 @@ class Committer:
                 SQL["bury"],
                 [(name, *row, checksum, now_s) for row, checksum in zip(gone, sums, strict=True)],
             )
-            self._has_tombstones.add(name)
+            self._has_tombstones[name] = True
             self._sweep("sweep_tombstones", now_s - TOMBSTONE_KEPT_S, len(gone))
 
     def _write_streams(self, effects: _Effects, known: _Known) -> None:

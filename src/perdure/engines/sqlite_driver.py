@@ -103,6 +103,11 @@ def leaves_doubt(error: apsw.Error) -> bool:
     return isinstance(error, apsw.IOError) and _extended(error) not in _READ_FAILED
 
 
+def is_damage(error: Exception) -> bool:
+    """Whether a read failed because what is stored is not what was written."""
+    return isinstance(translate(error, "") if isinstance(error, apsw.Error) else error, Damaged)
+
+
 class translating:  # noqa: N801 - reads as a statement: `with translating(where):`
     """Raise driver errors inside the block as ours."""
 

@@ -18,6 +18,7 @@ from perdure.core.cursors import Position, Question
 from perdure.core.errors import Damaged
 from perdure.core.layouts import Column, Index
 from perdure.core.values import Page, Record
+from perdure.engines.sqlite_driver import is_damage
 from perdure.engines.sqlite_schema import Table
 
 Condition = tuple[str, tuple[Any, ...]]
@@ -40,7 +41,9 @@ def scan_page(
         rows = _rows(connection, table, question, after, limit + 1, table.row)
         items = [table.record(row) for row in rows[:limit]]
         more = len(rows) > limit
-    except (apsw.Error, Damaged):
+    except (apsw.Error, Damaged) as error:
+        if not is_damage(error):
+            raise
         items = _before_damage(connection, table, question, after, limit)
         more = True
     return Page(items, _cursor(table, question, items[-1]) if more and items else None)
@@ -62,9 +65,11 @@ def _before_damage(
         connection, table, question, after, limit, ", ".join((*own, "key"))
     ):
         try:
-            row = connection.execute(table.get_many, (apsw.carray((place,)),)).get
-            items.append(table.record(row))
+            found = connection.execute(table.get_many, (apsw.carray((place,)),)).fetchall()
+            items += map(table.record, found)
         except (apsw.Error, Damaged) as error:
+            if not is_damage(error):
+                raise
             if items:
                 return items
             where = f"{table.records.name} {keys.show(keys.split(place))}"
