@@ -42,12 +42,16 @@ _LINGER_S = 2.0
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
-    """How one life goes. Without `death` the runner kills the process `kill_after_s` into the work
-    or, where that is None, at its end; with `stop` it asks instead. `power` makes a planned death
-    a power cut. `rebirths` are deaths of the starts that follow; `again` restarts a second time."""
+    """How one life goes. Each of `workers` takes `steps`, chosen by the seed from the actors of
+    `surfaces` (empty: all), or, with `choices`, the same ones in every life, in that order.
+
+    Without `death` the runner kills the process `kill_after_s` into the work or, where that is
+    None, at its end; with `stop` it asks instead. `power` makes planned deaths power cuts.
+    `rebirths` are deaths of the starts that follow; `again` restarts a second time."""
 
     workers: int = 3
     steps: int = 8
+    surfaces: tuple[str, ...] = ()
     choices: str = ""
     death: Death | None = None
     power: bool = False
@@ -69,12 +73,33 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         return how + born + (", restarted twice" if self.again else "")
 
 
+class Stage:
+    """The processes that campaigns share: the scripted upstream, the launcher, and a port."""
+
+    def __init__(self, home: Path) -> None:
+        self.upstream = ScriptedUpstream()
+        self.nursery = Nursery(home / "server.log")
+        self.port = 0
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Stage:
+        await self._stack.enter_async_context(self.upstream)
+        await self._stack.enter_async_context(self.nursery)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+
 class Campaign:
-    """Runs lives in a directory of its own: `data` is the server's, everything else the oracle's.
-    Use it as an async context."""
+    """Runs lives in a directory of its own: `data` is the server's, all else the oracle's.
+    Use it as a context."""
 
     def __init__(
         self,
+        stage: Stage,
         home: Path,
         *,
         seed: str = "1",
@@ -87,31 +112,27 @@ class Campaign:
         self.history = History(home / "history.jsonl")
         self.verdict = Verdict()
         self.actors = cover(promises, actors())
+        self.surfaces = tuple(actor.surface for actor in self.actors)
         self.deaths: Counter[str] = Counter()
         self.ready_s: list[float] = []
         self.reached = False
         """Whether the planned death of the last life happened."""
         self.seed = seed
         self._plant = plant
-        self._stack = AsyncExitStack()
+        self._stage = stage
         self._stopped: set[int] = set()
         self._last: Snapshot | None = None
         self._starts = 0
         self._written: str | None = None
 
-    async def __aenter__(self) -> Campaign:
-        self._upstream = await self._stack.enter_async_context(ScriptedUpstream())
-        self._nursery = await self._stack.enter_async_context(Nursery(self.home / "server.log"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+    def __enter__(self) -> Campaign:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self._stack.aclose()
+    def __exit__(self, *error: object) -> None:
         self.history.close()
 
-    async def live(self, life: Life) -> None:
-        """One life, death and judgement."""
+    async def live(self, life: Life) -> bool:
+        """One life, death and judgement; whether everything has held so far."""
         self.history.cycle += 1
         self.history.stopping = False
         self.history.mark("life", how=str(life))
@@ -123,6 +144,7 @@ class Campaign:
             self.verdict.holds(Check.OPENS, RUNNER, False, f"the dead store: {error}")
         self.verdict.none(Check.LIVE, RUNNER, self.history.complaints)
         self.history.complaints = []
+        return not self.verdict.violations
 
     async def _live(self, life: Life) -> None:
         await self._work(life)
@@ -167,11 +189,12 @@ class Campaign:
         choices = life.choices or f"{self.seed}/{cycle}"
         worker = number if not life.choices else 1000 * cycle + number
         rng = random.Random(f"{choices}/{number}")
+        used = [actor for actor in self.actors if actor.surface in (life.surfaces or self.surfaces)]
         client = Client(victim.url, self.history, worker, rng)
         try:
             for step in range(life.steps):
-                actor = self.actors[step % len(self.actors)] if life.choices else None
-                await (actor or rng.choice(self.actors)).act(client)
+                actor = used[step % len(used)] if life.choices else rng.choice(used)
+                await actor.act(client)
         except Gone as gone:
             try:
                 await victim.death(_LINGER_S)
@@ -226,25 +249,28 @@ class Campaign:
         start = Start(victim.pid, frozenset(self._stopped))
         scene = Scene(client, before, start, self.history, self.verdict)
         try:
-            await self._write_at_once(client)
-            for actor in self.actors:
-                await actor.judge(scene)
+            if await self._write_at_once(client):
+                for actor in self.actors:
+                    await actor.judge(scene)
         except Gone as gone:
             self.verdict.holds(Check.LIVE, RUNNER, False, f"it died while it was judged: {gone}")
         finally:
             await client.close()
 
-    async def _write_at_once(self, client: Client) -> None:
+    async def _write_at_once(self, client: Client) -> bool:
         """The first write after readiness works, and the one of the life before is still there."""
         holds = self.verdict.holds
         op = self.history.intend(RUNNER, "create", creates="conversation")
         body = {"metadata": {"mark": op.mark}}
         first = await client.do(op, "POST", "/v1/conversations", body)
-        holds(Check.OPENS, RUNNER, first.status == 200, f"ready, and a write got {first.status}")
+        works = first.status == 200
+        if not holds(Check.OPENS, RUNNER, works, f"ready, and a write got {first.status}"):
+            return False
         if self._written is not None:
             kept = await client.get(f"/v1/conversations/{self._written}")
             holds(Check.GOES_ON, RUNNER, kept.status == 200, f"{self._written}: {kept.status}")
-        self._written = first.json()["id"] if first.status == 200 else None
+        self._written = first.json()["id"]
+        return True
 
     async def _snapshot(self, *, settled: bool) -> Snapshot:
         """Read the dead store, and judge what lies in it."""
@@ -264,13 +290,13 @@ class Campaign:
         into = self.home / f"cut-{self._starts}"
         plan = Plan(
             data=str(self.data),
-            port=self._port,
-            upstream=self._upstream.url,
+            port=self._stage.port,
+            upstream=self._stage.upstream.url,
             death=death,
             power=Power(str(into), f"{self.seed}/{self._starts}") if power and death else None,
             plant=self._plant,
         )
         began_s = time.monotonic()
-        victim = await self._nursery.start(plan)
+        victim = await self._stage.nursery.start(plan)
         self.history.mark("start", pid=victim.pid, after_s=round(time.monotonic() - began_s, 4))
         return victim

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.proving.campaign import Campaign, Life
+from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check
 from perdure.proving.planted import PLANTS
@@ -27,11 +27,13 @@ _COMMITS = 60
 _PARTS = 40
 _RECOVERY_COMMITS = 4
 _WORK_S = 0.4
+_POWER = 0.3
+"""How many of the lives end, if they die as planned, in a power cut."""
 
 
-def life_of(rng: random.Random) -> Life:
-    """A life at random, deaths at counted edges and power cuts more often than others."""
-    power = rng.random() < 0.3
+def life_of(rng: random.Random, *, power: bool) -> Life:
+    """A life at random, deaths at counted edges more often than others; with `power` every death
+    is a power cut."""
     death: Death | None = None
     kill_after_s: float | None = None
     roll = rng.random()
@@ -103,17 +105,19 @@ def report(campaign: Campaign, cycles: int, again: str) -> Report:
 
 async def run(home: Path, cycles: int, seed: str, plant: str | None, *, quiet: bool) -> Report:
     """Live until a violation, or as often as asked."""
-    async with Campaign(home, seed=seed, plant=plant) as campaign:
-        for cycle in range(1, cycles + 1):
-            life = life_of(random.Random(f"{seed}/{cycle}"))
-            await campaign.live(life)
-            if not quiet:
-                print(f"{cycle:4}/{cycles} {life}: {_told(campaign)}", flush=True)
-            if campaign.verdict.violations:
-                break
-        planted = f" --plant {plant}" if plant else ""
-        again = f"python -m perdure.proving.crash --cycles {cycle} --seed {seed}{planted}"
-        return report(campaign, cycle, again)
+    async with Stage(home) as stage:
+        with Campaign(stage, home, seed=seed, plant=plant) as campaign:
+            for cycle in range(1, cycles + 1):
+                rng = random.Random(f"{seed}/{cycle}")
+                life = life_of(rng, power=rng.random() < _POWER)
+                sound = await campaign.live(life)
+                if not quiet:
+                    print(f"{cycle:4}/{cycles} {life}: {_told(campaign)}", flush=True)
+                if not sound:
+                    break
+    planted = f" --plant {plant}" if plant else ""
+    again = f"python -m perdure.proving.crash --cycles {cycle} --seed {seed}{planted}"
+    return report(campaign, cycle, again)
 
 
 def _told(campaign: Campaign) -> str:
@@ -150,6 +154,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON only")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="perdure-crash-"))
+    home.mkdir(parents=True, exist_ok=True)
     told = asyncio.run(run(home, options.cycles, options.seed, options.plant, quiet=options.json))
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())

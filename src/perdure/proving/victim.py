@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -35,7 +36,9 @@ class Victim:
     async def ready(self) -> float | None:
         """Seconds until `/readyz` says yes; None where the process died before. Raises `TooLate`
         where it does neither."""
-        async with httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=5) as client:
+        async with httpx.AsyncClient(
+            base_url=self.url, trust_env=False, verify=False, timeout=5
+        ) as client:
 
             async def answers() -> bool:
                 if self.dead:
@@ -51,7 +54,8 @@ class Victim:
     def signal(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, unless it is dead already."""
         if not self.dead:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def death(self, deadline_s: float = DEATH_S) -> int:
         """The exit code, negative for a signal, once it is dead. Raises `TooLate`."""
@@ -94,7 +98,7 @@ class Nursery:
         pid = int(await stdout.readline())
 
         async def end() -> int:
-            return int(await stdout.readline())
+            return int(await stdout.readline() or -signal.SIGKILL)
 
         self._victim = Victim(pid, plan, asyncio.ensure_future(end()))
         return self._victim

@@ -1,0 +1,84 @@
+"""The runner catches planted bugs: each is red within a few lives, for the right reason, and the
+same lives are green without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from perdure.proving.campaign import Campaign, Life, Stage
+from perdure.proving.launcher import Death
+from perdure.proving.oracle import Check
+from perdure.proving.planted import PLANTS
+from tests.crash.conftest import violations
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+class Case(msgspec.Struct, frozen=True):
+    """Lives that bring a bug to light, and the checks that may see it."""
+
+    checks: set[Check]
+    surface: str
+    deaths: tuple[Death, ...]
+    steps: int = 4
+    choices: str = "planted"
+    power: bool = False
+
+
+def edges(first: int, last: int) -> tuple[Death, ...]:
+    return tuple(Death("before", n) for n in range(first, last + 1))
+
+
+CASES = {
+    "acknowledges-early": Case({Check.KEPT}, "conversations", edges(3, 6)),
+    "syncs-less": Case(
+        {Check.OPENS, Check.KEPT}, "conversations", (Death("after", 7),) * 2, power=True
+    ),
+    "splits-batches": Case({Check.ATOMIC, Check.DENSE}, "responses", edges(4, 6)),
+    "remembers-later": Case({Check.INTENDED}, "idempotency", edges(4, 9)),
+    "shows-early": Case({Check.DENSE}, "responses", edges(4, 12)),
+    "ignores-preconditions": Case(
+        {Check.KEPT, Check.ATOMIC, Check.WHOLE},
+        "conversations",
+        (Death("before", 99),) * 4,
+        steps=6,
+        choices="d",
+    ),
+    "recovers-twice": Case({Check.DENSE}, "responses", edges(4, 8)),
+    "keeps-locks": Case({Check.CLEAN}, "conversations", edges(5, 12), 8),
+    "always-clean": Case({Check.REPORTED}, "boots", edges(3, 3)),
+    "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
+}
+ELSEWHERE = {"trusts-rows"}
+"""Plants that need a damaged store: tests/crash/test_damage.py."""
+
+
+async def live(campaign: Campaign, case: Case) -> None:
+    """The case's lives, up to the first that shows a violation."""
+    for death in case.deaths:
+        life = Life(
+            workers=1,
+            steps=case.steps,
+            surfaces=(case.surface,),
+            choices=case.choices,
+            death=death,
+            power=case.power,
+        )
+        if not await campaign.live(life):
+            break
+
+
+@pytest.mark.parametrize("plant", CASES)
+async def test_a_planted_bug_is_caught(stage: Stage, tmp_path: Path, plant: str) -> None:
+    case = CASES[plant]
+    with Campaign(stage, tmp_path, plant=plant) as campaign:
+        await live(campaign, case)
+    found = {violation.check for violation in campaign.verdict.violations}
+    assert found & case.checks, f"{PLANTS[plant].says}: {violations(campaign)}"
+
+
+async def test_every_plant_has_a_case() -> None:
+    assert set(CASES) | ELSEWHERE == set(PLANTS)
