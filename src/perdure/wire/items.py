@@ -68,12 +68,13 @@ KINDS: dict[str, Kind] = {
 
 REFERENCE = "item_reference"
 
-_TEXT_FIELDS = {
+TEXT_FIELDS = {
     "function_call": ("call_id", "name", "arguments"),
     "function_call_output": ("call_id",),
     "custom_tool_call": ("call_id", "name", "input"),
     "compaction": ("encrypted_content",),
 }
+"""Needed fields that must be text; the others that a kind needs may be anything but null."""
 
 
 def sound_items(sent: str | Sequence[Any], clock: Clock, *, at: str = "input") -> list[Item]:
@@ -114,14 +115,14 @@ def text_of(item: Item) -> str:
 def _sound(item: Any, clock: Clock, at: str) -> Item:
     if not isinstance(item, dict):
         raise wrong_type(at, "an object", item)
-    type = item.get("type") or _type_of_untyped(item, at)
+    type = _type_of_untyped(item, at) if item.get("type") is None else item["type"]
     if type == REFERENCE:
         return {"type": REFERENCE, "id": _id(item.get("id"), at)}
     kind = KINDS.get(type) if isinstance(type, str) else None
     if kind is None:
         raise not_among(f"{at}.type", type, (*KINDS, REFERENCE))
     _need(item, kind.needs, at)
-    for field in _TEXT_FIELDS.get(type, ()):
+    for field in TEXT_FIELDS.get(type, ()):
         if not isinstance(item[field], str):
             raise wrong_type(f"{at}.{field}", "a string", item[field])
     id = clock.new_id(kind.prefix) if item.get("id") is None else _id(item["id"], at)

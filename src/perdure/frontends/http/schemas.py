@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from perdure.wire.conversations import ITEMS_MAX
-from perdure.wire.items import INPUT_ROLES, KINDS, REFERENCE, STATUSES
+from perdure.wire.items import INPUT_ROLES, KINDS, REFERENCE, STATUSES, TEXT_FIELDS
 from perdure.wire.lists import LIMIT_MAX
 from perdure.wire.metadata import KEY_CHARS_MAX, PAIRS_MAX, VALUE_CHARS_MAX
 from perdure.wire.responses import INCLUDES, CreateResponse
@@ -70,22 +70,22 @@ OUTPUT_PART = Schema(
     {"anyOf": [_part("output_text", text=TEXT), _part("refusal", refusal=TEXT)]},
 )
 
-_SUMMARY = _array(_part("summary_text", text=TEXT))
+_THOUGHTS = _array(_object({"text": TEXT}, ("text",)))
 _FIELDS: dict[tuple[str, str], Json] = {
     ("function_call_output", "output"): {"anyOf": [TEXT, _array(ref(INPUT_PART))]},
-    ("reasoning", "summary"): _SUMMARY,
+    ("reasoning", "summary"): _THOUGHTS,
 }
-"""Fields of items with a form of their own; others that a kind needs are text or objects."""
+"""Fields of items with a form of their own."""
 
 _STATUS = nullable({"enum": list(STATUSES)})
 _STRICT = ("function_call", "function_call_output")
-_TEXTS = ("call_id", "name", "arguments", "input", "encrypted_content")
+_ANY: Json = {"not": {"type": "null"}}
 
 
 def _message(role: Json, part: Schema) -> Json:
     return _object(
         {
-            "type": {"const": "message"},
+            "type": nullable({"const": "message"}),
             "id": nullable(ITEM_ID),
             "role": role,
             "status": _STATUS,
@@ -98,10 +98,12 @@ def _message(role: Json, part: Schema) -> Json:
 def _kind(name: str) -> Json:
     kind = KINDS[name]
     fields = {
-        field: _FIELDS.get((name, field), TEXT if field in _TEXTS else {"not": {"type": "null"}})
+        field: _FIELDS.get((name, field), TEXT if field in TEXT_FIELDS.get(name, ()) else _ANY)
         for field in kind.needs
     }
     own = {"type": {"const": name}, "id": nullable(ITEM_ID), **fields}
+    if name == "reasoning":
+        own["content"] = nullable(_THOUGHTS)
     if kind.status:
         own["status"] = _STATUS if name in _STRICT else nullable(TEXT)
     return _object(own, ("type", *kind.needs))
@@ -114,6 +116,7 @@ INPUT_ITEM = Schema(
             _message({"enum": list(INPUT_ROLES)}, INPUT_PART),
             _message({"const": "assistant"}, OUTPUT_PART),
             _object({"type": {"const": REFERENCE}, "id": ITEM_ID}, ("type", "id")),
+            _object({"type": {"type": "null"}, "id": ITEM_ID}, ("id",), additionalProperties=False),
             *(_kind(name) for name in KINDS if name != "message"),
         ]
     },
