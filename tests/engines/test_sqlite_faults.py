@@ -282,6 +282,7 @@ async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
 ) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 50)
     monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 100)
+    monkeypatch.setattr(sqlite_checkpoint, "_AGAIN_FRAMES", 50)
     monkeypatch.setattr(sqlite_checkpoint, "_MAKE_WAY_FRAMES", 300)
     path = tmp_path / "state.db"
     engine = await opened(path)
@@ -308,6 +309,7 @@ async def test_a_store_whose_file_is_replaced_under_it_takes_no_more_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 20)
+    monkeypatch.setattr(sqlite_checkpoint, "_AGAIN_FRAMES", 1)
     path = tmp_path / "state.db"
     engine = await opened(path)
     await engine.commit(step(0, 1))

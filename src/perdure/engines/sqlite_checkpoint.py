@@ -24,6 +24,7 @@ LOG_BYTES_MAX = 64 * _MIB
 
 _STEP_FRAMES = 8 * _MIB // FRAME_BYTES
 _FINISH_FRAMES = 16 * _MIB // FRAME_BYTES
+_AGAIN_FRAMES = 1 * _MIB // FRAME_BYTES
 _MAKE_WAY_FRAMES = 44 * _MIB // FRAME_BYTES
 
 
@@ -45,23 +46,26 @@ class Checkpointer:
         self._make_way = make_way
         self._failed = failed
         self._steps: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._asked_at = 0
+        self._seen_frames = 0
         self._file = path.stat().st_ino
         self._thread = threading.Thread(target=self._run, name="perdure-checkpoint", daemon=True)
         self._thread.start()
 
     def after_group(self, connection: apsw.Connection, frames: int) -> None:
         """Keep the log within its bound, now that it holds `frames`."""
-        if frames < self._asked_at:
-            self._asked_at = 0
-        if frames >= self._asked_at + _STEP_FRAMES:
-            self._asked_at = frames
-            self._steps.put(True)
+        if frames < self._seen_frames:  # it has started over
+            self._seen_frames = 0
+        grown = frames - self._seen_frames
         if frames >= _MAKE_WAY_FRAMES:
             self._make_way()
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
-        elif frames >= _FINISH_FRAMES:
+        elif frames >= _FINISH_FRAMES and grown >= _AGAIN_FRAMES:
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+        elif grown >= _STEP_FRAMES:
+            self._steps.put(True)
+        else:
+            return
+        self._seen_frames = frames
 
     def close(self) -> None:
         """Stop after the checkpoint under way."""
