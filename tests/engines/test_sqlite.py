@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from perdure.core.batch import append, delete, put
+from perdure.core.batch import append, delete, drop, put
 from perdure.core.clock import SystemClock
 from perdure.core.cursors import Position, Question
 from perdure.core.disk import Disk
@@ -27,6 +27,7 @@ from perdure.core.errors import (
 )
 from perdure.core.layouts import Records
 from perdure.core.limits import OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.values import Tip
 from perdure.engines import open_engine, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_scan import _order, _ranges, _source
@@ -294,6 +295,28 @@ async def test_old_operations_and_tombstones_are_forgotten_in_bounds(tmp_path: P
     clock.ahead_s = TOMBSTONE_KEPT_S + 10
     await engine.commit(delete(NOTES, ("t", "m0")) + delete(NOTES, ("t", "m1")))
     assert _rows(engine, "tombstones") == 10 - 4 + 2
+    await engine.close()
+
+
+async def test_old_drops_are_forgotten_and_their_cursors_still_refused(tmp_path: Path) -> None:
+    clock = _Clock()
+    engine = await opened(tmp_path / "state.db", clock=clock)
+    for at in range(4):
+        await engine.commit(append(EVENTS, ("t", f"s{at}"), [Note("old")]))
+        await engine.commit(drop(EVENTS, ("t", f"s{at}")))
+    clock.ahead_s = TOMBSTONE_KEPT_S + 10
+    await engine.commit(append(EVENTS, ("t", "s0"), [Note("new")]))
+    for at in range(2):
+        await engine.commit(append(EVENTS, ("t", f"n{at}"), [Note("x")]))
+        await engine.commit(drop(EVENTS, ("t", f"n{at}")))
+    assert _rows(engine, "streams") == 1 + 2
+    for key in (("t", "s1"), ("t", "s2")):
+        assert await engine.tip(EVENTS, key) == Tip(2)
+        assert (await engine.commit(append(EVENTS, key, [Note("new")]))).numbers == (1,)
+        with pytest.raises(CursorRefused):
+            await engine.read(EVENTS, key, incarnation=1, limit=9)
+        assert len(await engine.read(EVENTS, key, incarnation=2, limit=9)) == 1
+    assert await damage(engine) == []
     await engine.close()
 
 

@@ -33,7 +33,7 @@ from perdure.engines.sqlite_commit import Committer, Outcome, Request
 from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_scan import count_rows, scan_page
-from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, checked_record
+from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip, checked_record
 from perdure.engines.sqlite_verify import verify_store
 
 T = TypeVar("T")
@@ -168,9 +168,11 @@ class SqliteEngine:
         place = keys.join(stream)
         try:
             row = self._reader.execute(SQL["tip"], (log.name, place)).get
+            if row is None:
+                return absent_tip(self._reader, log.name)
         except apsw.Error as error:
             raise translate(error, where) from error
-        return Tip() if row is None else _checked_tip(log, stream, place, row)
+        return _checked_tip(log, stream, place, row)
 
     async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
         place = (log.name, keys.join(stream))
@@ -390,7 +392,10 @@ def _read_entries(
         "limit": max(limit, 1),
     }
     rows: list[Any] = connection.execute(SQL["read"], asked).fetchall()
-    tip = _checked_tip(log, stream, place, rows[0][:4]) if rows else Tip()
+    if rows:
+        tip = _checked_tip(log, stream, place, rows[0][:4])
+    else:
+        tip = absent_tip(connection, log.name)
     cursors.check_position(log, stream, tip, after, incarnation)
     entries: list[Entry[T]] = []
     for seq in range(after + 1, min(tip.last, after + limit) + 1):

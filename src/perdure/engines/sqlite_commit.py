@@ -45,6 +45,8 @@ from perdure.engines.sqlite_schema import (
     STREAM_ID_MAX,
     STREAM_SHIFT,
     Table,
+    absent_tip,
+    incarnations,
     operation_sum,
 )
 from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, stamp
@@ -277,6 +279,10 @@ class Committer:
                 raise Damaged(f"{name} {show(split(place))}", "its tip is not as written")
             known.facts.tips[(name, place)] = tip
             known.stream_ids[(name, place)] = stream_id
+        if len(rows) < len(places):
+            absent = absent_tip(self._connection, name)
+            for place in places:
+                known.facts.tips.setdefault((name, place), absent)
 
     def _load_operations(self, known: _Known, ids: set[str]) -> None:
         rows = self._rows(SQL["operations_at"], (apsw.carray(tuple(ids)),))
@@ -335,7 +341,7 @@ class Committer:
         for name, writes in effects.records.items():
             self._write_records(name, writes, known, now_s)
         if effects.tips:
-            self._write_streams(effects, known)
+            self._write_streams(effects, known, now_s)
         if effects.operations:
             self._write_operations(effects, now_s)
         self._connection.execute(SQL["set_stamp"], (stamp(self.number + 1),))
@@ -369,8 +375,9 @@ class Committer:
             self._has_tombstones[name] = True
             self._sweep("sweep_tombstones", now_s - TOMBSTONE_KEPT_S, len(gone))
 
-    def _write_streams(self, effects: _Effects, known: _Known) -> None:
+    def _write_streams(self, effects: _Effects, known: _Known, now_s: int) -> None:
         rows = []
+        dropped = 0
         for (name, place), tip in effects.tips.items():
             stream_id = known.stream_ids[(name, place)]
             where = f"{name} {show(split(place))}"
@@ -378,10 +385,12 @@ class Committer:
                 raise LimitExceeded(f"{where}: the number of its last entry", tip.last, SEQ_MAX)
             if stream_id > STREAM_ID_MAX:
                 raise LimitExceeded("the number of streams", stream_id, STREAM_ID_MAX)
+            gone = tip.last == 0
+            dropped += gone
             rows.append(
                 (
                     *(stream_id, name, place, tip.incarnation, tip.first, tip.last),
-                    tip_sum(name, place, tip),
+                    *(tip_sum(name, place, tip), now_s if gone else None),
                 )
             )
         many = self._connection.executemany
@@ -390,6 +399,16 @@ class Committer:
         if effects.entries:
             many(SQL["add_entry"], effects.entries.values())
         many(SQL["set_tip"], rows)
+        if dropped:
+            self._forget_streams(now_s - TOMBSTONE_KEPT_S, 2 * dropped)
+
+    def _forget_streams(self, before_s: int, most: int) -> None:
+        """Forget old drops, at the pace of `_sweep`. A log remembers the highest incarnation among
+        them, so that no cursor of one fits a stream that is made again."""
+        old = self._rows(SQL["dropped_streams"], (before_s, most))
+        for stream_id, name, incarnation in old:
+            self._connection.execute(SQL["raise_fact"], (incarnations(name), incarnation))
+            self._connection.execute(SQL["forget_stream"], (stream_id,))
 
     def _write_operations(self, effects: _Effects, now_s: int) -> None:
         rows = []

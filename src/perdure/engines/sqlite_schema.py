@@ -18,7 +18,7 @@ import msgspec
 from perdure.core import keys
 from perdure.core.errors import Damaged, Invalid, NewerFormat
 from perdure.core.layouts import Column, Index, Layout, Records
-from perdure.core.values import Record, record_sum
+from perdure.core.values import Record, Tip, record_sum
 from perdure.engines.sqlite_driver import RESERVE_BYTES
 
 APPLICATION_ID = int.from_bytes(b"PERD")
@@ -128,6 +128,17 @@ def checked_record(
     if record_sum(records.name, place, version, value, attachment) != checksum:
         raise Damaged(f"{records.name} {keys.show(key)}", "it does not match its checksum")
     return Record(key, version, records.decode(key, value), attachment)
+
+
+def incarnations(log: str) -> str:
+    """The fact that holds the highest incarnation of a dropped stream that was forgotten since."""
+    return f"incarnations of {log}"
+
+
+def absent_tip(connection: apsw.Connection, log: str) -> Tip:
+    """Where a stream stands that has no row: above every incarnation a cursor may still name."""
+    forgotten: Any = connection.execute(SQL["fact"], (incarnations(log),)).get
+    return Tip() if forgotten is None else Tip(forgotten)
 
 
 def operation_sum(operation: tuple[str, str], digest: int, numbers: bytes) -> int:

@@ -15,8 +15,10 @@ CREATE TABLE tombstones (
 CREATE INDEX tombstones_by_age ON tombstones (deleted_s);
 CREATE TABLE streams (
     id INTEGER PRIMARY KEY, log TEXT NOT NULL, key TEXT NOT NULL, incarnation INTEGER NOT NULL,
-    first INTEGER NOT NULL, last INTEGER NOT NULL, sum INTEGER NOT NULL, UNIQUE (log, key)
+    first INTEGER NOT NULL, last INTEGER NOT NULL, sum INTEGER NOT NULL,
+    dropped_s INTEGER, UNIQUE (log, key)
 ) STRICT;
+CREATE INDEX streams_by_age ON streams (dropped_s) WHERE dropped_s IS NOT NULL;
 -- id is the stream's id and the entry's number, so a stream is one range of this table.
 CREATE TABLE entries (id INTEGER PRIMARY KEY, sum INTEGER NOT NULL, value BLOB NOT NULL) STRICT;
 CREATE TABLE operations (
@@ -38,6 +40,10 @@ SELECT value FROM store WHERE name = ?
 -- name: set_fact
 INSERT INTO store (name, value) VALUES (?, ?)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
+
+-- name: raise_fact
+INSERT INTO store (name, value) VALUES (?, ?)
+ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)
 
 -- name: layouts
 SELECT name, version, shape FROM layouts
@@ -73,10 +79,17 @@ SELECT id, key, incarnation, first, last, sum FROM streams WHERE log = ? AND key
 SELECT coalesce(max(id), 0) FROM streams
 
 -- name: set_tip
-INSERT INTO streams (id, log, key, incarnation, first, last, sum) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO streams (id, log, key, incarnation, first, last, sum, dropped_s)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET
     incarnation = excluded.incarnation, first = excluded.first, last = excluded.last,
-    sum = excluded.sum
+    sum = excluded.sum, dropped_s = excluded.dropped_s
+
+-- name: dropped_streams
+SELECT id, log, incarnation FROM streams WHERE dropped_s < ? ORDER BY dropped_s LIMIT ?
+
+-- name: forget_stream
+DELETE FROM streams WHERE id = ?
 
 -- name: streams
 SELECT key FROM streams WHERE log = ? AND key > ? AND key < ? AND last >= first
