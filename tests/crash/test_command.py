@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from perdure.proving.crash import Report
+from perdure.proving.oracle import Check
 
 
 async def crash(*arguments: str) -> tuple[int | None, bytes]:
@@ -26,7 +27,7 @@ async def test_a_campaign_without_violation_ends_with_0(tmp_path: Path) -> None:
     report = msgspec.json.decode(said, type=Report)
     assert (code, report.ok, report.violations) == (0, True, [])
     assert sum(report.deaths.values()) >= 4
-    assert all(report.judged.values())
+    assert report.judged[Check.KEPT.value] > 20
 
 
 async def test_a_violation_ends_with_1_and_says_how_to_see_it_again(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from perdure.core.batch import Batch
+from perdure.core.batch import Batch, put
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.services.gateway import Started
 from perdure.services.lifecycle import Node
+from perdure.surfaces.responses import RESPONSES
 from tests.services.conftest import Driver, Open
 
 
@@ -138,3 +139,19 @@ async def test_a_crash_during_recovery_changes_nothing_but_the_boot_record(opene
     assert msgspec.json.decode(body)["status"] == "failed"
     after = await driver.events(started)
     assert [event["type"] for event in after].count("response.failed") == 1
+
+
+async def test_a_response_without_its_events_keeps_no_other_from_recovering(opened: Open) -> None:
+    first = await opened(wrap=Deaf)
+    started = await first.ask("hang 5", stream=True)
+    state = first.node.state
+    held = await state.responses.get(*started.key)
+    orphan = ("default", "resp_orphan")
+    await state.commit(put(RESPONSES, orphan, held.value, attachment=held.attachment))
+    await die(first.node)
+    driver = await opened()
+    found = {one.surface: one for one in driver.node.boot.recovery}["responses"]
+    assert (found.interrupted, found.damaged) == (1, 1)
+    assert found.findings[0].where == "response_events resp_orphan"
+    recovered = await driver.node.state.responses.get(*started.key)
+    assert recovered.value.status.terminal

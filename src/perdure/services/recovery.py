@@ -15,6 +15,7 @@ import structlog
 from perdure.core.clock import Clock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Conflict, Damaged
+from perdure.core.keys import show
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding
 from perdure.services.ending import close_open, ending
@@ -124,16 +125,27 @@ class Recovery:
         )
 
     async def _replay(self, held: Held) -> tuple[View, int]:
-        """What the stored events of a response amount to, and the number of the last one."""
+        """What the stored events of a response amount to, and the number of the last one.
+
+        Raises `Damaged` for a log that does not tell of a response from its beginning.
+        """
+        where = f"{EVENTS.name} {show(held.key)}"
         view = View()
         after = 0
         while True:
             entries = await self._state.engine.read(EVENTS, held.key, after=after, limit=PAGE_MAX)
             for entry in entries:
-                apply(view, _decode(bytes(entry.value)))
+                try:
+                    apply(view, _decode(bytes(entry.value)))
+                except (msgspec.MsgspecError, KeyError) as error:
+                    why = f"it does not follow from those before ({error})"
+                    raise Damaged(f"{where} entry {entry.seq}", why) from error
                 after = entry.seq
             if len(entries) < PAGE_MAX:
-                return view, after
+                break
+        if view.response is None:
+            raise Damaged(where, "there is no event that created the response")
+        return view, after
 
 
 _decode = msgspec.json.Decoder(Event).decode
