@@ -64,7 +64,7 @@ class SqliteEngine:
         self._readers: set[apsw.Connection] = set()
         self._idle: list[apsw.Connection] = []
         self._reading: set[asyncio.Future[Any]] = set()
-        self._waiting: dict[Touched, set[asyncio.Future[None]]] = defaultdict(set)
+        self._waiting: dict[Touched, set[asyncio.Future[Tip | None]]] = defaultdict(set)
         self._closing: asyncio.Future[None] | None = None
         self._reader = self._open_reader()
         self.stats.stored_size_bytes = store.place.path.stat().st_size
@@ -177,17 +177,20 @@ class SqliteEngine:
     async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
         place = (log.name, keys.join(stream))
         deadline_s = self._store.place.clock.monotonic_s() + timeout_s
-        while True:
-            tip = await self.tip(log, stream)
+        tip = await self.tip(log, stream)
+        while tip.last <= after:
             left_s = deadline_s - self._store.place.clock.monotonic_s()
-            if tip.last > after or left_s <= 0:
-                return tip
-            changed = self._loop.create_future()
+            if left_s <= 0:
+                break
+            changed: asyncio.Future[Tip | None] = self._loop.create_future()
             self._waiting[place].add(changed)
             try:
                 await asyncio.wait((changed,), timeout=left_s)
             finally:
                 self._forget_waiter(place, changed)
+            told = changed.result() if changed.done() else None
+            tip = told or await self.tip(log, stream)
+        return tip
 
     async def streams(
         self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
@@ -301,12 +304,12 @@ class SqliteEngine:
                 future.set_result(outcome)
             else:
                 future.set_exception(outcome)
-        for place in tips:
+        for place, tip in tips.items():
             for changed in self._waiting.pop(place, ()):
                 if not changed.done():
-                    changed.set_result(None)
+                    changed.set_result(tip)
 
-    def _forget_waiter(self, place: Touched, changed: asyncio.Future[None]) -> None:
+    def _forget_waiter(self, place: Touched, changed: asyncio.Future[Tip | None]) -> None:
         waiting = self._waiting.get(place)
         if waiting is not None:
             waiting.discard(changed)

@@ -22,7 +22,9 @@ from perdure.core.values import Entry
 Ended = Callable[[Entry[Any]], bool]
 
 _RECENT_MAX = 512
-_PAGE = 256
+_PAGE = 64
+"""Entries read at once: few enough for an engine to read them without a thread."""
+
 _WAIT_S = 30.0
 
 
