@@ -94,6 +94,16 @@ def test_a_directory_found_is_synced_too_for_its_maker_may_have_died_before_that
     assert disk.edges == [("sync_directory", tmp_path.name)]
 
 
+def test_a_directory_whose_parent_may_not_be_opened_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    disk = Recording()
+    (tmp_path / "a").mkdir()
+    disk.make_directory(tmp_path / "a")
+    assert disk.edges == []
+
+
 def test_removing_what_is_absent_changes_nothing(tmp_path: Path) -> None:
     Disk().remove(tmp_path / "never")
     Disk().remove(tmp_path / "no directory" / "never")

@@ -59,7 +59,7 @@ notes = st.builds(
 expectations = st.sampled_from([None, None, CURRENT, CURRENT, 0, 1, 2, 3])
 attachments = st.one_of(st.none(), st.binary(max_size=20))
 limits = st.sampled_from([0, 1, 2, 3, 7, PAGE_MAX, PAGE_MAX + 1, -1])
-operation_ids = st.one_of(st.none(), st.none(), st.sampled_from(["op", "op2"]))
+operation_ids = st.one_of(st.none(), st.none(), st.sampled_from(["op", "op2", "op3", "op4"]))
 
 places: st.SearchStrategy[tuple[Records[Note], Key]] = st.one_of(
     st.tuples(st.just(FACTS), st.tuples(tenants, names)),
@@ -174,10 +174,19 @@ class Differential(RuleBasedStateMachine):
     def commit_again(self, batch: Batch) -> None:
         self._agree(lambda engine: engine.commit(batch))
 
-    @rule(several=st.lists(st.lists(steps, min_size=1, max_size=3), min_size=2, max_size=5))
-    def commit_at_once(self, several: list[list[Step]]) -> None:
+    @rule(
+        several=st.lists(
+            st.tuples(st.lists(steps, min_size=1, max_size=3), operation_ids),
+            min_size=2,
+            max_size=5,
+        )
+    )
+    def commit_at_once(self, several: list[tuple[list[Step], str | None]]) -> None:
         """Both engines decide batches of one loop in the order in which they were handed over."""
-        batches = [self._build(parts) for parts in several]
+        batches = [
+            batch if name is None else batch.named(name)
+            for batch, name in ((self._build(parts), name) for parts, name in several)
+        ]
 
         async def together(engine: Engine) -> list[Any]:
             answers = await asyncio.gather(
