@@ -97,6 +97,7 @@ class Listener(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody here asks where a request says it came from
                 backlog=_BACKLOG,
                 timeout_keep_alive=max(1, int(limits.idle_timeout_s)),
                 timeout_graceful_shutdown=math.ceil(limits.drain_s + LAST_EVENTS_S) + 1,
@@ -160,6 +161,7 @@ async def serve(
         await _open(node, public, control, stop)
         if node.opened:
             await control.start(application)
+            gc.freeze()  # what starting made stays: collections look at requests alone
             ready(node, url)
             await stop.asked.wait()
     finally:
