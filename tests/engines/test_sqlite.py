@@ -24,6 +24,7 @@ from perdure.core.errors import (
     NewerFormat,
     PromiseBroken,
     StoreLocked,
+    Unavailable,
 )
 from perdure.core.layouts import Records
 from perdure.core.limits import OPERATION_KEPT_S, TOMBSTONE_KEPT_S
@@ -121,6 +122,21 @@ async def test_a_store_whose_head_is_gone_is_damaged(tmp_path: Path) -> None:
     for broken in (b"\0" * 100 + data[100:], data[:20] + b"\0" + data[21:], data[:50]):
         path.write_bytes(broken)
         with pytest.raises(Damaged):
+            await opened(path)
+
+
+async def test_a_log_without_its_database_is_not_replayed_into_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    path.with_name("state.db-wal").write_bytes(b"x" * 5000)
+    with pytest.raises(Damaged, match=r"it is gone, but .* is still there"):
+        await opened(path)
+    assert not path.exists()
+
+
+async def test_a_path_that_cannot_be_a_store_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file" / "state.db"):
+        with pytest.raises(Unavailable, match="cannot be opened"):
             await opened(path)
 
 

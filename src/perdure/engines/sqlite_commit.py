@@ -91,7 +91,8 @@ class _Effects:
     def __init__(self) -> None:
         self.records: dict[str, dict[str, RecordWrite]] = defaultdict(dict)
         self.tips: dict[Place, Tip] = {}
-        self.entries: dict[int, tuple[int, int, bytes]] = {}
+        self.entries: dict[int, dict[int, tuple[int, int, bytes]]] = defaultdict(dict)
+        """The rows to add by stream and number."""
         self.forgotten: list[tuple[int, int]] = []
         self.operations: list[tuple[OperationKey, int, Committed]] = []
 
@@ -106,15 +107,18 @@ class _Effects:
         self.tips[(name, place)] = tip
         base = stream_id << STREAM_SHIFT
         if write.forget is not None:
-            first, last = base + write.forget[0], base + write.forget[1]
-            self.forgotten.append((first, last))
-            for number in [number for number in self.entries if first <= number <= last]:
-                del self.entries[number]
+            first, last = write.forget
+            self.forgotten.append((base + first, base + last))
+            added = self.entries[stream_id]
+            few = last - first < len(added)
+            for seq in range(first, last + 1) if few else tuple(added):
+                if seq <= last:
+                    added.pop(seq, None)
         seq = tip.last - len(write.entries)
         for value in write.entries:
             seq += 1
             checksum = entry_sum(name, place, tip.incarnation, seq, value)
-            self.entries[base + seq] = (base + seq, checksum, value)
+            self.entries[stream_id][seq] = (base + seq, checksum, value)
 
 
 class Committer:
@@ -148,6 +152,7 @@ class Committer:
         self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._frames = 0
         self._newest_stream_id = 0
+        self._over = False
         self._has_tombstones: dict[str, bool] = {}
         connection.set_wal_hook(self._log_grew)
         self._thread = threading.Thread(target=self._run, name="perdure-commit", daemon=True)
@@ -156,6 +161,8 @@ class Committer:
     def submit(self, request: Request) -> None:
         """Hand a batch over; its future is resolved on the loop."""
         self._requests.put(request)
+        if self._over:
+            self._abandon([])
 
     def latch(self, why: str) -> None:
         """Refuse every later write; the first reason stays."""
@@ -174,6 +181,9 @@ class Committer:
                 self._commit(group)
                 group = []
                 self._checkpointer.after_group(self._connection, self._frames)
+        except BaseException:
+            self.latch("the committer stopped by an internal error")
+            raise
         finally:
             self._abandon(group)
 
@@ -396,8 +406,8 @@ class Committer:
         many = self._connection.executemany
         if effects.forgotten:
             many(SQL["forget_entries"], effects.forgotten)
-        if effects.entries:
-            many(SQL["add_entry"], effects.entries.values())
+        for added in effects.entries.values():
+            many(SQL["add_entry"], added.values())
         many(SQL["set_tip"], rows)
         if dropped:
             self._forget_streams(now_s - TOMBSTONE_KEPT_S, 2 * dropped)
@@ -465,13 +475,17 @@ class Committer:
         return apsw.SQLITE_OK
 
     def _abandon(self, group: list[Request]) -> None:
-        """Nobody waits for ever where the thread ends by a mistake of ours."""
+        """Nobody waits for ever where the thread ends by a mistake of ours, not even who comes
+        after that: a batch is put into the queue first, and `_over` looked at then."""
+        self._over = True
         left = list(group)
-        while not self._requests.empty():
-            request = self._requests.get_nowait()
+        while True:
+            try:
+                request = self._requests.get_nowait()
+            except queue.Empty:
+                break
             if request is not None:
                 left.append(request)
         if left:
-            self.latch("the committer stopped by an internal error")
             unknown = CommitUnknown(f"{self._where}: {self.latched}; reopen the store.")
             self._settle([(request.future, unknown) for request in left], {})

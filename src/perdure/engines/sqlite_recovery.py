@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import apsw
@@ -52,10 +53,9 @@ class Store:
         self.lock = lock
         self.mark: Mark | None = None
         self.missing: list[Layout] = []
-        with translating(str(place.path)):
-            self.number = _recovered_number(connection, place.path)
-            self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
-            self.was_clean = connection.execute(SQL["fact"], ("clean",)).get == 1
+        self.number = _recovered_number(connection, place.path)
+        self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
+        self.was_clean = connection.execute(SQL["fact"], ("clean",)).get == 1
         self.recovered = Recovered(clean=self.was_clean)
 
     def reader(self) -> apsw.Connection:
@@ -97,58 +97,62 @@ def open_store(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> S
     `Damaged` where acknowledged commits are gone (when `read_only` that is a finding instead).
     """
     started_s = place.clock.monotonic_s()
-    if not read_only:
-        place.disk.make_directory(place.path.parent)
-    elif not place.path.exists():
-        raise Missing(f"{place.path} does not exist, so there is nothing to read.")
-    lock = place.disk.lock(place.beside(".lock"), shared=read_only)
     try:
-        if not read_only:
-            lock.note(f"{os.getpid()}\n")
-            if not place.path.exists() or place.path.stat().st_size == 0:
-                _create(place)
-        schema.check_file(place.path)
-        with translating(str(place.path)):
-            connection = place.connect(read_only=read_only)
-    except BaseException:
-        lock.release()
-        raise
-    try:
-        store = Store(place, lock, connection)
-        with translating(str(place.path)):
-            schema.check_format(str(place.path), connection.pragma("user_version"))
-            store.missing = schema.check_layouts(connection, str(place.path), layouts)
-            store.recovered = _recover(store, read_only=read_only)
-            if not read_only:
-                _take(store)
-    except BaseException:
-        connection.close()
-        lock.release()
-        raise
+        store = _open(place, layouts, read_only=read_only)
+    except OSError as error:
+        raise Unavailable(f"{place.path} cannot be opened: {error.strerror}.") from error
     duration_s = place.clock.monotonic_s() - started_s
     store.recovered = msgspec.structs.replace(store.recovered, duration_s=duration_s)
     return store
 
 
+def _open(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> Store:
+    where = str(place.path)
+    if not read_only:
+        place.disk.make_directory(place.path.parent)
+    elif not place.path.exists():
+        raise Missing(f"{where} does not exist, so there is nothing to read.")
+    with ExitStack() as undo, translating(where):
+        lock = place.disk.lock(place.beside(".lock"), shared=read_only)
+        undo.callback(lock.release)
+        if not read_only:
+            lock.note(f"{os.getpid()}\n")
+            if not place.path.exists() or place.path.stat().st_size == 0:
+                _create(place)
+        schema.check_file(place.path)
+        connection = place.connect(read_only=read_only)
+        undo.callback(connection.close)
+        store = Store(place, lock, connection)
+        schema.check_format(where, connection.pragma("user_version"))
+        store.missing = schema.check_layouts(connection, where, layouts)
+        store.recovered = _recover(store, read_only=read_only)
+        if not read_only:
+            _take(store)
+        undo.pop_all()
+        return store
+
+
 def _create(place: Place) -> None:
-    """Build an empty store and publish it under its name."""
+    """Build an empty store and publish it under its name. A log without its database is not
+    written over: it would be replayed into the new one."""
+    log = place.beside("-wal")
+    if log.exists() and log.stat().st_size:
+        raise Damaged(
+            str(place.path), f"it is gone, but {log.name} is still there. Bring the database back"
+        )
     temporary = place.beside(TEMPORARY)
-    for leftover in (temporary, place.beside(TEMPORARY + "-wal"), place.beside(TEMPORARY + "-shm")):
-        place.disk.remove(leftover)
-    with translating(str(place.path)):
-        connection = connect(str(temporary), vfs=place.vfs, create=True)
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        place.disk.remove(place.beside(TEMPORARY + suffix))
+    with closing(connect(str(temporary), vfs=place.vfs, create=True)) as connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute(SQL["create"])
-            connection.pragma("application_id", schema.APPLICATION_ID)
-            connection.pragma("user_version", schema.FORMAT)
-            connection.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
-            connection.execute(SQL["set_fact"], ("clean", 1))
-            connection.execute(SQL["set_stamp"], (stamp(0),))
-            connection.execute("COMMIT")
-        finally:
-            connection.close()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(SQL["create"])
+        connection.pragma("application_id", schema.APPLICATION_ID)
+        connection.pragma("user_version", schema.FORMAT)
+        connection.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
+        connection.execute(SQL["set_fact"], ("clean", 1))
+        connection.execute(SQL["set_stamp"], (stamp(0),))
+        connection.execute("COMMIT")
     place.disk.replace(temporary, place.path)
     place.disk.sync_directory(place.path.parent)
 
@@ -164,9 +168,9 @@ def _recover(store: Store, *, read_only: bool) -> Recovered:
     if lost <= 0:
         return Recovered(clean=store.was_clean, replayed=max(frames, 0), cut=left.cut)
     why = (
-        f"the log is damaged and at least {lost} acknowledged commits after commit {number} are "
-        "gone, and with them which keys they changed. Salvage the store or restore a backup; if "
-        f"an older copy was put here on purpose, remove {place.beside('.mark').name}"
+        f"the log is damaged: at least {lost} of the commits acknowledged after commit {number} "
+        "are gone, and with them which keys they changed. Salvage the store or restore a backup; "
+        f"if an older copy was put here on purpose, remove {place.beside('.mark').name}"
     )
     if not read_only:
         raise Damaged(str(log), why)
