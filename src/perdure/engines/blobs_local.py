@@ -136,11 +136,9 @@ class LocalBlobs:
 
     async def list(self) -> AsyncIterator[Blob]:
         self._check_open()
-        for folder in await off_loop(_names, self._root, 2):
-            for name in await off_loop(_names, self._root / folder, 64):
-                size_bytes = await off_loop(_size, self._root / folder / name)
-                if size_bytes is not None and name.startswith(folder):
-                    yield Blob(name, size_bytes)
+        for folder in await off_loop(_fan_out, self._root):
+            for blob in await off_loop(_blobs_in, folder):
+                yield blob
 
     async def verify(self) -> AsyncIterator[Finding]:
         """While puts are under way their bytes are listed as leftovers too."""
@@ -260,8 +258,13 @@ def _leftovers(incoming: Path) -> list[Finding]:
     ]
 
 
-def _names(folder: Path, length: int) -> list[str]:
-    """Names of that many characters, in order."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if len(path.name) == length)
+def _fan_out(root: Path) -> list[Path]:
+    """The directories that published blobs lie in, in order."""
+    return sorted(path for path in root.iterdir() if len(path.name) == 2 and path.is_dir())
+
+
+def _blobs_in(folder: Path) -> list[Blob]:
+    """What is published in one of them, in the order of digests."""
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith(folder.name))
+    sizes = ((name, _size(folder / name)) for name in names)
+    return [Blob(name, size_bytes) for name, size_bytes in sizes if size_bytes is not None]

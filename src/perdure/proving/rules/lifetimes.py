@@ -6,7 +6,7 @@ import asyncio
 
 from perdure.core.batch import append, check, delete, drop, put, trim
 from perdure.core.engine import Engine
-from perdure.core.errors import Closed, Damaged, Invalid
+from perdure.core.errors import Closed, Conflict, Damaged, Invalid
 from perdure.core.layouts import Log, Records
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Committed, Finding
@@ -139,10 +139,11 @@ async def verify_finds_nothing_in_a_sound_store(store: Store) -> None:
 async def a_sound_engine_accepts_writes_and_counts_them(store: Store) -> None:
     engine = await store.open()
     same(engine.latched, None)
-    before = engine.stats.commits
+    before, conflicts = engine.stats.commits, engine.stats.conflicts
     for _ in range(3):
         await engine.commit(put(FACTS, A, Note()))
-    same(engine.stats.commits - before, 3)
+    await refused(Conflict, engine.commit(put(FACTS, A, Note(), expect=0)))
+    same((engine.stats.commits - before, engine.stats.conflicts - conflicts), (3, 1))
     holds(1 <= engine.stats.groups <= engine.stats.commits, "groups are counted otherwise")
 
 

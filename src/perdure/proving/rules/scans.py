@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from perdure.core import cursors
-from perdure.core.batch import Batch, delete, put
+from perdure.core.batch import Batch, append, delete, put
 from perdure.core.engine import Engine
 from perdure.core.errors import CursorRefused, Invalid, LimitExceeded
 from perdure.core.keys import Key
@@ -114,6 +114,21 @@ async def pages_of_any_size_give_the_whole_once_and_in_order(store: Store) -> No
                     engine, ("t",), limit=limit, index=index, where=where, descending=down
                 )
                 same(walked, expected[turned], f"{index} {where} by {limit}")
+
+
+@scans.rule("C18")
+async def a_page_that_reaches_the_end_has_no_cursor(store: Store) -> None:
+    engine = await store.open()
+    await _fill(engine, RANKED)
+    for name in RANKED:
+        await engine.commit(append(EVENTS, ("t", name), [Note()]))
+    for limit, more in ((6, True), (7, False), (8, False)):
+        for down in (False, True):
+            page = await engine.scan(NOTES, BOX, limit=limit, descending=down)
+            same(page.cursor is not None, more)
+            ranked = await engine.scan(NOTES, ("t",), index="by_rank", limit=limit, descending=down)
+            same(ranked.cursor is not None, more)
+        same((await engine.streams(EVENTS, ("t",), limit=limit)).cursor is not None, more)
 
 
 @scans.rule("C18")
