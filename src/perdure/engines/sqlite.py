@@ -217,7 +217,11 @@ class SqliteEngine:
         self._readers.add(connection)
         try:
             steps = verify_store(connection, self._layouts, str(self._store.place.path))
-            while (found := await self._aside(next, steps, None)) is not None:
+            while True:
+                with translating(self.url):
+                    found = await self._aside(next, steps, None)
+                if found is None:
+                    break
                 for finding in found:
                     yield finding
                 self._check_open()

@@ -191,13 +191,11 @@ class Committer:
         """Everything that waits, within bounds: it shares one fsync."""
         group = [first]
         size_bytes = batches.size_bytes(first.batch)
-        while len(group) < _GROUP_MAX and size_bytes < _GROUP_BYTES:
-            try:
-                request = self._requests.get_nowait()
-            except queue.Empty:
-                break
-            if request is None:
-                self._requests.put(None)
+        waiting = self._requests
+        while len(group) < _GROUP_MAX and size_bytes < _GROUP_BYTES and not waiting.empty():
+            request = waiting.get()
+            if request is None:  # to be met again when this group is done
+                waiting.put(None)
                 break
             group.append(request)
             size_bytes += batches.size_bytes(request.batch)
