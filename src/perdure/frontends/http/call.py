@@ -200,6 +200,7 @@ class Call:
     async def begin(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         """Start an event stream."""
         await self._start(200, EVENTS, [(b"cache-control", b"no-store"), *headers])
+        await self.write(b"")
 
     async def write(self, part: bytes, *, last: bool = False) -> None:
         """Send a part of an event stream; it returns when the connection can take more."""

@@ -22,8 +22,41 @@ _LINGER_BYTES_MAX = 64 * 1024 * 1024
 """How much of a body is read and thrown away after its request was refused, so that an honest
 client gets to read why."""
 
+_CONTINUE = b"HTTP/1.1 100"
+
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Headers Too Large"}
 _PHRASES[503] = b"Service Unavailable"
+
+
+class _Joined:
+    """What an answer is written to: its head waits for the first part of its body, which follows
+    at once, so that the two leave in one segment."""
+
+    __slots__ = ("_head", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._head: bytes | None = None
+        self._transport = transport
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and not data.startswith(_CONTINUE):
+            self._head = data
+        elif self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head whose answer has no body."""
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class ConnectionStats(msgspec.Struct):
@@ -96,6 +129,8 @@ class Connection(HttpToolsProtocol):
         self._discarded_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":
+            self.cycle.transport = cast(asyncio.Transport, _Joined(self.transport))
 
     def on_body(self, body: bytes) -> None:
         if self.cycle.response_complete:
