@@ -318,3 +318,22 @@ async def test_a_store_whose_file_is_replaced_under_it_takes_no_more_writes(
     with pytest.raises(Latched, match="removed or replaced"):
         await engine.commit(step(0, 2))
     await engine.close()
+
+
+async def test_the_log_of_one_large_batch_is_cut_back(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    engine = await opened(path)
+    large = bytes(48 * 1024 * 1024)
+    await engine.commit(
+        put(NOTES, ("t", "a"), Note("x"), attachment=large)
+        + put(NOTES, ("t", "b"), Note("x"), attachment=large)
+    )
+    log = path.with_name("state.db-wal")
+    assert log.stat().st_size > 96 * 1024 * 1024
+    await engine.commit(step(0, 1))
+    await engine.commit(step(0, 2))
+    assert log.stat().st_size <= 64 * 1024 * 1024
+    record = await engine.get(NOTES, ("t", "b"))
+    assert record is not None
+    assert record.attachment == large
+    await engine.close()

@@ -3,7 +3,8 @@
 SQLite starts its log over only when a checkpoint has caught up while nobody writes. Under steady
 writes the background thread never quite does, so above a bound the committer finishes the rest
 itself between two groups. Only a read that lasts can then still hold the log; above a higher bound
-it is interrupted, and its caller told to try again.
+it is interrupted, and its caller told to try again. So the log stays under 64 MiB, but for a batch
+that is larger by itself; SQLite cuts the file back when the log starts over.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from perdure.core.engine import EngineStats
 from perdure.engines.sqlite_wal import FRAME_BYTES
 
 _MIB = 1024 * 1024
-LOG_BYTES_MAX = 64 * _MIB
-"""No log grows past this, but for one batch that is larger by itself."""
-
 _STEP_FRAMES = 8 * _MIB // FRAME_BYTES
 _FINISH_FRAMES = 16 * _MIB // FRAME_BYTES
 _AGAIN_FRAMES = 1 * _MIB // FRAME_BYTES

@@ -27,6 +27,9 @@ RESERVE_BYTES = 8
 """Room at the end of each page for its checksum."""
 
 PAGE_BYTES = 4096
+LOG_BYTES_KEPT = 64 * 1024 * 1024
+"""A log that one large batch made longer is cut back to this."""
+
 BUSY_MS = 5_000
 
 _CACHE_KIB = 8 * 1024
@@ -54,6 +57,7 @@ def connect(
             _force(connection, "journal_mode", "wal")
         _force(connection, "synchronous", 2)
         _force(connection, "wal_autocheckpoint", 0)
+        _force(connection, "journal_size_limit", LOG_BYTES_KEPT)
         _force(connection, "cell_size_check", 1)
         _force(connection, "cache_size", -_CACHE_KIB)
         _force(connection, "temp_store", 2)
