@@ -12,6 +12,7 @@ from perdure.core.errors import PerdureError
 from perdure.frontends.http.errors import answer_to
 from perdure.frontends.http.server import ROUTES
 from perdure.proving.hostile import LEGAL_NAMES, REFUSED_JSON, REFUSED_NAMES
+from perdure.services.upstream import UpstreamFailed
 from perdure.surfaces.conversations import CONVERSATIONS
 from perdure.surfaces.idempotency import IDEMPOTENCY
 from perdure.surfaces.items import ITEMS
@@ -32,6 +33,9 @@ KINDS: list[tuple[PerdureError, int, str | None]] = [
     (errors.CommitUnknown("?"), 503, "true"),
     (errors.Damaged("record x", "bad"), 500, "false"),
     (errors.Closed("shut"), 503, "true"),
+    (UpstreamFailed("gone"), 502, None),
+    (UpstreamFailed("too long", answered=400), 400, None),
+    (UpstreamFailed("who?", answered=401), 502, None),
 ]
 
 
@@ -174,6 +178,28 @@ async def test_pages_are_stable_both_ways(serve: Serve) -> None:
     assert await walk("desc") == list("edcba")
     assert await walk("desc", lambda: add("f")) == list("edcba")
     assert await walk("asc", lambda: add("g")) == list("abcdefg")
+
+
+# proves O6
+async def test_a_fault_of_our_own_is_a_500_whose_message_no_log_holds(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = await serve()
+
+    async def broken(*_: Any) -> None:
+        raise KeyError("a private word")
+
+    monkeypatch.setattr(server.node.conversations, "get", broken)
+    answer = await server.client.get("/v1/conversations/conv_1")
+    assert answer.status_code == 500
+    told = answer.json()["error"]
+    assert (told["type"], told["code"]) == ("server_error", "internal_error")
+    assert answer.headers["x-request-id"] in told["message"]
+    logged = "".join(capsys.readouterr())
+    assert answer.headers["x-request-id"] in logged
+    assert "KeyError" in logged
+    assert "test_http_app.py" in logged
+    assert "private" not in logged + answer.text
 
 
 # proves O3

@@ -6,6 +6,8 @@ their own guess from the status would be wrong.
 
 from __future__ import annotations
 
+from traceback import extract_tb
+
 import msgspec
 import structlog
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -21,6 +23,10 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 RETRY: Headers = ((b"x-should-retry", b"true"),)
 NO_RETRY: Headers = ((b"x-should-retry", b"false"),)
+
+
+class Unfinished(Exception):
+    """An answer that had begun cannot be finished, nor become another: the connection ends."""
 
 
 class Unauthorized(errors.Invalid):
@@ -92,8 +98,8 @@ STATUSES: dict[type[PerdureError], tuple[int, Headers]] = {
 
 
 class Answered:
-    """The wrapper that turns what the application raises into an answer, whatever it is. An error
-    after an answer began cannot become one: it is raised, and the connection ends."""
+    """The wrapper that turns what the application raises into an answer, whatever it is. The log
+    gets the place of a fault of our own, not its message, which may quote what a user wrote."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -103,14 +109,23 @@ class Answered:
         try:
             await self._app(scope, receive, send)
         except PerdureError as error:
-            if call.status:
-                raise
-            await call.reply(answer_to(error))
-        except Exception:
-            _log.exception("a request failed", request_id=call.request_id, route=call.template)
-            if call.status:
-                raise
-            await call.reply(_unexpected(call.request_id))
+            answer, failure = answer_to(error), error.code
+        except Exception as error:
+            answer, failure = _unexpected(call.request_id), type(error).__name__
+            _log.error(
+                "a request failed",
+                request_id=call.request_id,
+                route=call.template,
+                error=failure,
+                at=[
+                    f"{frame.filename}:{frame.lineno}" for frame in extract_tb(error.__traceback__)
+                ],
+            )
+        else:
+            return
+        if call.status:
+            raise Unfinished(failure)
+        await call.reply(answer)
 
 
 def answer_to(error: PerdureError) -> Answer:
@@ -144,5 +159,6 @@ def _status(error: PerdureError) -> tuple[int, Headers]:
     for kind in type(error).__mro__:
         if kind in STATUSES:
             status, headers = STATUSES[kind]
-            return getattr(error, "status", status), headers
+            own = getattr(error, "status", status)
+            return own, headers if own == status else ()
     return 500, NO_RETRY

@@ -23,6 +23,7 @@ _MEANINGS = {
     408: "The request did not arrive in time.",
     409: "Something changed meanwhile; read it again.",
     413: "The request body is too large.",
+    422: "The upstream does not take this request.",
     429: "The key's rate is used up; `retry-after` says for how long.",
     431: "The request's headers are too large.",
     500: "A fault of this server, or damage in what is stored.",

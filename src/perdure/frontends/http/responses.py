@@ -88,7 +88,7 @@ ROUTES = (
         handler=create,
         body=CreateResponseBody,
         answer=ResponseObject,
-        statuses=(404, 409),
+        statuses=(404, 409, 422, 502),
         idempotent=True,
         streams=True,
     ),
