@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ async def test_a_killed_writer_leaves_all_that_it_acknowledged(tmp_path: Path, s
             for _ in range(chance.randrange(1, 800)):
                 who, number = map(int, told.readline().split())
                 acked[who] = number
+            writer.send_signal(signal.SIGSTOP)  # paused, it still owns the store
             with pytest.raises(StoreLocked) as refused:
                 await opened(path)
             assert refused.value.holder == writer.pid
@@ -370,6 +373,32 @@ async def test_damage_is_found_record_by_record(tmp_path: Path) -> None:
         await engine.read(EVENTS, ("t", "w0"), after=5, limit=5)
     assert len(await engine.read(EVENTS, ("t", "w0"), after=2, limit=4)) == 4
     await engine.commit(step(1, 1))
+    await engine.close()
+
+
+# proves C8
+async def test_a_row_that_an_index_leaves_out_is_found_by_verify(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    engine = await opened(path)
+    for number in range(1, 5):
+        await engine.commit(step(0, number))
+    await engine.close()
+    hidden = "FROM sqlite_schema WHERE name = 'index_notes_by_state'"
+    with closing(sqlite_driver.connect(str(path))) as connection:
+        connection.pragma("writable_schema", 1)
+        (index,) = connection.execute(f"SELECT * {hidden}").fetchall()
+        connection.execute(f"DELETE {hidden}")
+    with closing(sqlite_driver.connect(str(path))) as connection:
+        rows = connection.execute("SELECT * FROM records_notes WHERE key LIKE '%w0-3'").fetchall()
+        connection.execute("DELETE FROM records_notes WHERE key LIKE '%w0-3'")
+        moved = (rows[0][0] + 1_000, *rows[0][1:])
+        connection.execute(f"INSERT INTO records_notes VALUES ({'?, ' * 8}?)", moved)
+        connection.pragma("writable_schema", 1)
+        connection.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", index)
+    engine = await opened(path)
+    assert await last_step(engine, 0) == 4
+    found = await damage(engine)
+    assert any("missing from index index_notes_by_state" in line for line in found), found
     await engine.close()
 
 

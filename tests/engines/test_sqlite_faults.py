@@ -122,6 +122,24 @@ async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgemen
 
 
 # proves C9
+async def test_an_end_that_was_not_synced_is_no_clean_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    disk = TestDisk()
+    engine = await _written(path, disk)
+    disk.refuse("sync", "-wal", SYNC_FAILED)
+    with pytest.raises(Unavailable):
+        await engine.close()
+    disk.heal()
+    engine = await opened(path, vfs=disk.name)
+    assert not engine.recovered.clean
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+    engine = await opened(path, vfs=disk.name)
+    assert engine.recovered.clean
+    await engine.close()
+
+
+# proves C9
 async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 5)
     disk = TestDisk()

@@ -55,8 +55,7 @@ class Store:
         self.missing: list[Layout] = []
         self.number = _recovered_number(connection, place.path)
         self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
-        self.was_clean = connection.execute(SQL["fact"], ("clean",)).get == 1
-        self.recovered = Recovered(clean=self.was_clean)
+        self.recovered = Recovered(clean=connection.execute(SQL["fact"], ("clean",)).get == 1)
 
     def reader(self) -> apsw.Connection:
         """A connection that cannot write. Collections that a store opened for reading only does
@@ -160,13 +159,15 @@ def _create(place: Place) -> None:
 def _recover(store: Store, *, read_only: bool) -> Recovered:
     """What SQLite recovered from the log, and whether that is all that was acknowledged."""
     place, number = store.place, store.number
-    frames, _ = store.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)
+    frames = max(0, store.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+    # An orderly end leaves no log; the flag alone may never have reached the disk.
+    clean = store.recovered.clean and frames == 0
     log = place.beside("-wal")
-    left = examine(log, max(frames, 0))
+    left = examine(log, frames)
     marked = read_mark(place.beside(".mark"), store.store_id)
     lost = max(left.newest - 1, marked) - number
     if lost <= 0:
-        return Recovered(clean=store.was_clean, replayed=max(frames, 0), cut=left.cut)
+        return Recovered(clean, frames, left.cut)
     why = (
         f"the log is damaged: at least {lost} of the commits acknowledged after commit {number} "
         "are gone, and with them which keys they changed. Salvage the store or restore a backup; "
@@ -174,13 +175,13 @@ def _recover(store: Store, *, read_only: bool) -> Recovered:
     )
     if not read_only:
         raise Damaged(str(log), why)
-    return Recovered(clean=store.was_clean, findings=(Finding(str(log), why),))
+    return Recovered(clean, frames, findings=(Finding(str(log), why),))
 
 
 def _take(store: Store) -> None:
     """Make what was recovered durable, then begin to own the store."""
     place, connection = store.place, store.connection
-    if not store.was_clean:
+    if not store.recovered.clean:
         left, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         if left > 0:
             raise Unavailable(f"{place.path}: its log is in use by another program.")
