@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from perdure.core import batch as batches
-from perdure.core import limits
 from perdure.core.batch import (
     Batch,
     append,
@@ -124,9 +123,17 @@ def test_bytes_are_limited_for_a_single_append_too(monkeypatch: pytest.MonkeyPat
             partition_of(large)
 
 
-def test_an_attachment_over_the_limit_is_refused() -> None:
+def test_an_attachment_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "ATTACHMENT_BYTES_MAX", 10)
+    whole = put(NOTES, A, 1, attachment=bytes(10))
+    assert size_bytes(whole) == 11
     with pytest.raises(LimitExceeded):
-        put(NOTES, A, 1, attachment=bytes(limits.ATTACHMENT_BYTES_MAX + 1))
+        put(NOTES, A, 1, attachment=bytes(11))
+
+
+def test_a_check_expects_something() -> None:
+    with pytest.raises(Invalid, match="version it expects"):
+        check(NOTES, A, None)  # type: ignore[arg-type]
 
 
 # proves C22
@@ -153,6 +160,7 @@ def test_a_digest_tells_every_difference() -> None:
         Batch(),
     ]
     assert len({digest(batch) for batch in different}) == len(different)
+    assert all(-(2**63) <= digest(batch) < 2**63 for batch in different)
     assert digest(put(NOTES, A, 1).named("x")) == digest(put(NOTES, A, 1).named("y"))
 
 
