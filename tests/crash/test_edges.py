@@ -16,7 +16,7 @@ from tests.crash.conftest import violations
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STEPS = 7
-CHOICES = "c"
+CHOICES = "two"
 """A stream, a conversation, items, a named request, a deletion, a turn in the conversation."""
 
 FEWEST = {"before": 20, "after": 20, "sent": 3}

@@ -5,6 +5,7 @@ Nothing here retries: an answer that did not arrive whole is an answer nobody go
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -113,9 +114,10 @@ class Client:
         headers = {"content-type": "application/json"}
         what = f"{method} {path} as a stream"
         try:
-            async with self._http.stream(
-                method, path, content=content, headers=headers
-            ) as response:
+            async with (
+                asyncio.timeout(DEADLINE_S),
+                self._http.stream(method, path, content=content, headers=headers) as response,
+            ):
                 if response.status_code != 200:
                     await response.aread()
                     self._look(what, response)
@@ -128,7 +130,7 @@ class Client:
                     for block in blocks:
                         if data := _data(block):
                             yield data
-        except httpx.TransportError as error:
+        except (httpx.TransportError, TimeoutError) as error:
             raise self._gone(what, error) from error
 
     def _settle(self, op: Op, status: int) -> None:
@@ -146,8 +148,8 @@ class Client:
             told = response.text[:300]
             self.history.complaints.append(f"{what} was answered {response.status_code}: {told}")
 
-    def _gone(self, what: str, error: httpx.TransportError) -> Gone:
-        if isinstance(error, httpx.TimeoutException):
+    def _gone(self, what: str, error: Exception) -> Gone:
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
             self.history.complaints.append(f"{what} had no answer within {DEADLINE_S:g} s")
         return Gone(f"{what}: {error or type(error).__name__}")
 

@@ -49,7 +49,8 @@ class Snapshot:
         self.records: dict[str, dict[Key, Kept]] = {}
         self.streams: dict[str, dict[Key, Stream]] = {}
         self.findings: list[str] = []
-        self.files: list[str] = []
+        self.files: dict[str, bytes] = {}
+        """Every file of the store as it lay dead."""
         self._indexes: dict[tuple[str, int], dict[Key, dict[Key, Kept]]] = {}
 
     @classmethod
@@ -88,6 +89,11 @@ class Snapshot:
         """One stream; an empty one where there is none."""
         return self.streams[log.name].get(key, Stream(Tip(), ()))
 
+    def names_on_disk(self, text: str) -> list[str]:
+        """The files that hold a text."""
+        wanted = text.encode()
+        return [name for name, data in self.files.items() if wanted in data]
+
     def fell_behind(self, earlier: Snapshot) -> Iterator[str]:
         """Where this state cannot have come after `earlier`."""
         for name, records in self.records.items():
@@ -118,12 +124,12 @@ class Snapshot:
                         yield f"{name} {show(key)} is not what it was"
 
 
-def _copy(data: Path, scratch: Path) -> list[str]:
-    """Copy the directory; returns the names in it."""
+def _copy(data: Path, scratch: Path) -> dict[str, bytes]:
+    """Copy the directory; returns what is in it."""
     if scratch.exists():
         shutil.rmtree(scratch)
     shutil.copytree(data, scratch, ignore=shutil.ignore_patterns("*.sock"))
-    return sorted(path.name for path in data.iterdir())
+    return {path.name: path.read_bytes() for path in sorted(scratch.iterdir())}
 
 
 async def _records(engine: Engine, records: Records[Any]) -> dict[Key, Kept]:
