@@ -188,6 +188,8 @@ async def test_status_tells_the_running_from_the_killed(tmp_path: Path) -> None:
     told = dead.json()
     assert (told["running"], told["ready"]) == (False, False)
     assert told["last_boot"]["ended_clean"] is False
+    assert told["instances"][0]["ready"] is False, "however fresh its last sign of life is"
+    assert told["instances"][0]["heartbeat_age_s"] >= 0
     assert "was killed" in (await perdure("status", "--data", str(data))).out
     async with serving(data) as server, server.client() as client:
         startup = (await client.get("/v1/startup")).json()

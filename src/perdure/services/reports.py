@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from perdure import __version__
-from perdure.core.clock import Clock, SystemClock
+from perdure.core.clock import Clock
 from perdure.core.engine import Survives
 from perdure.core.promises import LossBound, Promise
 from perdure.services.lifecycle import Node
 from perdure.services.startup import Check
 from perdure.surfaces.boots import Boot, Instance, Phase, SurfaceRecovery
 from perdure.surfaces.proofs import proofs_of
-from perdure.surfaces.state import PROMISES
+from perdure.surfaces.state import PROMISES, State
 
 HEARTBEAT_STALE_S = 15.0
 """An instance whose last sign of life is older than this is not counted as ready."""
@@ -150,15 +150,17 @@ def startup_report(node: Node) -> StartupReport:
     )
 
 
-def instance_state(instance: Instance, clock: Clock | None = None) -> InstanceState:
-    """An instance as seen now."""
-    age_s = max(0.0, (clock or SystemClock()).now_s() - instance.heartbeat_at_s)
+def instance_state(instance: Instance, state: State, clock: Clock, running: str) -> InstanceState:
+    """An instance as seen now. Where one process at a time can hold the store, only the boot that
+    is `running` (empty for none) can be alive, however fresh the others' last signs are."""
+    age_s = max(0.0, clock.now_s() - instance.heartbeat_at_s)
+    possible = state.engine.shared or instance.boot_id == running
     return InstanceState(
         id=instance.instance_id,
         boot_id=instance.boot_id,
         pid=instance.pid,
         url=instance.url,
-        ready=instance.ready and age_s <= HEARTBEAT_STALE_S,
+        ready=instance.ready and possible and age_s <= HEARTBEAT_STALE_S,
         heartbeat_age_s=round(age_s, 3),
     )
 

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 import typer
 
+from perdure.core.clock import SystemClock
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import (
     EXIT_NOT_READY,
@@ -85,6 +86,8 @@ async def _stored(config: Config) -> Status:
     async with open_store(config.engine_url, read_only=True) as state:
         page = await state.boots.instances(limit=_SHOWN)
         boots = [await state.boots.last(item.value.instance_id) for item in page.items]
+        clock = SystemClock()
+        instances = [instance_state(item.value, state, clock, running="") for item in page.items]
     newest = max(
         (boot.value for boot in boots if boot is not None),
         key=lambda boot: boot.started_at_s,
@@ -98,7 +101,7 @@ async def _stored(config: Config) -> Status:
         engine=config.engine_url,
         startup=None,
         last_boot=newest,
-        instances=[instance_state(item.value) for item in page.items],
+        instances=instances,
     )
 
 

@@ -94,8 +94,9 @@ async def state(service: Service, call: Call) -> Answer:
 
 async def instances(service: Service, call: Call) -> Answer:
     query = query_of(call, PageQuery)
-    page = await service.node.state.boots.instances(limit=query.limit, cursor=query.after)
-    rows = [instance_state(item.value, service.node.clock) for item in page.items]
+    node = service.node
+    page = await node.state.boots.instances(limit=query.limit, cursor=query.after)
+    rows = [instance_state(item.value, node.state, node.clock, node.boot_id) for item in page.items]
     return shown(InstanceList(data=rows, next=page.cursor))
 
 
