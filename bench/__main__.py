@@ -24,7 +24,9 @@ def main() -> None:
         "engine": lambda: engine.measure(asked.turns, asked.duration_s),
         "http": lambda: http.measure(asked.turns, max(1.0, asked.duration_s)),
         "streams": lambda: streams.measure(asked.turns),
-        "recovery": lambda: recovery.measure(asked.turns, asked.responses, asked.duration_s),
+        "recovery": lambda: recovery.measure(
+            min(asked.turns, 3), asked.responses, asked.duration_s
+        ),
     }
     load_before = _load()
     sections = []

@@ -83,7 +83,8 @@ def measure(turns: int, sizes: Sequence[int], duration_s: float) -> Section:
         _most("size", "resident memory of an idle server", spread([rss_mib]), 120, "MiB"),
         _most("size", "core install", spread([installed_mib]), 120, "MiB"),
     ]
-    return Section("Restarting after SIGKILL under load", goals, _table(restarts))
+    title = f"Restarting after SIGKILL under load ({turns} turns)"
+    return Section(title, goals, _table(restarts))
 
 
 def _restarts(turns: int, sizes: Sequence[int]) -> list[Restart]:
