@@ -15,6 +15,7 @@ from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import console, recovered, seconds
 from perdure.frontends.http.server import serve as run_server
 from perdure.services.lifecycle import Node
+from perdure.services.neighbours import neighbours
 
 
 def serve(
@@ -64,7 +65,7 @@ def _configure_logs() -> None:
     )
 
 
-def _say_ready(node: Node, url: str) -> None:
+async def _say_ready(node: Node, url: str) -> None:
     """Where it listens, where its data is, what was recovered, and what to try."""
     boot = node.boot
     console.print(f"[bold]perdure {boot.version}[/] listening on [bold]{url}[/]")
@@ -93,3 +94,7 @@ def _say_ready(node: Node, url: str) -> None:
               -d '{{"model": "{model}", "input": "Hello"}}'""",
         markup=False,
     )
+    if upstream is None:
+        for server in await neighbours():
+            models = f"{server.models} models, perhaps {server.usually}"
+            console.print(f"  found     a model server ({models}): --upstream {server.url}")

@@ -15,7 +15,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -134,16 +134,20 @@ class Stop:
             self._loop.remove_signal_handler(number)
 
 
+async def _say_nothing(node: Node, url: str) -> None:
+    pass
+
+
 async def serve(
     config: Config,
     *,
     environment: Mapping[str, str] = os.environ,
-    ready: Callable[[Node, str], None] = lambda node, url: None,
+    ready: Callable[[Node, str], Coroutine[None, None, None]] = _say_nothing,
     wrap: Callable[[Engine], Engine] = lambda engine: engine,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     disk: Disk | None = None,
 ) -> None:
-    """Serve until a signal asks to stop. `ready` is called once, with the node and its URL. A test
+    """Serve until a signal asks to stop. `ready` runs once, with the node and its URL. A test
     may put a wrapper around the engine (`wrap`) and the public application (`around`).
 
     Raises what makes serving impossible, in the six kinds; then nothing is left behind.
@@ -163,8 +167,11 @@ async def serve(
         if node.opened:
             await control.start(application)
             gc.freeze()  # what starting made stays: collections look at requests alone
-            ready(node, url)
-            await stop.asked.wait()
+            telling = asyncio.create_task(ready(node, url))
+            asked = asyncio.create_task(stop.asked.wait())
+            await asyncio.wait((asked, serving), return_when=asyncio.FIRST_COMPLETED)
+            telling.cancel()
+            asked.cancel()
     finally:
         await _wind_down(node, public, application.service, stop)
         await serving
