@@ -29,19 +29,19 @@ def main() -> None:
         ),
     }
     load_before = _load()
-    sections = []
+    sections, page = [], ""
     for name in asked.only or questions:
         started_s = time.monotonic()
         sections.append(questions[name]())
         print(f"{name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
-    page = report.render(
-        sections,
-        f"python -m bench {' '.join(sys.argv[1:])}".strip(),
-        f"Load average over a minute {load_before} before, {_load()} after.",
-    )
+        page = report.render(
+            sections,
+            f"python -m bench {' '.join(sys.argv[1:])}".strip(),
+            f"Load average over a minute {load_before} before, {_load()} after.",
+        )
+        if asked.write:  # after each, so that a failure later costs only what comes later
+            report.write(asked.write, page)
     print(page)
-    if asked.write:
-        report.write(asked.write, page)
 
 
 def _arguments() -> argparse.Namespace:
