@@ -160,6 +160,20 @@ async def test_a_wrong_setting_refuses_to_start_with_one_line(
 
 
 # proves C2
+@pytest.mark.parametrize("arguments", [["--data", "file"], ["--host", "203.0.113.5"]])
+async def test_what_this_machine_does_not_have_is_one_line_too(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    options = ("serve", "--data", "data", "--port", "0", *arguments)
+    ended = await perdure(*options, cwd=tmp_path, PERDURE_API_KEY="secret")
+    assert ended.code == 5, ended.err
+    assert ended.err.startswith("perdure: ")
+    assert arguments[1] in ended.err
+    assert "Traceback" not in ended.err
+
+
+# proves C2
 async def test_a_weaker_engine_starts_locally_with_a_warning(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", "--engine", "memory://") as server:
         assert "warning" in server.said

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from perdure.core.errors import StorageFull, StoreLocked
+from perdure.core.errors import StorageFull, StoreLocked, Unavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 TEMPORARY = ".tmp"
@@ -89,13 +89,20 @@ class Disk:
 
     def make_directory(self, path: Path) -> None:
         """Create a directory and its parents, each durable in its own parent. One that exists is
-        synced too: whoever made it may have died before that."""
+        synced too: whoever made it may have died before that. Raises `Unavailable`."""
         if path.is_dir() and not os.access(path.parent, os.R_OK):
             return  # an operator's, in a directory that this process may not even open
-        missing = [part for part in path.parents if not part.exists()]
-        for part in (*reversed(missing), path):
-            self.add_directory(part)
-            self.sync_directory(part.parent)
+        try:
+            with full_disk(path):
+                missing = [part for part in path.parents if not part.exists()]
+                for part in (*reversed(missing), path):
+                    self.add_directory(part)
+                    self.sync_directory(part.parent)
+        except OSError as error:
+            raise Unavailable(
+                f"the directory {path} cannot be made: {error.strerror}. "
+                "Name another, or give this user the right to write there."
+            ) from error
 
     def remove(self, path: Path) -> None:
         """Remove a file durably. Removing what is absent changes nothing."""
