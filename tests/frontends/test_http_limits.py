@@ -48,6 +48,8 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_kept(serve: Serve) 
         b"content-length: 99999999999999999999\r\n\r\n"
     )
     assert told(announced)[0] in (400, 413)
+    large = await server.client.post("/v1/conversations", content=b"x" * 100_000_000)
+    assert large.status_code == 413, "an honest client gets to read why"
     assert (await server.client.post("/v1/conversations", json={})).status_code == 200
 
 

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from perdure.services.config import Limits
 from perdure.wire.errors import ErrorBody, ErrorDetail
 
-_LINGER_BYTES_MAX = 64 * 1024 * 1024
+_LINGER_BYTES_MAX = 1024 * 1024 * 1024
 """How much of a body is read and thrown away after its request was refused, so that an honest
 client gets to read why."""
 
