@@ -34,6 +34,9 @@ from perdure.proving.planted import PLANTS, Plant
 from perdure.proving.powercut import Platter
 from perdure.services.config import load
 
+_LEAVES_S = 0.002
+"""What is sent leaves when the loop turns."""
+
 At = Literal["before", "after", "sending", "sent", "moment"]
 
 
@@ -82,13 +85,14 @@ class Parts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
             reached = False
-            if message["type"] == "http.response.body" and message.get("more_body"):
+            if message.get("more_body") and message["body"]:
                 self._parts += 1
                 reached = self._parts == self._death.n
             if reached and self._death.at == "sending":
                 self._die()
             await send(message)
             if reached and self._death.at == "sent":
+                await asyncio.sleep(_LEAVES_S)
                 self._die()
 
         await self._app(scope, receive, counted)

@@ -106,10 +106,10 @@ class ResponsesActor:
     async def _judge_one(self, scene: Scene, asked: Asked, id: str) -> None:
         holds = scene.verdict.holds
         answer = await scene.client.get(f"/v1/responses/{id}")
-        log = await scene.client.log(f"/v1/responses/{id}?stream=true")
         if answer.status == 404:
             gone = asked.deletion is not None and asked.deletion.outcome != "refused"
             holds(Check.KEPT, SURFACE, gone or not asked.sure, f"{id} was acknowledged and is gone")
+            log = await scene.client.log(f"/v1/responses/{id}?stream=true")
             holds(Check.WHOLE, SURFACE, not log, f"{id} is gone and still has events")
             return
         deleted = asked.deletion is not None and asked.deletion.outcome == "acknowledged"
@@ -119,6 +119,10 @@ class ResponsesActor:
         if asked.body is not None:
             holds(Check.KEPT, SURFACE, answer.body == asked.body, f"{id} is not what was answered")
         asked.body = answer.body
+        ended = Status(answer.json()["status"]).terminal
+        if not holds(Check.CLEAN, SURFACE, ended, f"{id} is unfinished, and nobody generates it"):
+            return
+        log = await scene.client.log(f"/v1/responses/{id}?stream=true")
         _judge_log(scene, asked, id, log)
         _judge_body(scene.verdict, asked, id, answer.json(), log)
         await _judge_resuming(scene, id, log)
