@@ -12,7 +12,7 @@ import pytest_asyncio
 from perdure.core.promises import Promise
 from perdure.proving.actors import actors
 from perdure.proving.campaign import Campaign, Stage
-from perdure.proving.crash import life_of
+from perdure.proving.crash import OFFICIAL, life_of, official
 from perdure.proving.workload import Uncovered, cover
 from perdure.surfaces.state import PROMISES
 from tests.crash.conftest import violations
@@ -34,7 +34,8 @@ async def campaigns(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> d
     """One campaign a fault, run to its end or to the first violation."""
     ran: dict[str, Campaign] = {}
     for fault, cycles in CYCLES.items():
-        with Campaign(stage, tmp_path_factory.mktemp(fault), seed=SEED) as campaign:
+        home = tmp_path_factory.mktemp(fault)
+        with Campaign(stage, home, seed=SEED, more=official()) as campaign:
             for cycle in range(cycles):
                 rng = random.Random(f"{SEED}/{fault}/{cycle}")
                 if not await campaign.live(life_of(rng, power=fault == "power_cut")):
@@ -63,6 +64,10 @@ async def test_no_life_ends_in_any_violation(campaigns: dict[str, Campaign]) -> 
         assert campaign.history.cycle == CYCLES[fault]
     deaths = campaigns["power_cut"].deaths
     assert sum(count for kind, count in deaths.items() if kind.startswith("power cut")) >= 6
+
+
+async def test_the_official_client_took_part(campaigns: dict[str, Campaign]) -> None:
+    assert campaigns["process_crash"].verdict.of(OFFICIAL) > 5
 
 
 async def test_a_promise_without_an_actor_fails_by_name() -> None:

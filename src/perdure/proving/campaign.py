@@ -31,7 +31,7 @@ from perdure.proving.snapshot import Snapshot
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.victim import Nursery, Victim
 from perdure.proving.waiting import TooLate
-from perdure.proving.workload import Scene, Start, cover
+from perdure.proving.workload import Actor, Scene, Start, cover
 from perdure.surfaces.state import PROMISES
 
 RUNNER = "server"
@@ -95,7 +95,7 @@ class Stage:
 
 class Campaign:
     """Runs lives in a directory of its own: `data` is the server's, all else the oracle's.
-    Use it as a context."""
+    `more` are actors beyond those that the promises need. Use it as a context."""
 
     def __init__(
         self,
@@ -105,13 +105,14 @@ class Campaign:
         seed: str = "1",
         plant: str | None = None,
         promises: Sequence[Promise] = PROMISES,
+        more: Sequence[Actor] = (),
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
         self.data = home / "data"
         self.history = History(home / "history.jsonl")
         self.verdict = Verdict()
-        self.actors = cover(promises, actors())
+        self.actors = [*cover(promises, actors()), *more]
         self.surfaces = tuple(actor.surface for actor in self.actors)
         self.deaths: Counter[str] = Counter()
         self.ready_s: list[float] = []

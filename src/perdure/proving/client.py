@@ -54,6 +54,7 @@ class Client:
     """One worker's connection. Its choices come from `rng` alone, so that a seed repeats them."""
 
     def __init__(self, url: str, history: History, worker: int, rng: random.Random) -> None:
+        self.url = url
         self.history = history
         self.worker = worker
         self.rng = rng

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import importlib.util
 import random
 import sys
 import tempfile
@@ -22,6 +24,9 @@ from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check
 from perdure.proving.planted import PLANTS
+from perdure.proving.workload import Actor
+
+OFFICIAL = "official client"
 
 _COMMITS = 60
 _PARTS = 40
@@ -60,6 +65,13 @@ def life_of(rng: random.Random, *, power: bool) -> Life:
         rebirths=tuple(rebirths),
         again=rng.random() < 0.25,
     )
+
+
+def official() -> list[Actor]:
+    """The actor that uses the official client, where that is installed."""
+    if importlib.util.find_spec("openai") is None:
+        return []
+    return [importlib.import_module("perdure.proving.actors.official").OfficialActor()]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +118,7 @@ def report(campaign: Campaign, cycles: int, again: str) -> Report:
 async def run(home: Path, cycles: int, seed: str, plant: str | None, *, quiet: bool) -> Report:
     """Live until a violation, or as often as asked."""
     async with Stage(home) as stage:
-        with Campaign(stage, home, seed=seed, plant=plant) as campaign:
+        with Campaign(stage, home, seed=seed, plant=plant, more=official()) as campaign:
             for cycle in range(1, cycles + 1):
                 rng = random.Random(f"{seed}/{cycle}")
                 life = life_of(rng, power=rng.random() < _POWER)
@@ -130,6 +142,8 @@ def show(told: Report) -> str:
     """The verdict for people."""
     lines = [f"{count:9}  {check}" for check, count in told.judged.items()]
     lines += ["", "judged for " + _listed(told.surfaces)]
+    if OFFICIAL not in told.surfaces:
+        lines.append("the package openai is not installed, so its client took no part")
     lines += ["operations " + _listed(told.operations), "deaths     " + _listed(told.deaths)]
     lines.append(f"ready      in {told.ready_p50_s} s (median), {told.ready_max_s} s at most")
     if told.ok:
