@@ -7,6 +7,7 @@ never interleave, and a conversation that a response holds refuses both.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,7 +26,8 @@ from perdure.wire.conversations import (
     parse_create_items,
     parse_update_conversation,
 )
-from perdure.wire.items import REFERENCE, sound_items
+from perdure.wire.errors import NotFound
+from perdure.wire.items import REFERENCE, duplicate, sound_items
 from perdure.wire.lists import ListQuery
 
 T = TypeVar("T")
@@ -92,9 +94,12 @@ class Conversations:
         request = parse_create_items(sent)
         items = await self.resolve(caller.tenant, request.items)
         answer = encode(_list(items, has_more=False))
+        named = {at: sent["id"] for at, sent in enumerate(request.items) if sent.get("id")}
 
         async def attempt() -> bytes:
             held = await self._state.conversations.get(caller.tenant, conversation_id)
+            if named and await self._requests.recall(caller) is None:
+                await self._refuse_repeats(held, named)
             return await self._once(
                 caller, append_items(self._state, held, new_items(items)), answer
             )
@@ -135,6 +140,13 @@ class Conversations:
     async def resolve(self, tenant: str, sent: str | Sequence[Any]) -> list[dict[str, Any]]:
         """Sent items in their full form, references replaced by the stored items they name."""
         return await resolve_items(self._state, tenant, sound_items(sent, self._clock))
+
+    async def _refuse_repeats(self, held: Held, named: dict[int, str]) -> None:
+        """Raises `WireError` for an item that is in the conversation already."""
+        for place, item_id in named.items():
+            with suppress(NotFound):
+                await self._state.items.within(held.key, "items", item_id)
+                raise duplicate(item_id, f"items[{place}].id")
 
     async def _once(self, caller: Caller, batch: Batch, answer: bytes) -> bytes:
         """Commit, or give the answer that an earlier sending of this request was given."""

@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
+from perdure.core.batch import join
 from perdure.core.clock import Clock
-from perdure.core.errors import Unavailable
+from perdure.core.errors import LimitExceeded, Unavailable
 from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
@@ -24,8 +25,8 @@ from perdure.services.bridge import ChatReader, chat_request
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
 from perdure.services.recovery import STOPPED
-from perdure.services.requests import Caller, Requests
-from perdure.services.runs import Run, RunStats, Source
+from perdure.services.requests import Caller, Requests, result_lost
+from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.surfaces.conversations import Conversation, require_free
@@ -36,7 +37,7 @@ from perdure.surfaces.state import State
 from perdure.wire import events as ev
 from perdure.wire.errors import NotFound, WireError, previous_response_not_found
 from perdure.wire.fold import View, take
-from perdure.wire.items import Item, sound_items
+from perdure.wire.items import Item, duplicate, sound_items
 from perdure.wire.responses import (
     CreateResponse,
     failed,
@@ -47,9 +48,18 @@ from perdure.wire.responses import (
 TRANSIENT_KEPT_S = 300
 """How long a response that is not to be stored stays in memory for a retry to join."""
 
+INPUT_ITEMS_MAX = 10_000
+"""In one request. They are written with the response, and once more with the end of its turn."""
+
+_PIECE = 200
+
 ABANDONED = failed(
     "The client disconnected, and this response was not to be generated without one.",
     perdure={"reason": "client_disconnected"},
+)
+
+DELETED = failed(
+    "The response was deleted while it was being generated.", perdure={"reason": "deleted"}
 )
 
 Chunks = AsyncGenerator[dict[str, Any], None]
@@ -117,21 +127,32 @@ class Gateway:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""
         if self._closed:
             raise Unavailable("the server is stopping; send the request again.")
+        if isinstance(request.input, list) and len(request.input) > INPUT_ITEMS_MAX:
+            raise LimitExceeded("the number of input items", len(request.input), INPUT_ITEMS_MAX)
         tenant = caller.tenant
         stored = self._stored.state
         items = await resolve_items(stored, tenant, sound_items(request.input or [], self._clock))
         conversation = await self._conversation(tenant, request)
         history = await self._history(tenant, request, conversation)
+        known = {item["id"] for item in history}
+        for place, item in enumerate(items):
+            if item["id"] in known:
+                raise duplicate(item["id"], f"input[{place}].id")
         view = View()
         source = await self._source(request, history, items, view)
         key = (tenant, self._clock.new_id("resp"))
         response, first = self._first(request, key[-1], view)
         store = self._store(request.stored)
+        body = msgspec.json.encode(view.response)
+        if len(body) > ECHO_BYTES_MAX:
+            raise LimitExceeded(
+                "what the response would echo, in bytes,", len(body), ECHO_BYTES_MAX
+            )
         batch = (
             store.state.responses.create(
                 key,
                 response,
-                msgspec.json.encode(view.response),
+                body,
                 [ev.encode_event(event) for event in first],
             )
             + store.state.items.add(key, "input", new_items(items))
@@ -177,8 +198,8 @@ class Gateway:
         """Wire events numbered above `after` (a sequence number; -1 for all), in groups as they
         become durable, up to the terminal one. Past the end of one that has ended: nothing."""
         store = self._store(started.stored)
-        tip = await store.state.engine.tip(EVENTS, started.key)
         held = await store.state.responses.get(*started.key)
+        tip = await store.state.engine.tip(EVENTS, started.key)  # after `held`: final if it is
         if held.value.status.terminal and after + 1 >= tip.last:
             return
         async for entries in store.tail.follow(
@@ -206,9 +227,16 @@ class Gateway:
         return answer
 
     async def abandon(self, started: Started) -> None:
-        """Stop generating because nobody is left to listen."""
+        """A client left: stop generating once none is left to listen."""
         if (run := self._runs.get(started.key)) is not None:
-            await run.stop(ABANDONED)
+            run.clients -= 1
+            if run.clients <= 0:
+                await run.stop(ABANDONED)
+
+    async def interrupt(self, key: Key) -> None:
+        """Stop generating a response, whoever listens."""
+        if (run := self._runs.get(key)) is not None:
+            await run.stop(DELETED)
 
     async def models(self) -> list[str]:
         """Ids of the models that can be asked. Raises `UpstreamFailed`."""
@@ -233,6 +261,9 @@ class Gateway:
         before_s = self._clock.monotonic_s() - TRANSIENT_KEPT_S
         state = self._transient.state
         forgotten = 0
+        too_old_s = int(self._clock.now_s()) - TRANSIENT_KEPT_S
+        while keys := await state.idempotency.older_than(too_old_s, limit=_PIECE):
+            await state.commit(join(state.idempotency.forget(key) for key in keys))
         while self._ended and self._ended[0][0] < before_s:
             _, key = self._ended.popleft()
             held = await state.responses.get(*key)
@@ -244,13 +275,33 @@ class Gateway:
         """The response that an earlier sending of this request started."""
         for store, stored in ((self._transient, False), (self._stored, True)):
             seen = await store.requests.recall(caller)
-            if seen is not None and seen.value.response_id is not None:
-                return Started(
-                    (caller.tenant, seen.value.response_id),
-                    stored and not seen.value.transient,
-                    bool(request.stream),
-                )
+            if seen is None or seen.value.response_id is None:
+                continue
+            key = (caller.tenant, seen.value.response_id)
+            started = Started(key, stored and not seen.value.transient, bool(request.stream))
+            if not await self._abandoned(started, caller):
+                if (run := self._runs.get(key)) is not None:
+                    run.clients += 1
+                return started
+            await store.state.commit(store.state.idempotency.forget(seen.key, expect=seen.version))
         return None
+
+    async def _abandoned(self, started: Started, caller: Caller) -> bool:
+        """Whether a response ended only because its client left: one that comes back wants an
+        answer. Raises `ResultLost` for one that was not stored and is forgotten by now."""
+        run = self._runs.get(started.key)
+        if run is not None and run.stopping:
+            await run.wait()
+        try:
+            held = await self._store(started.stored).state.responses.get(*started.key)
+        except NotFound:
+            if started.stored:
+                raise
+            raise result_lost() from None
+        if held.value.status is not Status.FAILED:
+            return False
+        reason = msgspec.json.decode(wire_body(held)).get("perdure") or {}
+        return bool(reason.get("reason") == "client_disconnected")
 
     async def _conversation(
         self, tenant: str, request: CreateResponse

@@ -14,7 +14,7 @@ import structlog
 
 from perdure.core.clock import Clock
 from perdure.core.engine import Recovered
-from perdure.core.errors import Conflict, Damaged
+from perdure.core.errors import Conflict, Damaged, Invalid
 from perdure.core.keys import show
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding
@@ -109,6 +109,8 @@ class Recovery:
                     interrupted += 1
                 except Damaged as damage:
                     findings.append(Finding(damage.where, damage.why))
+                except Invalid as error:  # its end cannot be written; the others must start
+                    findings.append(Finding(f"responses {show(held.key)}", str(error)))
                 progress(f"responses: {interrupted} interrupted, {len(findings)} damaged")
             cursor = page.cursor
             if cursor is None:

@@ -44,10 +44,15 @@ class Caller(msgspec.Struct, frozen=True):
 
 
 class ResultLost(Conflict):
-    """The request was carried out before a restart and its answer was not to be stored."""
+    """The request was carried out, and its answer, which was not to be stored, is gone."""
 
     code = "idempotent_result_lost"
     should_retry = False
+
+
+def result_lost() -> ResultLost:
+    """For a repeat that can be given neither the answer nor another one."""
+    return ResultLost("the request with this Idempotency-Key", "its answer", "not stored")
 
 
 class Requests:
@@ -80,7 +85,7 @@ class Requests:
                 code="idempotency_key_reused",
             )
         if seen.transient and seen.boot_id != self._boot_id:
-            raise ResultLost("the request with this Idempotency-Key", "its answer", "not stored")
+            raise result_lost()
         return record
 
     def remember(

@@ -3,19 +3,23 @@
 Generation does not wait for a commit and a client never sees what is not committed: while one
 commit is under way, the events that come meanwhile gather for the one after it. A run belongs to
 the server, not to the client that asked for it.
+
+What a response may amount to is bounded while it is made, so that its end always fits into one
+commit: half a value for what the request said and is echoed, half for what the model says.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import msgspec
 import structlog
 
 from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, PerdureError, StorageFull
+from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.services.ending import close_open, ending
 from perdure.services.recovery import STOPPED
 from perdure.services.supervisor import Crashed, contained
@@ -30,10 +34,23 @@ from perdure.wire.responses import Outcome, failed
 PENDING_BYTES_MAX = 4 * 1024 * 1024
 """Generation pauses while this much waits for the store."""
 
+ECHO_BYTES_MAX = VALUE_BYTES_MAX // 2
+OUTPUT_BYTES_MAX = VALUE_BYTES_MAX // 2 - 2 * 1024 * 1024
+"""Leaves room for one more line of the upstream's, and for what ends a response."""
+
+OUTPUT_ITEMS_MAX = 1_000
+_GROUP_MAX = 1_000
+"""Events in one commit."""
+
+_TOO_LONG = Outcome(
+    status="incomplete",
+    incomplete_details={"reason": "max_output_tokens"},
+    perdure={"reason": "output_too_large"},
+)
+
 _PATIENCE_S = 10.0
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 5.0
-_CONFLICTS_MAX = 8
 
 _UPSTREAM_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 """OpenAI's error codes for what an upstream may answer; all else is `server_error`."""
@@ -57,7 +74,7 @@ class RunStats(msgspec.Struct):
 
 class Run:
     """Generates one response. `view` holds its events so far, all of them durable when it starts;
-    the source adds to it."""
+    the source adds to it. `clients` is how many requests wait for this one response."""
 
     def __init__(
         self,
@@ -82,27 +99,37 @@ class Run:
         self._durable = view.last + 1
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._output_bytes = 0
         self._flush: asyncio.Task[None] | None = None
         self._stop: Outcome | None = None
+        self._begun = False
         self._generating = True
+        self.clients = 1
         self._task = asyncio.create_task(self._run(), name=f"run {held.key[-1]}")
 
     async def stop(self, outcome: Outcome) -> None:
         """Stop generating; the response ends with `outcome` and keeps what there is."""
         if self._generating:
             self._stop = self._stop or outcome
-            self._task.cancel()
+            if self._begun:  # a task cancelled before its first step would end nothing
+                self._task.cancel()
         await self.wait()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop and has not ended yet."""
+        return self._stop is not None
 
     async def wait(self) -> None:
         """Return once the run is over, however it went."""
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
+        self._begun = True
         self._stats.started += 1
         self._stats.running += 1
         try:
-            outcome = await self._generate()
+            outcome = self._stop or await self._generate()
             self._generating = False
             await contained("ending a response", self._end(outcome))
         except PerdureError as error:
@@ -138,6 +165,8 @@ class Run:
                     return made
                 self._gather(made)
                 await self._store_meanwhile()
+                if self._too_long():
+                    return _TOO_LONG
         raise UpstreamFailed("The upstream ended its answer without saying how.")
 
     def _gather(self, events: list[ev.Event]) -> None:
@@ -145,7 +174,11 @@ class Run:
             encoded = ev.encode_event(event)
             self._pending.append(encoded)
             self._pending_bytes += len(encoded)
+            self._output_bytes += _adds_bytes(event)
         self._stats.events += len(events)
+
+    def _too_long(self) -> bool:
+        return self._output_bytes > OUTPUT_BYTES_MAX or self._view.next_index > OUTPUT_ITEMS_MAX
 
     async def _store_meanwhile(self) -> None:
         """See that a commit is under way; wait for it only when too much has gathered."""
@@ -160,13 +193,15 @@ class Run:
         """Commit pending events until there are none; what fails stays pending, in order."""
         deadline_s = self._clock.monotonic_s() + _PATIENCE_S
         while self._pending:
-            events, self._pending, self._pending_bytes = self._pending, [], 0
+            events, self._pending = self._pending[:_GROUP_MAX], self._pending[_GROUP_MAX:]
+            self._pending_bytes = sum(map(len, self._pending))
             try:
                 await self.state.commit(
                     self.state.responses.append_events(self.key, events, after=self._durable)
                 )
             except StorageFull:
                 self._pending = events + self._pending
+                self._pending_bytes += sum(map(len, events))
                 if self._clock.monotonic_s() > deadline_s:
                     raise
                 await self._clock.sleep(_RETRY_FIRST_S)
@@ -181,8 +216,10 @@ class Run:
             if broken is not None and not isinstance(broken, StorageFull):
                 raise broken
         self._pending += close_open(self._view)
+        while len(self._pending) > _GROUP_MAX:
+            with suppress(StorageFull):
+                await self._store()
         pause_s = _RETRY_FIRST_S
-        conflicts = 0
         while True:
             end = await ending(
                 self.state,
@@ -199,9 +236,29 @@ class Run:
             except StorageFull:
                 await self._clock.sleep(pause_s)
                 pause_s = min(pause_s * 2, _RETRY_MAX_S)
-            except Conflict:
-                conflicts += 1
-                if conflicts == _CONFLICTS_MAX:
+            except Conflict:  # the conversation may change, but this response has one writer
+                current = await self.state.responses.get(*self.key)
+                if current.version != self._held.version:
                     raise
         self._stats.failed += outcome.status == "failed"
         self._stats.completed += outcome.status != "failed"
+
+
+def _adds_bytes(event: ev.Event) -> int:
+    """How much longer an event makes the response that it ends in."""
+    match event:
+        case ev.OutputTextDelta(logprobs=list(logprobs)) if logprobs:
+            return len(_encode(event.delta)) + len(_encode(logprobs))
+        case (
+            ev.OutputTextDelta()
+            | ev.RefusalDelta()
+            | ev.ReasoningTextDelta()
+            | ev.FunctionCallArgumentsDelta()
+        ):
+            return len(_encode(event.delta))
+        case ev.OutputItemAdded():
+            return len(_encode(event.item))
+    return 0
+
+
+_encode = msgspec.json.encode

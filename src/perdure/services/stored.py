@@ -7,6 +7,7 @@ from perdure.core.values import Page, Record
 from perdure.services.conversations import decided
 from perdure.services.gateway import Gateway, Started
 from perdure.surfaces.items import Item
+from perdure.surfaces.responses import wire_body
 from perdure.surfaces.state import State
 from perdure.wire.errors import WireError
 from perdure.wire.lists import ListQuery
@@ -22,7 +23,7 @@ class Stored:
     async def get(self, tenant: str, response_id: str) -> bytes:
         """The wire body, as it was stored."""
         held = await self._state.responses.get(tenant, response_id)
-        return held.attachment or b""
+        return wire_body(held)
 
     async def follow(self, tenant: str, response_id: str) -> Started:
         """A handle for `Gateway.events`."""
@@ -54,7 +55,7 @@ class Stored:
         async def attempt() -> None:
             held = await self._state.responses.get(tenant, response_id)
             if not held.value.status.terminal:
-                await self._gateway.abandon(Started(held.key, stored=True, stream=False))
+                await self._gateway.interrupt(held.key)
                 held = await self._state.responses.get(tenant, response_id)
             keys = [item.key async for item in self._state.items.all(held.key, "input", "output")]
             batch: Batch = self._state.responses.delete(held) + self._state.items.remove(keys)

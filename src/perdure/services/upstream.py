@@ -20,6 +20,7 @@ _CLIENTS_OWN = frozenset({400, 404, 413, 422, 429})
 _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
 _ERROR_BYTES_MAX = 64 * 1024
+_LINE_BYTES_MAX = 1024 * 1024
 
 
 class UpstreamFailed(Unavailable):
@@ -79,7 +80,7 @@ class Upstream:
                 if data == b"[DONE]":
                     return
                 yield msgspec.json.decode(data, type=dict)
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        except (httpx.HTTPError, ValueError) as error:  # a decoder's errors are all of the latter
             self.stats.failures += 1
             raise UpstreamFailed(
                 f"the upstream {self.url} broke off its answer: {_say(error)}."
@@ -97,7 +98,7 @@ class Upstream:
             response = await self._client.get(f"{self.url}/models")
             response.raise_for_status()
             listed = msgspec.json.decode(response.content, type=_Models)
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        except (httpx.HTTPError, ValueError) as error:
             raise UpstreamFailed(
                 f"the upstream {self.url} did not list its models: {_say(error)}. "
                 "Check that it runs and that its URL ends in /v1."
@@ -154,6 +155,8 @@ async def _server_sent_data(response: httpx.Response) -> AsyncIterator[bytes]:
     async for chunk in response.aiter_bytes():
         lines = (rest + chunk).split(b"\n")
         rest = lines.pop()
+        if max(map(len, (rest, *lines))) > _LINE_BYTES_MAX:
+            raise ValueError(f"a line of its stream is longer than {_LINE_BYTES_MAX} bytes")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
@@ -174,10 +177,12 @@ async def _refusal(url: str, response: httpx.Response) -> str:
     finally:
         await response.aclose()
     try:
-        refused = msgspec.json.decode(body, type=dict).get("error")
+        told = msgspec.json.decode(body, type=dict)
+        refused = told.get("error") or told.get("message") or told.get("detail")
         said = refused.get("message") if isinstance(refused, dict) else refused
-    except msgspec.MsgspecError:
-        said = body.decode(errors="replace")
+    except ValueError:
+        said = None
+    said = said or body.decode(errors="replace")
     return f"the upstream {url} answered {response.status_code}: {str(said).strip()[:500]}"
 
 

@@ -83,6 +83,6 @@ class Idempotency:
         """Remember a request under `key`; `expect=None` takes over an earlier use of the key."""
         return put(IDEMPOTENCY, (tenant, key), remembered, attachment=answer, expect=expect)
 
-    def forget(self, key: Key) -> Batch:
-        """Forget what is too old to be asked for."""
-        return delete(IDEMPOTENCY, key)
+    def forget(self, key: Key, *, expect: int | None = None) -> Batch:
+        """Forget what is too old to be asked for, or led to nothing."""
+        return delete(IDEMPOTENCY, key, expect=expect)

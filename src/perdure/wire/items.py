@@ -89,13 +89,18 @@ def sound_items(sent: str | Sequence[Any], clock: Clock, *, at: str = "input") -
     seen: set[str] = set()
     for place, item in enumerate(items):
         if item["id"] in seen:
-            raise WireError(
-                f"Duplicate item found with id '{item['id']}'. "
-                "Remove duplicate items from your input and try again.",
-                param=f"{at}[{place}].id",
-            )
+            raise duplicate(item["id"], f"{at}[{place}].id")
         seen.add(item["id"])
     return items
+
+
+def duplicate(id: str, param: str) -> WireError:
+    """An item that is already where it was to be added: lists could not be paged by its id."""
+    return WireError(
+        f"Duplicate item found with id '{id}'. "
+        "Remove duplicate items from your input and try again.",
+        param=param,
+    )
 
 
 def text_of(item: Item) -> str:
