@@ -72,3 +72,14 @@ def test_overwriting_without_a_sync_may_be_lost(data: Path, tmp_path: Path) -> N
     fd = platter.disk.open_fixed(data / "fixed", 4)
     platter.disk.overwrite(fd, b"mark", 0)
     assert outcomes(platter, tmp_path, "fixed") == {bytes(4), b"mark"}
+
+
+def test_a_log_that_is_made_anew_and_synced_is_there(data: Path, tmp_path: Path) -> None:
+    platter = Platter(data)
+    log = data / "old"
+    platter.named(log, None)
+    platter.opened(log)
+    platter.changed(log, (0, b"new"))
+    assert None in outcomes(platter, tmp_path / "before", "old")
+    platter.synced(log, name_too=True)
+    assert outcomes(platter, tmp_path / "after", "old") == {b"new"}

@@ -108,11 +108,13 @@ class Platter:
             self._seen[path].change(change)
 
     def synced(self, path: Path, *, name_too: bool) -> None:
-        """The bytes of a file are safe; with `name_too` its name is as well."""
+        """The bytes of a file are safe; with `name_too` its name is as well, whatever had the
+        name before and was removed."""
         with self._lock:
             content = self._seen[path]
             content.settle()
             if name_too:
+                self._names = [(name, given) for name, given in self._names if name != path]
                 self._files[path] = content
 
     def named(self, path: Path, source: Path | None) -> None:
