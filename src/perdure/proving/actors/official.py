@@ -47,18 +47,14 @@ class OfficialActor:
         told = Told(op, a_prompt(op, client))
         previous = ended[-1].response if ended and client.rng.random() < 0.6 else None
         own.append(told)
-        async with _sdk(client) as sdk:
-            try:
-                async with sdk.responses.stream(
-                    model="scripted",
-                    input=told.prompt,
-                    previous_response_id=previous.id if previous else openai.omit,
-                ) as stream:
-                    async for event in stream:
-                        told.seen.append(event)
-                    told.response = await stream.get_final_response()
-            except openai.APIConnectionError as error:
-                raise Gone(f"the official client: {error}") from error
+        try:
+            await _stream(client, told, previous.id if previous else None)
+        except openai.APIConnectionError as error:
+            raise Gone(f"the official client: {error}") from error
+        except (openai.APIStatusError, RuntimeError) as error:
+            if not client.history.stopping:
+                client.history.complaints.append(f"the official client refuses: {error!r}")
+            return
         client.history.settle(op, "acknowledged", 200)
 
     async def judge(self, scene: Scene) -> None:
@@ -72,6 +68,21 @@ class OfficialActor:
 
     def audit(self, store: Snapshot, history: History, verdict: Verdict, *, settled: bool) -> None:
         """What lies in the store is judged by the actors of its surfaces."""
+
+
+async def _stream(client: Client, told: Told, previous_id: str | None) -> None:
+    """Ask, and keep what comes. A stream that ends early raises `RuntimeError` in the helper."""
+    async with (
+        _sdk(client) as sdk,
+        sdk.responses.stream(
+            model="scripted",
+            input=told.prompt,
+            previous_response_id=previous_id or openai.omit,
+        ) as stream,
+    ):
+        async for event in stream:
+            told.seen.append(event)
+        told.response = await stream.get_final_response()
 
 
 async def _judge_one(verdict: Verdict, sdk: AsyncOpenAI, told: Told) -> None:
