@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import Annotated
 
+import msgspec
 import structlog
 import typer
 import uvloop
@@ -50,9 +51,23 @@ def serve(
         runner.run(run_server(settings, ready=_say_ready))
 
 
+class _JsonLines(logging.Formatter):
+    """Lines of libraries in the form of our own; without tracebacks, which may quote a user."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "event": record.getMessage(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        return msgspec.json.encode(line).decode()
+
+
 def _configure_logs() -> None:
     """Everything the server has to say goes to standard error, a JSON line each."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

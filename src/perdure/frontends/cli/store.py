@@ -62,6 +62,12 @@ async def ask(held: Held, path: str, type: type[T], *, timeout_s: float | None =
                 f"{held.control_socket}: {error or error.__class__.__name__}. It may be starting "
                 "or stopping; try again."
             ) from None
-    if answer.status_code != 200 and path != "/readyz":
+    if answer.status_code != 200:
         raise Unavailable(f"process {held.pid} answered {answer.status_code}: {answer.text[:500]}")
-    return msgspec.json.decode(answer.content, type=type)
+    try:
+        return msgspec.json.decode(answer.content, type=type)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(
+            f"process {held.pid} answered what this version of perdure does not read: {error}. "
+            "Ask it with the version it runs."
+        ) from None

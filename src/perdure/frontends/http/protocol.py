@@ -85,8 +85,9 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._in_head = True
+        self._in_head = False
         self._head_bytes = 0
+        self._ended_one = False
         self._discarded_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -103,21 +104,16 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._ended_one = False
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._in_head:
-            if self._head_bytes > self.limits.head_bytes_max:
-                self._refuse(431, "headers_too_large", "The request's headers are too large.")
-            elif self._timer is None and self._head_bytes:
-                self._timer = self.loop.call_later(self.limits.head_timeout_s, self._head_late)
-        elif self._incomplete():
-            self._stop_timer()
-            self._timer = self.loop.call_later(self.limits.read_timeout_s, self._body_late)
+        if self._in_head and not self._ended_one:  # else the bytes belong to another request too
+            self._head_bytes += len(data)
+        if self._head_bytes > self.limits.head_bytes_max:
+            self._refuse(431, "headers_too_large", "The request's headers are too large.")
         else:
-            self._stop_timer()
+            self._watch()
 
     def on_message_begin(self) -> None:
         self._in_head = True
@@ -140,6 +136,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._ended_one = True
         self._stop_timer()
         super().on_message_complete()
 
@@ -155,12 +152,26 @@ class Connection(HttpToolsProtocol):
         self.stats.malformed += 1
         self._refuse(400, "invalid_request", msg)
 
+    def _watch(self) -> None:
+        """Start the timer that what is missing now needs: a body may pause so long, a head must be
+        there so long after its first byte, or after the last sign of a client that says nothing."""
+        if self._incomplete():
+            self._stop_timer()
+            self._timer = self.loop.call_later(self.limits.read_timeout_s, self._body_late)
+        elif not self._in_head and self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.limits.head_timeout_s, self._head_late)
+
     def _incomplete(self) -> bool:
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
 
     def _head_late(self) -> None:
         self.stats.late += 1
-        self._refuse(408, "request_timeout", "The request's headers did not arrive in time.")
+        if self._in_head:
+            self._refuse(408, "request_timeout", "The request's headers did not arrive in time.")
+        else:
+            self.transport.close()
 
     def _body_late(self) -> None:
         self.stats.late += 1
@@ -178,6 +189,10 @@ class Connection(HttpToolsProtocol):
         """Answer without the application, which never sees this request, and hang up."""
         self._stop_timer()
         if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is not None and cycle.response_started and not cycle.response_complete:
+            self.transport.close()  # nothing may stand in the middle of another answer
             return
         type = "invalid_request_error" if status < 500 else "server_error"
         body = msgspec.json.encode(ErrorBody(ErrorDetail(message=message, type=type, code=code)))

@@ -7,7 +7,6 @@ its list parameters) is decided once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +23,8 @@ from perdure.services.requests import Caller
 from perdure.services.stored import Stored
 from perdure.surfaces.items import Item, body
 
-LAST_RETRY = b"x-stainless-retry-count"
+RETRIES = b"x-stainless-retry-count"
+"""How often official SDKs say they have sent a request before."""
 
 encode = msgspec.json.encode
 
@@ -62,7 +62,7 @@ class Service:
         key = call.text_header(b"idempotency-key")
         if key == "":
             raise Invalid("the header idempotency-key is empty; leave it out or name the request.")
-        count = call.headers.get(LAST_RETRY)
+        count = call.headers.get(RETRIES)
         digest = ""
         if key is not None or count is not None:
             assert call.principal is not None
@@ -92,16 +92,3 @@ def listed(page: Page[Record[Item]]) -> Answer:
 def shown(value: Any) -> Answer:
     """A struct as an answer."""
     return Answer(codec.encode(value))
-
-
-def envelope(items: Sequence[Any], *, has_more: bool) -> Answer:
-    """Structs with an `id` in the list envelope."""
-    return shown(
-        {
-            "object": "list",
-            "data": items,
-            "first_id": items[0].id if items else None,
-            "last_id": items[-1].id if items else None,
-            "has_more": has_more,
-        }
-    )
