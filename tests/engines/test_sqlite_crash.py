@@ -171,7 +171,6 @@ async def test_a_power_cut_leaves_all_that_was_acknowledged(
     if seed % 2:  # with checkpoints under way and the log starting over
         monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 12)
         monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 25)
-        monkeypatch.setattr(sqlite_checkpoint, "_AGAIN_FRAMES", 1)
     cuts = await _run_until_power_cut(tmp_path, seed)
     assert len(cuts.states) > 60
     assert list(await _judge(tmp_path, cuts)) == []

@@ -1,10 +1,11 @@
 """Moving the log into the database, off the committer's thread, so that the log stays small.
 
 SQLite starts its log over only when a checkpoint has caught up while nobody writes. Under steady
-writes the background thread never quite does, so above a bound the committer finishes the rest
-itself between two groups. Only a read that lasts can then still hold the log; above a higher bound
-it is interrupted, and its caller told to try again. So the log stays under 64 MiB, but for a batch
-that is larger by itself; SQLite cuts the file back when the log starts over.
+writes the background thread never quite does. So above a bound the committer finishes, between two
+groups, what was written while the background thread was at it. Only a read that lasts can then
+still hold the log; above a higher bound it is interrupted, and its caller told to try again. So the
+log stays under 64 MiB, but for a batch that is larger by itself; SQLite cuts the file back when the
+log starts over.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from perdure.engines.sqlite_wal import FRAME_BYTES
 
 _MIB = 1024 * 1024
 _STEP_FRAMES = 8 * _MIB // FRAME_BYTES
-_FINISH_FRAMES = 16 * _MIB // FRAME_BYTES
-_AGAIN_FRAMES = 1 * _MIB // FRAME_BYTES
+_FINISH_FRAMES = 24 * _MIB // FRAME_BYTES
 _MAKE_WAY_FRAMES = 44 * _MIB // FRAME_BYTES
 
 
@@ -43,8 +43,9 @@ class Checkpointer:
         self._stats = stats
         self._make_way = make_way
         self._failed = failed
-        self._steps: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._steps: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._seen_frames = 0
+        self._nearly_done = False
         self._file = path.stat().st_ino
         self._thread = threading.Thread(target=self._run, name="perdure-checkpoint", daemon=True)
         self._thread.start()
@@ -53,27 +54,27 @@ class Checkpointer:
         """Keep the log within its bound, now that it holds `frames`."""
         if frames < self._seen_frames:  # it has started over
             self._seen_frames = 0
-        grown = frames - self._seen_frames
+            self._nearly_done = False
         if frames >= _MAKE_WAY_FRAMES:
             self._make_way()
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
-        elif frames >= _FINISH_FRAMES and grown >= _AGAIN_FRAMES:
+        elif self._nearly_done:
+            self._nearly_done = False
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
-        elif grown >= _STEP_FRAMES:
-            self._steps.put(True)
-        else:
-            return
-        self._seen_frames = frames
+        elif frames - self._seen_frames >= _STEP_FRAMES:
+            self._seen_frames = frames
+            self._steps.put(frames)
 
     def close(self) -> None:
         """Stop after the checkpoint under way."""
-        self._steps.put(False)
+        self._steps.put(0)
         self._thread.join()
         self._connection.close()
 
     def _run(self) -> None:
-        while self._steps.get():
+        while frames := self._steps.get():
             self._checkpoint(self._connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._nearly_done = frames >= _FINISH_FRAMES
 
     def _checkpoint(self, connection: apsw.Connection, mode: int) -> None:
         """A checkpoint that does not get its turn, or no space, is made up for by the next one."""
