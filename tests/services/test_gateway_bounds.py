@@ -172,3 +172,15 @@ async def test_a_run_that_is_stopped_before_its_first_step_still_ends(driver: Dr
     held = await driver.node.state.responses.get(*started.key)
     assert held.value.status.value == "failed"
     assert gateway._runs == {}
+
+
+# proves C22
+async def test_describing_a_conversation_under_one_key_has_one_effect(driver: Driver) -> None:
+    conversation = await driver.conversation()
+    update = driver.node.conversations.update
+    caller = someone(key="named")
+    first = await update(caller, conversation, {"metadata": {"at": "one"}})
+    await update(someone(), conversation, {"metadata": {"at": "two"}})
+    assert await update(caller, conversation, {"metadata": {"at": "one"}}) == first
+    held = await driver.node.state.conversations.get("default", conversation)
+    assert held.value.metadata == {"at": "two"}

@@ -74,9 +74,11 @@ class Conversations:
 
         async def attempt() -> bytes:
             held = await self._state.conversations.get(caller.tenant, conversation_id)
-            await self._state.commit(self._state.conversations.describe(held, metadata))
             changed = msgspec.structs.replace(held.value, metadata=metadata)
-            return encode(shown(Record(held.key, held.version + 1, changed)))
+            answer = encode(shown(Record(held.key, held.version + 1, changed)))
+            return await self._once(
+                caller, self._state.conversations.describe(held, metadata), answer
+            )
 
         return await decided(attempt)
 
