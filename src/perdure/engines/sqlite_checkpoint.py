@@ -56,8 +56,9 @@ class Checkpointer:
             self._seen_frames = 0
             self._nearly_done = False
         if frames >= _MAKE_WAY_FRAMES:
-            self._make_way()
-            self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
+            if not self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE):
+                self._make_way()
+                self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
         elif self._nearly_done:
             self._nearly_done = False
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -76,15 +77,18 @@ class Checkpointer:
             self._checkpoint(self._connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._nearly_done = frames >= _FINISH_FRAMES
 
-    def _checkpoint(self, connection: apsw.Connection, mode: int) -> None:
-        """A checkpoint that does not get its turn, or no space, is made up for by the next one."""
+    def _checkpoint(self, connection: apsw.Connection, mode: int) -> bool:
+        """Whether the whole log is in the database now. A checkpoint that does not get its turn, or
+        no space, is made up for by the next one."""
+        frames, moved = 1, 0
         try:
-            connection.wal_checkpoint(mode=mode)
+            frames, moved = connection.wal_checkpoint(mode=mode)
         except (apsw.BusyError, apsw.LockedError, apsw.FullError):
-            return
+            return False
         except apsw.Error as error:
             self._failed(f"a checkpoint failed ({error})")
         if not self._path.exists() or self._path.stat().st_ino != self._file:
             self._failed("its file was removed or replaced while it was open")
-            return
+            return False
         self._stats.stored_size_bytes = self._path.stat().st_size
+        return frames == moved
