@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import structlog
 import typer
 import uvloop
+from structlog.typing import EventDict
 
 from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import console, recovered, seconds
+from perdure.frontends.http.errors import places
 from perdure.frontends.http.server import serve as run_server
 from perdure.services.lifecycle import Node
 from perdure.services.neighbours import neighbours
@@ -49,6 +51,7 @@ def serve(
     _configure_logs()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run_server(settings, ready=_say_ready))
+    console.print("stopped")
 
 
 class _JsonLines(logging.Formatter):
@@ -63,6 +66,13 @@ class _JsonLines(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+def _without_words(logger: Any, method: str, event: EventDict) -> EventDict:
+    """An exception as its type and places: its message may quote what a user wrote."""
+    if event.pop("exc_info", None) and (error := sys.exc_info()[1]) is not None:
+        event["error"], event["at"] = type(error).__name__, places(error)
+    return event
+
+
 def _configure_logs() -> None:
     """Everything the server has to say goes to standard error, a JSON line each."""
     handler = logging.StreamHandler(sys.stderr)
@@ -72,7 +82,7 @@ def _configure_logs() -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
+            _without_words,
             structlog.processors.JSONRenderer(),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

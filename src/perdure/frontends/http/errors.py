@@ -128,6 +128,11 @@ class Answered:
         await call.reply(answer)
 
 
+def places(error: BaseException) -> list[str]:
+    """Where an exception came through, the innermost last: all of it that a log may hold."""
+    return [f"{frame.filename}:{frame.lineno}" for frame in extract_tb(error.__traceback__)]
+
+
 def answer_to(error: PerdureError) -> Answer:
     """The answer that tells a client about an error raised on purpose."""
     status, headers = _status(error)
