@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import stat
@@ -286,6 +287,16 @@ async def test_a_path_too_long_for_a_socket_still_has_one(tmp_path: Path) -> Non
         assert stat.S_IMODE(elsewhere.parent.stat().st_mode) == 0o700
         assert await server.end() == 0
         assert not elsewhere.parent.exists()
+
+
+# proves O6
+async def test_there_is_a_file_for_every_connection(tmp_path: Path) -> None:
+    few = ("prlimit", "--nofile=64:4096", "--")
+    async with serving(tmp_path / "a", around=few, PERDURE_LIMITS_CONNECTIONS_MAX="1000") as server:
+        assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE)[0] >= 1000
+        assert "limits.connections_max" not in server.log.read_text()
+    async with serving(tmp_path / "b", around=few, PERDURE_LIMITS_CONNECTIONS_MAX="9000") as server:
+        assert "limits.connections_max" in server.log.read_text()
 
 
 async def test_idle_memory_is_small(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import sys
 from typing import Annotated, Any
 
@@ -14,11 +15,14 @@ import uvloop
 from structlog.typing import EventDict
 
 from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
-from perdure.frontends.cli.output import console, recovered, seconds
+from perdure.frontends.cli.output import complaints, console, recovered, seconds
 from perdure.frontends.http.errors import places
 from perdure.frontends.http.server import serve as run_server
 from perdure.services.lifecycle import Node
 from perdure.services.neighbours import neighbours
+
+_FILES_BESIDE = 256
+"""Files open beside those of connections: the store's, the log's, the upstream's."""
 
 
 def serve(
@@ -49,9 +53,23 @@ def serve(
         upstream__key_env=upstream_key_env,
     )
     _configure_logs()
+    _allow_files(settings.limits.connections_max + _FILES_BESIDE)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run_server(settings, ready=_say_ready))
     console.print("stopped")
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process open a file for every connection it may have, as far as the system does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        complaints.print(
+            f"[yellow]warning[/] this process may open {most} files, and limits.connections_max "
+            f"needs {wanted}: connections beyond that will wait"
+        )
 
 
 class _JsonLines(logging.Formatter):
