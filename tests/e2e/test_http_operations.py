@@ -271,6 +271,7 @@ async def test_the_control_socket_is_for_its_owner_only(tmp_path: Path) -> None:
                 await sdk.models.list()
         async with server.sdk(api_key="secret") as sdk:
             assert (await sdk.models.list()).data
+        assert await server.end() == 0
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
         assert "secret" not in server.log.read_text()
         assert {line.get("caller") for line in lines} >= {"operator"}
