@@ -33,6 +33,7 @@ from perdure.engines import open_engine, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_scan import _order, _ranges, _source
 from perdure.engines.sqlite_schema import SQL, Table
+from perdure.engines.sqlite_verify import verify_store
 from tests.engines.sqlite_stores import (
     EVENTS,
     LAYOUTS,
@@ -380,6 +381,17 @@ async def test_many_readers_and_writers_at_once(tmp_path: Path) -> None:
     assert await damage(engine) == []
     assert engine.stats.commits == 8 * 39
     assert engine.stats.groups < engine.stats.commits
+    await engine.close()
+
+
+async def test_verifying_is_done_in_steps_even_where_nothing_is_wrong(tmp_path: Path) -> None:
+    engine = await opened(tmp_path / "state.db")
+    for number in range(0, 1_200, 100):
+        batches = (put(NOTES, ("t", f"n{number + at}"), Note("x")) for at in range(100))
+        await asyncio.gather(*map(engine.commit, batches))
+    steps = list(verify_store(engine._reader, LAYOUTS, "here"))
+    assert len(steps) >= 4
+    assert not any(steps)
     await engine.close()
 
 

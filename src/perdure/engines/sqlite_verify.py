@@ -92,6 +92,7 @@ def _walk(
                 return
             for place in places:
                 yield from judge(connection, place)
+            yield []  # a step ends here, whatever it found
             if direction == "ASC":
                 low = places[-1]
             else:
