@@ -169,7 +169,7 @@ async def test_a_power_cut_leaves_all_that_was_acknowledged(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if seed % 2:  # with checkpoints under way and the log starting over
-        monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 12)
+        monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 12)
         monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 25)
     cuts = await _run_until_power_cut(tmp_path, seed)
     assert len(cuts.states) > 60

@@ -150,7 +150,7 @@ async def test_an_end_that_was_not_synced_is_no_clean_one(tmp_path: Path) -> Non
 
 # proves C9
 async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 5)
+    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 5)
     disk = TestDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("sync", "", SYNC_FAILED)
@@ -301,7 +301,7 @@ async def test_a_batch_that_touches_damage_fails_alone(tmp_path: Path) -> None:
 async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 50)
+    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 50)
     monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 100)
     monkeypatch.setattr(sqlite_checkpoint, "_MAKE_WAY_FRAMES", 300)
     path = tmp_path / "state.db"
@@ -328,7 +328,7 @@ async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
 async def test_a_store_whose_file_is_replaced_under_it_takes_no_more_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_STEP_FRAMES", 20)
+    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 20)
     path = tmp_path / "state.db"
     engine = await opened(path)
     await engine.commit(step(0, 1))

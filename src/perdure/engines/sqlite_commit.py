@@ -179,8 +179,8 @@ class Committer:
             while (first := self._requests.get()) is not None:
                 group = self._gather(first)
                 self._commit(group)
-                group = []
-                self._checkpointer.after_group(self._connection, self._frames)
+                batches_done, group = len(group), []
+                self._checkpointer.after_group(self._connection, self._frames, batches_done)
         except BaseException:
             self.latch("the committer stopped by an internal error")
             raise
