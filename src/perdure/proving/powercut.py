@@ -83,8 +83,8 @@ class Platter:
         self._vfs = _PlatterVFS(self)
 
     def cut(self, into: Path, seed: str) -> None:
-        """Write down what survives. Nothing this process writes from now on counts, and whoever
-        tries waits for ever."""
+        """Write down what survives; `into` appears when all of it is there, as this process may be
+        killed meanwhile. Nothing it writes from now on counts, and whoever tries waits for ever."""
         self._lock.acquire()
         rng = random.Random(seed)
         names = dict(self._files)
@@ -93,9 +93,11 @@ class Platter:
                 names.pop(path, None)
                 if content is not None:
                     names[path] = content
-        into.mkdir(parents=True)
+        unfinished = into.with_name(into.name + "-unfinished")
+        unfinished.mkdir(parents=True)
         for path, content in names.items():
-            (into / path.name).write_bytes(content.survives(rng))
+            (unfinished / path.name).write_bytes(content.survives(rng))
+        unfinished.rename(into)
 
     def opened(self, path: Path) -> None:
         """A file exists under this name; its name is durable with its first sync."""
