@@ -1,4 +1,4 @@
-"""The order test can fail: a put told before the fsync that covers it is found, however disguised."""
+"""The order test can fail: a put told before its fsync is found, however disguised."""
 
 from __future__ import annotations
 
