@@ -49,6 +49,10 @@ async def die(node: Node) -> None:
     await engine.engine.close()
 
 
+def said(seen: list[dict]) -> str:
+    return "".join(event["delta"] for event in seen if event["type"].endswith("text.delta"))
+
+
 async def interrupted(opened: Open, conversation: bool = False) -> tuple[Driver, str, list[dict]]:
     """A node opened after one that died while a stream was under way."""
     first = await opened(wrap=Deaf)
@@ -57,7 +61,7 @@ async def interrupted(opened: Open, conversation: bool = False) -> tuple[Driver,
     seen: list[dict] = []
     async for group in first.node.gateway.events(started, after=-1):
         seen += [msgspec.json.decode(event) for event in group]
-        if sum(event["type"].endswith("text.delta") for event in seen) == 5:
+        if said(seen) == "1 2 3 4 5":
             break
     await die(first.node)
     return await opened(), started.id, seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import msgspec
@@ -101,15 +102,16 @@ def test_every_event_type_passes_the_official_clients_validation() -> None:
     made.append(ev.ErrorEvent(message="x"))
     assert {type(event) for event in made} == set(Event.__args__)  # type: ignore[attr-defined]
     for event in made:
-        event.sequence_number = max(event.sequence_number, 0)
-        validate_type(type_=ResponseStreamEvent, value=codec.parse(ev.encode_event(event)))
+        [encoded] = ev.encode_events([event], after=7)
+        assert codec.parse(encoded)["sequence_number"] == 7
+        validate_type(type_=ResponseStreamEvent, value=codec.parse(encoded))
 
 
 # proves R4
 def test_sequence_numbers_count_from_zero_without_holes() -> None:
     view, made = every_type()
-    assert [event.sequence_number for event in made] == list(range(len(made)))
-    assert view.last == len(made) - 1
+    numbered = [codec.parse(text) for text in ev.encode_events(made, after=0)]
+    assert [event["sequence_number"] for event in numbered] == list(range(len(made)))
     assert view.ended
     assert view.response is not None
     assert view.response["status"] == "completed"
@@ -138,7 +140,7 @@ def test_read_back_at_any_point_the_fold_is_what_it_was_live() -> None:
         for text in map(ev.encode_event, made[:count]):
             apply(again, READ.decode(text))
         assert again.output() == live.output()
-        assert (again.last, again.ended, again.response) == (live.last, live.ended, live.response)
+        assert (again.ended, again.response) == (live.ended, live.response)
 
 
 # proves R5
@@ -159,9 +161,8 @@ def test_cut_off_at_any_point_every_item_ends_and_text_is_kept() -> None:
         assert not any(isinstance(event, ev.FunctionCallArgumentsDone) for event in ends)
         ended = finished(BODY, failed("restarted"), view.output(), completed_at=2)
         ends += take(view, ev.terminal(ended))
-        assert [event.sequence_number for event in ends] == list(range(count, count + len(ends)))
-        for event in ends:
-            validate_type(type_=ResponseStreamEvent, value=codec.parse(ev.encode_event(event)))
+        for text in ev.encode_events(ends, after=count):
+            validate_type(type_=ResponseStreamEvent, value=codec.parse(text))
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)))))
@@ -209,3 +210,37 @@ def test_the_type_stands_first_and_an_event_is_one_line() -> None:
         assert text.startswith(b'{"type":"%b"' % ev.type_of(event).encode())
         lines = ev.sse(ev.type_of(event), text).split(b"\n")
         assert lines == [b"event: " + ev.type_of(event).encode(), b"data: " + text, b"", b""]
+
+
+# proves R4
+@given(st.data())
+def test_deltas_that_extend_one_another_say_the_same(data: st.DataObject) -> None:
+    _, made = every_type()
+    split: list[Event] = []
+    for event in made:
+        if isinstance(event, ev.Delta):
+            for piece in data.draw(st.lists(st.text("ab", max_size=3), max_size=4)):
+                split.append(msgspec.structs.replace(event, delta=piece))
+        split.append(event)
+    whole = View()
+    for event in split:
+        apply(whole, event)
+    joined: list[Event] = []
+    for event in copy.deepcopy(split):
+        if not (joined and ev.extend(joined[-1], event)):
+            joined.append(event)
+    again = View()
+    for event in joined:
+        apply(again, event)
+    assert len(joined) < len(made)
+    assert again.output() == whole.output()
+
+
+def test_a_text_extends_no_other_text_and_none_without_bound() -> None:
+    at: dict[str, Any] = {"output_index": 0, "item_id": "msg_1", "content_index": 0}
+    first = ev.OutputTextDelta(**at, delta="a")
+    assert not ev.extend(first, ev.RefusalDelta(**at, delta="b"))
+    assert not ev.extend(first, ev.OutputTextDelta(**at | {"item_id": "msg_2"}, delta="b"))
+    assert ev.extend(first, ev.OutputTextDelta(**at, delta="b" * ev.EXTENDED_CHARS_MAX))
+    assert not ev.extend(first, ev.OutputTextDelta(**at, delta="c"))
+    assert first.delta == "a" + "b" * ev.EXTENDED_CHARS_MAX

@@ -242,8 +242,9 @@ def _responses_events(script: Script, body: dict[str, Any]) -> Iterator[ev.Event
 
 
 def _responses_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
-    for event in _responses_events(script, body):
-        yield ev.sse(ev.type_of(event), ev.encode_event(event))
+    for number, event in enumerate(_responses_events(script, body)):
+        [encoded] = ev.encode_events([event], after=number)
+        yield ev.sse(ev.type_of(event), encoded)
 
 
 def _responses_whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:

@@ -33,9 +33,9 @@ class Ending(msgspec.Struct, frozen=True):
     body: bytes
 
 
-def close_open(view: View) -> list[bytes]:
+def close_open(view: View) -> list[ev.Event]:
     """Close every open item as incomplete, in the view too; returns the events, to be stored."""
-    return [ev.encode_event(event) for event in take(view, *interrupting(view))]
+    return take(view, *interrupting(view))
 
 
 async def ending(
@@ -46,23 +46,22 @@ async def ending(
     clock: Clock,
     *,
     after: int,
-    pending: Sequence[bytes],
+    pending: Sequence[ev.Event],
 ) -> Ending:
     """The end of the response `held`, whose events amount to `view`, with nothing open.
 
-    `after` is the last event number that is durable, `pending` are the events behind it. Only
-    reads, so it can be asked for again when its commit meets a `Conflict`.
+    `after` is the number of the last entry that is durable, `pending` are the events behind it.
+    Only reads, so it can be asked for again when its commit meets a `Conflict`.
     """
     assert view.response is not None, f"response {held.key[-1]} has no created event"
     output = view.output()
     body = finished(view.response, outcome, output, completed_at=int(clock.now_s()))
-    last = ev.terminal(body)
-    last.sequence_number = view.last + 1
+    events = ev.encode_events([*pending, ev.terminal(body)], after=after)
     status = Status(outcome.status)
     encoded = msgspec.json.encode(body)
     outputs = new_items(output)
     batch = (
-        state.responses.append_events(held.key, [*pending, ev.encode_event(last)], after=after)
+        state.responses.append_events(held.key, events, after=after)
         + state.responses.move(held, status, encoded)
         + state.items.add(held.key, "output", outputs)
     )

@@ -142,6 +142,7 @@ class Gateway:
         source = await self._source(request, history, items, view)
         key = (tenant, self._clock.new_id("resp"))
         response, first = self._first(request, key[-1], view)
+        events = ev.encode_events(first, after=0)
         store = self._store(request.stored)
         body = msgspec.json.encode(view.response)
         if len(body) > ECHO_BYTES_MAX:
@@ -153,7 +154,7 @@ class Gateway:
                 key,
                 response,
                 body,
-                [ev.encode_event(event) for event in first],
+                events,
             )
             + store.state.items.add(key, "input", new_items(items))
             + store.requests.remember(caller, response_id=key[-1])
@@ -171,6 +172,7 @@ class Gateway:
             self._clock,
             Record(key, 1, response),
             view,
+            len(first),
             source,
             self.stats,
             self._forget,

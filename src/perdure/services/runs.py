@@ -1,8 +1,9 @@
 """A run: one response being generated, from its first commit to its last.
 
-Generation does not wait for a commit and a client never sees what is not committed: while one
-commit is under way, the events that come meanwhile gather for the one after it. A run belongs to
-the server, not to the client that asked for it.
+A client never sees what is not committed. While a commit is under way, what the upstream says next
+waits in the socket; the events of one read are one commit, where deltas of one text become one: the
+slower the store, the fewer and longer they are. A run belongs to the server, not to the client that
+asked for it.
 
 What a response may amount to is bounded while it is made, so that its end always fits into one
 commit: half a value for what the request said and is echoed, half for what the model says.
@@ -31,9 +32,6 @@ from perdure.wire import events as ev
 from perdure.wire.fold import View
 from perdure.wire.responses import Outcome, failed
 
-PENDING_BYTES_MAX = 4 * 1024 * 1024
-"""Generation pauses while this much waits for the store."""
-
 ECHO_BYTES_MAX = VALUE_BYTES_MAX // 2
 OUTPUT_BYTES_MAX = VALUE_BYTES_MAX // 2 - 2 * 1024 * 1024
 """Leaves room for one more line of the upstream's, and for what ends a response."""
@@ -58,7 +56,7 @@ _UPSTREAM_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 _log = structlog.get_logger("perdure.runs")
 
 Source = AsyncGenerator[list[ev.Event] | Outcome, None]
-"""What generates: groups of events, numbered and already in the run's view, then how it ended."""
+"""What generates: groups of events, which are in the run's view already, then how it ended."""
 
 
 class RunStats(msgspec.Struct):
@@ -73,8 +71,8 @@ class RunStats(msgspec.Struct):
 
 
 class Run:
-    """Generates one response. `view` holds its events so far, all of them durable when it starts;
-    the source adds to it. `clients` is how many requests wait for this one response."""
+    """Generates one response. `view` holds its first `durable` events, and the source adds to it.
+    `clients` is how many requests wait for this one response."""
 
     def __init__(
         self,
@@ -83,6 +81,7 @@ class Run:
         clock: Clock,
         held: Held,
         view: View,
+        durable: int,
         source: Source,
         stats: RunStats,
         forget: Callable[[Run], None],
@@ -96,9 +95,9 @@ class Run:
         self._source = source
         self._stats = stats
         self._forget = forget
-        self._durable = view.last + 1
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
+        self._durable = durable
+        self._pending: list[ev.Event] = []
+        self._storing = False
         self._output_bytes = 0
         self._flush: asyncio.Task[None] | None = None
         self._stop: Outcome | None = None
@@ -171,42 +170,46 @@ class Run:
 
     def _gather(self, events: list[ev.Event]) -> None:
         for event in events:
-            encoded = ev.encode_event(event)
-            self._pending.append(encoded)
-            self._pending_bytes += len(encoded)
             self._output_bytes += _adds_bytes(event)
-        self._stats.events += len(events)
+            if not (self._pending and ev.extend(self._pending[-1], event)):
+                self._pending.append(event)
+                self._stats.events += 1
 
     def _too_long(self) -> bool:
         return self._output_bytes > OUTPUT_BYTES_MAX or self._view.next_index > OUTPUT_ITEMS_MAX
 
     async def _store_meanwhile(self) -> None:
-        """See that a commit is under way; wait for it only when too much has gathered."""
+        """See that what has gathered gets stored. It is once the source has no more to say without
+        waiting, so one commit takes all of it; while that is under way, wait."""
+        if self._flush is not None and self._storing:
+            await asyncio.wait([self._flush])
         if self._flush is None or self._flush.done():
             if self._flush is not None:
                 self._flush.result()
             self._flush = asyncio.create_task(self._store())
-        if self._pending_bytes > PENDING_BYTES_MAX:
-            await asyncio.wait([self._flush])
 
     async def _store(self) -> None:
-        """Commit pending events until there are none; what fails stays pending, in order."""
+        """Commit what is pending; what cannot be, stays pending in order."""
+        taken, self._pending = self._pending, []  # what is being stored is not extended any more
         deadline_s = self._clock.monotonic_s() + _PATIENCE_S
-        while self._pending:
-            events, self._pending = self._pending[:_GROUP_MAX], self._pending[_GROUP_MAX:]
-            self._pending_bytes = sum(map(len, self._pending))
-            try:
-                await self.state.commit(
-                    self.state.responses.append_events(self.key, events, after=self._durable)
-                )
-            except StorageFull:
-                self._pending = events + self._pending
-                self._pending_bytes += sum(map(len, events))
-                if self._clock.monotonic_s() > deadline_s:
-                    raise
-                await self._clock.sleep(_RETRY_FIRST_S)
-            else:
-                self._durable += len(events)
+        self._storing = True
+        try:
+            while taken:
+                encoded = ev.encode_events(taken[:_GROUP_MAX], after=self._durable)
+                try:
+                    await self.state.commit(
+                        self.state.responses.append_events(self.key, encoded, after=self._durable)
+                    )
+                except StorageFull:
+                    if self._clock.monotonic_s() > deadline_s:
+                        raise
+                    await self._clock.sleep(_RETRY_FIRST_S)
+                else:
+                    self._durable += len(encoded)
+                    del taken[: len(encoded)]
+        finally:
+            self._pending = taken + self._pending
+            self._storing = False
 
     async def _end(self, outcome: Outcome) -> None:
         """The terminal commit, tried for as long as the store is only full."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -81,10 +82,11 @@ class _Stream:
         self.moved = asyncio.Event()
 
     def after(self, seq: int) -> list[Entry[Any]] | None:
-        """Recent entries above `seq`, or None where they are no longer all in memory."""
+        """Recent entries above `seq`, or None where they are no longer all in memory. Entries are
+        numbered without holes, so a number tells a place."""
         if not self.recent or self.recent[0].seq > seq + 1:
             return None if self.last > seq else []
-        return [entry for entry in self.recent if entry.seq > seq]
+        return list(islice(self.recent, max(0, seq + 1 - self.recent[0].seq), None))
 
 
 class Tail:

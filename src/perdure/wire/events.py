@@ -1,11 +1,12 @@
 """Stream events: what a client of a response sees while it is made, one struct a type.
 
-An event is numbered when it joins the others of its response (`fold.take`): `sequence_number` is
-the number of its log entry less one, so that `response.created` is 0.
+An event is numbered when it is encoded for its place in the log: `sequence_number` is the number of
+its entry less one, so that `response.created` is 0. Until then the next one may still extend it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -14,11 +15,9 @@ from perdure.core import codec
 from perdure.wire.items import Item
 from perdure.wire.responses import Body
 
-UNNUMBERED = -1
-
 
 class _Event(msgspec.Struct, tag_field="type", kw_only=True):
-    sequence_number: int = UNNUMBERED
+    sequence_number: int = 0
 
 
 class ResponseCreated(_Event, tag="response.created"):
@@ -134,6 +133,17 @@ class ReasoningSummaryTextDone(_OfSummary, tag="response.reasoning_summary_text.
     text: str
 
 
+Delta = (
+    OutputTextDelta
+    | RefusalDelta
+    | FunctionCallArgumentsDelta
+    | ReasoningTextDelta
+    | ReasoningSummaryTextDelta
+)
+
+EXTENDED_CHARS_MAX = 4096
+"""A delta this long is not extended: a stream should look like one, and copying stay cheap."""
+
 Terminal = ResponseCompleted | ResponseIncomplete | ResponseFailed
 
 Event = (
@@ -179,9 +189,32 @@ def type_of(event: Event) -> str:
     return str(type(event).__struct_config__.tag)
 
 
+def extend(event: Event, by: Event) -> bool:
+    """Let `event` say what `by`, which came right behind it, adds to the same text; whether it
+    could. A text has no other neighbour of its type in its item: a new part is announced first."""
+    if not isinstance(event, Delta) or type(event) is not type(by):
+        return False
+    assert isinstance(by, Delta)
+    if event.item_id != by.item_id or len(event.delta) > EXTENDED_CHARS_MAX:
+        return False
+    event.delta += by.delta
+    if isinstance(event, OutputTextDelta) and isinstance(by, OutputTextDelta):
+        event.logprobs = event.logprobs + by.logprobs
+    return True
+
+
 def encode_event(event: Event) -> bytes:
     """The event as JSON; kept in the log and sent in the stream as these very bytes."""
     return codec.encode(event)
+
+
+def encode_events(events: Iterable[Event], *, after: int) -> list[bytes]:
+    """The events as JSON, numbered for the places behind entry `after` of their log."""
+    encoded = []
+    for number, event in enumerate(events, after):
+        event.sequence_number = number
+        encoded.append(encode_event(event))
+    return encoded
 
 
 def sse(type: str, data: bytes) -> bytes:

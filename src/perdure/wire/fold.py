@@ -66,14 +66,12 @@ class _Open(msgspec.Struct):
 class View:
     """What the events so far amount to.
 
-    `response` is the last body an event carried, `ended` whether that event was terminal, and
-    `last` the last sequence number.
+    `response` is the last body an event carried, and `ended` whether that event was terminal.
     """
 
     def __init__(self) -> None:
         self.response: Body | None = None
         self.ended = False
-        self.last = ev.UNNUMBERED
         self.items: dict[int, _Open] = {}
 
     @property
@@ -91,9 +89,8 @@ class View:
 
 
 def take(view: View, *events: Event) -> list[Event]:
-    """Number new events after the last one, apply them, and return them."""
+    """Apply new events, and return them."""
     for event in events:
-        event.sequence_number = view.last + 1
         apply(view, event)
     return list(events)
 
@@ -104,7 +101,6 @@ def apply(view: View, event: Event) -> None:
     Events of one response come in the order of their log. An event of an item that was never added
     is a broken log, and fails as a `KeyError`.
     """
-    view.last = event.sequence_number
     match event:
         case ev.OutputTextDelta():
             part = _part(view, event)
