@@ -7,7 +7,10 @@ import asyncio
 import msgspec
 import pytest
 
+from perdure.core.batch import Batch
 from perdure.core.errors import Unavailable
+from perdure.core.values import Committed
+from perdure.engines.wrapping import Wrapping
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.services.requests import ResultLost
 from perdure.services.upstream import UpstreamFailed
@@ -158,6 +161,27 @@ async def test_only_a_retry_joins_an_equal_request(driver: Driver) -> None:
 
 
 # proves C22
+async def test_a_retry_that_overtakes_the_first_sending_joins_it(opened: Open) -> None:
+    class Slow(Wrapping):
+        let = asyncio.Event()
+
+        async def commit(self, batch: Batch) -> Committed:
+            await self.let.wait()
+            return await super().commit(batch)
+
+    Slow.let.set()
+    driver = await opened(wrap=Slow)
+    Slow.let.clear()
+    sent = [
+        asyncio.ensure_future(driver.ask("echo same", caller=someone(digest="d", retried=retried)))
+        for retried in (False, True, True)
+    ]
+    await asyncio.sleep(0)
+    Slow.let.set()
+    assert len({(await started).id for started in sent}) == 1
+
+
+# proves C22
 async def test_a_conversation_is_created_once_for_a_key(driver: Driver) -> None:
     caller = someone(key="conversation")
     create = driver.node.conversations.create
@@ -205,6 +229,18 @@ async def test_an_upstream_that_refuses_is_an_error_and_a_failed_response(
     held = await driver.node.state.responses.get(*started.key)
     assert msgspec.json.decode(held.attachment or b"")["status"] == "failed"
     assert (await driver.events(started))[-1]["type"] == "response.failed"
+
+
+# proves R12
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_upstream_that_does_not_stream_is_read_all_the_same(
+    driver: Driver, stream: bool
+) -> None:
+    started = await driver.ask("whole one two", stream=stream)
+    ended = msgspec.json.decode(await driver.node.gateway.finished(started))
+    assert ended["output"][0]["content"][0]["text"] == "one two"
+    assert ended["usage"]["output_tokens"] > 0
+    assert (await driver.events(started))[-1]["type"] == "response.completed"
 
 
 # proves R12

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from perdure.core.batch import Batch, put
+from perdure.core.errors import Unavailable
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.services.gateway import Started
@@ -159,3 +160,5 @@ async def test_a_response_without_its_events_keeps_no_other_from_recovering(open
     assert found.findings[0].where == "response_events resp_orphan"
     recovered = await driver.node.state.responses.get(*started.key)
     assert recovered.value.status.terminal
+    with pytest.raises(Unavailable, match="resp_orphan"):
+        await driver.events(Started(orphan, stored=True, stream=True))

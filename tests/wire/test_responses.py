@@ -157,6 +157,8 @@ def test_terminal_bodies_pass_strict_validation(outcome: Outcome, completed_at: 
         ({"metadata": {"a": 1}}, "metadata", "invalid_type"),
         ({"metadata": {"a": "x" * 513}}, "metadata.a", "string_above_max_length"),
         ({"metadata": {"k" * 65: "x"}}, "metadata", "string_above_max_length"),
+        ({"model": ""}, "model", None),
+        ({"previous_response_id": ""}, "previous_response_id", None),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata", None),
         ({"conversation": {"id": 1}}, "conversation.id", "invalid_type"),
         (

@@ -8,6 +8,7 @@ is echoed:
     slow DELAY_S [N]        count N (20), waiting before each chunk
     pace DELAY_S TEXT       the text, word by word, waiting before each
     long N                  N characters, a thousand a chunk
+    whole TEXT              the text at once, even where a stream was asked for
     reasoning TEXT          thoughts first, then the text
     refuse TEXT             a refusal
     tool NAME [ARGUMENTS]   one tool call, its arguments in pieces
@@ -49,6 +50,7 @@ class Script(msgspec.Struct, frozen=True):
     status: int = 200
     failures: int = 0
     ending: Ending = "stop"
+    streams: bool = True
 
     @property
     def text(self) -> str:
@@ -125,6 +127,7 @@ _VERBS: dict[str, Callable[[str], Script]] = {
     "slow": _slow,
     "pace": _pace,
     "long": _long,
+    "whole": lambda rest: Script(chunks=_words(rest), streams=False),
     "reasoning": _reasoning,
     "refuse": lambda rest: Script(refusal=rest),
     "tool": _tool,

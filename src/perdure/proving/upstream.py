@@ -127,7 +127,7 @@ class ScriptedApp:
             await _answer(send, 503, _error("scripted: not yet"))
         elif script.status != 200:
             await _answer(send, script.status, _error(f"scripted: {script.status}"))
-        elif body.get("stream"):
+        elif body.get("stream") and script.streams:
             stream = _chat_stream if path.endswith("completions") else _responses_stream
             await self._stream(script, stream(script, body), receive, send)
         elif script.ending == "hang":

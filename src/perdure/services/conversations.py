@@ -152,15 +152,16 @@ class Conversations:
 
     async def _once(self, caller: Caller, batch: Batch, answer: bytes) -> bytes:
         """Commit, or give the answer that an earlier sending of this request was given."""
-        if (seen := await self._requests.recall(caller)) is not None and seen.attachment:
-            return seen.attachment
-        try:
-            await self._state.commit(batch + self._requests.remember(caller, answer=answer))
-        except Conflict:
+        async with self._requests.alone(caller):
             if (seen := await self._requests.recall(caller)) is not None and seen.attachment:
                 return seen.attachment
-            raise
-        return answer
+            try:
+                await self._state.commit(batch + self._requests.remember(caller, answer=answer))
+            except Conflict:
+                if (seen := await self._requests.recall(caller)) is not None and seen.attachment:
+                    return seen.attachment
+                raise
+            return answer
 
 
 async def resolve_items(

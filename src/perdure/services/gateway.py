@@ -32,7 +32,7 @@ from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.surfaces.conversations import Conversation, require_free
 from perdure.surfaces.items import Item as StoredItem
 from perdure.surfaces.items import body
-from perdure.surfaces.responses import EVENTS, Response, Status, wire_body
+from perdure.surfaces.responses import EVENTS, Held, Response, Status, wire_body
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
 from perdure.wire.errors import NotFound, WireError, previous_response_not_found
@@ -120,8 +120,12 @@ class Gateway:
             seen = await self._recall(caller, request)
             return seen or await self._start(caller, request)
 
+        async def accepted() -> Started:
+            async with self._stored.requests.alone(caller):
+                return await decided(attempt)
+
         # Shielded: a client that leaves now must not leave a stored response without its run.
-        return await asyncio.shield(asyncio.ensure_future(decided(attempt)))
+        return await asyncio.shield(asyncio.ensure_future(accepted()))
 
     async def _start(self, caller: Caller, request: CreateResponse) -> Started:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""
@@ -198,9 +202,10 @@ class Gateway:
 
     async def events(self, started: Started, *, after: int) -> AsyncGenerator[list[bytes], None]:
         """Wire events numbered above `after` (a sequence number; -1 for all), in groups as they
-        become durable, up to the terminal one. Past the end of one that has ended: nothing."""
+        become durable, up to the terminal one. Past the end of one that has ended: nothing. Raises
+        `Unavailable` for one that nobody generates and that has no end."""
         store = self._store(started.stored)
-        held = await store.state.responses.get(*started.key)
+        held = await self._ending(started)
         tip = await store.state.engine.tip(EVENTS, started.key)  # after `held`: final if it is
         if held.value.status.terminal and after + 1 >= tip.last:
             return
@@ -213,20 +218,26 @@ class Gateway:
         """The terminal wire body, once there is one. Raises `UpstreamFailed` for one that ended
         before its first word because the upstream did not answer: there is nothing to read in it.
         """
-        store = self._store(started.stored)
         run = self._runs.get(started.key)
         if run is not None:
             await run.wait()
-        held = await store.state.responses.get(*started.key)
-        if not held.value.status.terminal:
-            raise Unavailable(
-                f"response {started.id} could not be stored to its end; what is durable of it "
-                "will be kept. See /readyz for what is wrong with the store."
-            )
+        held = await self._ending(started)
         answer = wire_body(held)
         if held.value.status is Status.FAILED:
             _raise_refusal(msgspec.json.decode(answer))
         return answer
+
+    async def _ending(self, started: Started) -> Held:
+        """A response that has ended or that is being generated; `Unavailable` for any other."""
+        running = started.key in self._runs  # asked first: it ends before it is forgotten
+        held = await self._store(started.stored).state.responses.get(*started.key)
+        if not running and not held.value.status.terminal:
+            raise Unavailable(
+                f"response {started.id} could not be stored to its end; what is durable of it "
+                "is kept. See /readyz for what is wrong with the store, and /v1/startup for what "
+                "was damaged."
+            )
+        return held
 
     async def abandon(self, started: Started) -> None:
         """A client left: stop generating once none is left to listen."""

@@ -8,7 +8,11 @@ commit as its effect, so a kill between commit and answer leaves one effect, nev
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -62,6 +66,19 @@ class Requests:
         self._state = state
         self._clock = clock
         self._boot_id = boot_id
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def alone(self, caller: Caller) -> AsyncIterator[None]:
+        """Carry out one sending of a request at a time. A client that gave up on its first sending
+        may send it again before that is committed, and could not find it yet."""
+        if not caller.digest:
+            yield
+            return
+        name = (caller.tenant, caller.remembered_as)
+        turn = self._turns.setdefault(name, asyncio.Lock())
+        async with turn:
+            yield
 
     async def recall(self, caller: Caller) -> Record[Remembered] | None:
         """What this request led to when it was sent before, if it was.

@@ -19,6 +19,7 @@ from perdure.core.errors import Missing, PerdureError
 from perdure.core.keys import Key, show
 from perdure.core.layouts import Log
 from perdure.core.values import Entry
+from perdure.services.supervisor import contained
 
 Ended = Callable[[Entry[Any]], bool]
 
@@ -55,23 +56,24 @@ class _Stream:
 
     async def _run(self) -> None:
         try:
-            tip = await self._engine.tip(self._log, self._key)
-            self.last = max(0, min(self.last, tip.last - 1))
-            while self.final is None:
-                tip = await self._engine.wait(self._log, self._key, self.last, timeout_s=_WAIT_S)
-                if tip.last < self.last:
-                    raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
-                entries = await self._engine.read(
-                    self._log, self._key, after=self.last, limit=_PAGE
-                )
-                if entries:
-                    self.recent.extend(entries)
-                    self.last = entries[-1].seq
-                    if self._ended(entries[-1]):
-                        self.final = self.last
-                    self._wake()
+            await contained("following a log", self._read_on())
         except PerdureError as error:
             self.fail(error)
+
+    async def _read_on(self) -> None:
+        tip = await self._engine.tip(self._log, self._key)
+        self.last = max(0, min(self.last, tip.last - 1))
+        while self.final is None:
+            tip = await self._engine.wait(self._log, self._key, self.last, timeout_s=_WAIT_S)
+            if tip.last < self.last:
+                raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
+            entries = await self._engine.read(self._log, self._key, after=self.last, limit=_PAGE)
+            if entries:
+                self.recent.extend(entries)
+                self.last = entries[-1].seq
+                if self._ended(entries[-1]):
+                    self.final = self.last
+                self._wake()
 
     def fail(self, error: PerdureError) -> None:
         self.failure = error

@@ -21,6 +21,7 @@ _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
 _ERROR_BYTES_MAX = 64 * 1024
 _LINE_BYTES_MAX = 1024 * 1024
+_ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 
 class UpstreamFailed(Unavailable):
@@ -72,10 +73,14 @@ class Upstream:
         )
 
     async def stream_chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of a streamed chat completion. Raises `UpstreamFailed`."""
+        """The chunks of a streamed chat completion; one that holds all of it where the upstream
+        does not stream. Raises `UpstreamFailed`."""
         response = await self._start(request)
         self.stats.streaming += 1
         try:
+            if response.headers.get("content-type", "").startswith("application/json"):
+                yield msgspec.json.decode(await _whole(response), type=dict)
+                return
             async for data in _server_sent_data(response):
                 if data == b"[DONE]":
                     return
@@ -162,6 +167,16 @@ async def _server_sent_data(response: httpx.Response) -> AsyncIterator[bytes]:
                 yield line[5:].strip()
     if rest.startswith(b"data:"):
         yield rest[5:].strip()
+
+
+async def _whole(response: httpx.Response) -> bytes:
+    """The body of an answer that is not a stream."""
+    body = b""
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise ValueError(f"it is longer than {_ANSWER_BYTES_MAX} bytes")
+    return body
 
 
 async def _refusal(url: str, response: httpx.Response) -> str:

@@ -48,10 +48,10 @@ class CreateResponse(msgspec.Struct, frozen=True, kw_only=True):
     template switches of model servers) and given back in the response.
     """
 
-    model: str
+    model: Annotated[str, msgspec.Meta(min_length=1)]
     input: str | list[Any] | None = None
     instructions: str | None = None
-    previous_response_id: str | None = None
+    previous_response_id: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     conversation: str | dict[str, Any] | None = None
     store: bool | None = None
     stream: bool | None = None
