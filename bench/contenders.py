@@ -49,11 +49,3 @@ def install(python: Path, *what: str) -> None:
     done = subprocess.run([*command, *what], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"installing {' '.join(what)} failed:\n{done.stderr[-4000:]}")
-
-
-def version_of(contender: str, package: str) -> str:
-    """The version of a package in a contender's environment."""
-    code = f"import importlib.metadata as m; print(m.version({package!r}))"
-    return subprocess.run(
-        [python_of(contender), "-c", code], check=True, capture_output=True, text=True
-    ).stdout.strip()

@@ -138,7 +138,7 @@ class SqliteEngine:
         question = Question(self.store_id, records.name, prefix, index, tuple(where), descending)
         cursors.check_question(records, question)
         after = None if cursor is None else cursors.unpack(question, cursor)
-        return await self._off_loop(scan_page, table, question, after, limit)
+        return await self._read(limit, scan_page, table, question, after, limit)
 
     async def count(
         self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
