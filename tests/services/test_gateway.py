@@ -161,7 +161,7 @@ async def test_only_a_retry_joins_an_equal_request(driver: Driver) -> None:
 
 
 # proves C22
-async def test_a_retry_that_overtakes_the_first_sending_joins_it(opened: Open) -> None:
+async def test_a_retry_sent_before_the_first_is_committed_joins_it(opened: Open) -> None:
     class Slow(Wrapping):
         let = asyncio.Event()
 

@@ -270,6 +270,10 @@ def _unmappable(what: str, item: Item, param: str | None) -> WireError:
     )
 
 
+OUTPUT_ITEMS_MAX = 1_000
+"""In one response; it ends in one commit, which is bounded."""
+
+
 class _Call(msgspec.Struct, frozen=True):
     output_index: int
     id: str | None
@@ -305,6 +309,16 @@ class ChatReader:
         self._usage: Usage | None = None
         self._failure: Outcome | None = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the upstream said that it failed, so that nothing more counts."""
+        return self._failure is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the upstream said how its answer ended."""
+        return self._finish is not None
+
     def read(self, chunk: dict[str, Any]) -> list[Event]:
         """The events one chunk amounts to. Chunks after an error are not read."""
         if self._failure is not None:
@@ -319,6 +333,8 @@ class ChatReader:
             return []
         self._usage = read.usage or self._usage
         for choice in read.choices or ():
+            if self.view.next_index > OUTPUT_ITEMS_MAX:
+                break  # whoever reads on sees in the view that there is no room for more
             if (delta := choice.delta or choice.message) is not None:
                 self._delta(delta, choice.logprobs)
             self._finish = choice.finish_reason or self._finish
@@ -350,7 +366,7 @@ class ChatReader:
         if delta.refusal:
             self._write("refusal", delta.refusal)
         for call in delta.tool_calls or ():
-            if self._failure is None:
+            if self._failure is None and self.view.next_index <= OUTPUT_ITEMS_MAX:
                 self._call(call)
 
     def _write(self, type: str, text: str, logprobs: Sequence[Item] = ()) -> None:

@@ -20,10 +20,16 @@ from perdure.surfaces.responses import Held, Status
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
 from perdure.wire.fold import View, interrupting, take
-from perdure.wire.responses import Outcome, finished
+from perdure.wire.responses import Outcome, failed, finished
 
 _KEEPS_TURN = {Status.COMPLETED, Status.INCOMPLETE}
 """Ends after which a conversation has had the turn; after others the client may say it again."""
+
+
+TOO_LARGE = failed(
+    "The answer is too large to be stored as a whole. The events that were shown are kept.",
+    perdure={"reason": "output_too_large"},
+)
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -47,14 +53,16 @@ async def ending(
     *,
     after: int,
     pending: Sequence[ev.Event],
+    bare: bool = False,
 ) -> Ending:
     """The end of the response `held`, whose events amount to `view`, with nothing open.
 
     `after` is the number of the last entry that is durable, `pending` are the events behind it.
-    Only reads, so it can be asked for again when its commit meets a `Conflict`.
+    `bare` leaves the output out, for one that is too large to be stored. Only reads, so it can be
+    asked for again when its commit meets a `Conflict`.
     """
     assert view.response is not None, f"response {held.key[-1]} has no created event"
-    output = view.output()
+    output = [] if bare else view.output()
     body = finished(view.response, outcome, output, completed_at=int(clock.now_s()))
     events = ev.encode_events([*pending, ev.terminal(body)], after=after)
     status = Status(outcome.status)

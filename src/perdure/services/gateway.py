@@ -52,6 +52,7 @@ INPUT_ITEMS_MAX = 10_000
 """In one request. They are written with the response, and once more with the end of its turn."""
 
 _PIECE = 200
+_STOP_WAIT_S = 5.0
 
 ABANDONED = failed(
     "The client disconnected, and this response was not to be generated without one.",
@@ -206,9 +207,10 @@ class Gateway:
         `Unavailable` for one that nobody generates and that has no end."""
         store = self._store(started.stored)
         held = await self._ending(started)
-        tip = await store.state.engine.tip(EVENTS, started.key)  # after `held`: final if it is
-        if held.value.status.terminal and after + 1 >= tip.last:
-            return
+        if held.value.status.terminal:
+            tip = await store.state.engine.tip(EVENTS, started.key)
+            if after + 1 >= tip.last:
+                return
         async for entries in store.tail.follow(
             EVENTS, started.key, after=after + 1, ended=_is_last
         ):
@@ -229,9 +231,12 @@ class Gateway:
 
     async def _ending(self, started: Started) -> Held:
         """A response that has ended or that is being generated; `Unavailable` for any other."""
-        running = started.key in self._runs  # asked first: it ends before it is forgotten
-        held = await self._store(started.stored).state.responses.get(*started.key)
-        if not running and not held.value.status.terminal:
+        responses = self._store(started.stored).state.responses
+        held = await responses.get(*started.key)
+        if not held.value.status.terminal and started.key not in self._runs:
+            held = await responses.get(*started.key)  # it may have ended in between
+        # Asked without a pause before the log is followed, so that a follower is told of a failure.
+        if not held.value.status.terminal and started.key not in self._runs:
             raise Unavailable(
                 f"response {started.id} could not be stored to its end; what is durable of it "
                 "is kept. See /readyz for what is wrong with the store, and /v1/startup for what "
@@ -248,8 +253,16 @@ class Gateway:
 
     async def interrupt(self, key: Key) -> None:
         """Stop generating a response, whoever listens."""
-        if (run := self._runs.get(key)) is not None:
-            await run.stop(DELETED)
+        if (run := self._runs.get(key)) is None:
+            return
+        try:
+            async with asyncio.timeout(_STOP_WAIT_S):
+                await run.stop(DELETED)
+        except TimeoutError:
+            raise Unavailable(
+                f"response {key[-1]} is still being generated and its end cannot be stored; "
+                "see /readyz for what is wrong with the store."
+            ) from None
 
     async def models(self) -> list[str]:
         """Ids of the models that can be asked. Raises `UpstreamFailed`."""
@@ -264,10 +277,18 @@ class Gateway:
         await self.close()
 
     async def close(self) -> None:
-        """Stop every run; each ends with what it has."""
+        """Stop every run; each ends with what it has, or is left to the next start where the
+        store takes nothing."""
         self._closed = True
-        for run in list(self._runs.values()):
-            await run.stop(STOPPED)
+        runs = list(self._runs.values())
+        if not runs:
+            return
+        stopping = [asyncio.ensure_future(run.stop(STOPPED)) for run in runs]
+        await asyncio.wait(stopping, timeout=_STOP_WAIT_S)
+        for run in runs:
+            if run.key in self._runs:
+                run.drop()
+        await asyncio.wait(stopping, timeout=_STOP_WAIT_S)
 
     async def sweep_transient(self) -> int:
         """Forget responses that were not to be stored once no retry can join them any more."""
@@ -414,9 +435,15 @@ async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:
 async def _told(chunks: Chunks, reader: ChatReader) -> Source:
     """What a model answers, as events and an outcome."""
     async with aclosing(chunks):
-        async for chunk in chunks:
-            if events := reader.read(chunk):
-                yield events
+        try:
+            async for chunk in chunks:
+                if events := reader.read(chunk):
+                    yield events
+                if reader.failed:
+                    break
+        except UpstreamFailed:
+            if not reader.finished:
+                raise
     events, outcome = reader.end()
     if events:
         yield events

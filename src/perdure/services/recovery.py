@@ -14,11 +14,11 @@ import structlog
 
 from perdure.core.clock import Clock
 from perdure.core.engine import Recovered
-from perdure.core.errors import Conflict, Damaged, Invalid
+from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded
 from perdure.core.keys import show
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding
-from perdure.services.ending import close_open, ending
+from perdure.services.ending import TOO_LARGE, close_open, ending
 from perdure.surfaces.boots import SurfaceRecovery
 from perdure.surfaces.responses import EVENTS, Held
 from perdure.surfaces.state import State
@@ -68,20 +68,26 @@ class Recovery:
 
     async def interrupt(self, held: Held, outcome: Outcome) -> None:
         """End a response that nobody generates any more, keeping what its events amount to."""
+        bare = False
         for _ in range(_TRIES_MAX):
             view, after = await self._replay(held)
-            end = await ending(
-                self._state,
-                held,
-                view,
-                outcome,
-                self._clock,
-                after=after,
-                pending=close_open(view),
-            )
             try:
+                end = await ending(
+                    self._state,
+                    held,
+                    view,
+                    outcome,
+                    self._clock,
+                    after=after,
+                    pending=[] if bare else close_open(view),
+                    bare=bare,
+                )
                 await self._state.commit(end.batch)
                 return
+            except LimitExceeded:
+                if bare:
+                    raise
+                bare, outcome = True, TOO_LARGE
             except Conflict:
                 held = await self._state.responses.get(*held.key)
                 if held.value.status.terminal:

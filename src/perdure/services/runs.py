@@ -19,9 +19,10 @@ import msgspec
 import structlog
 
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, PerdureError, StorageFull
+from perdure.core.errors import Conflict, LimitExceeded, PerdureError, StorageFull, Unavailable
 from perdure.core.limits import VALUE_BYTES_MAX
-from perdure.services.ending import close_open, ending
+from perdure.services.bridge import OUTPUT_ITEMS_MAX
+from perdure.services.ending import TOO_LARGE, close_open, ending
 from perdure.services.recovery import STOPPED
 from perdure.services.supervisor import Crashed, contained
 from perdure.services.tail import Tail
@@ -33,10 +34,9 @@ from perdure.wire.fold import View
 from perdure.wire.responses import Outcome, failed
 
 ECHO_BYTES_MAX = VALUE_BYTES_MAX // 2
-OUTPUT_BYTES_MAX = VALUE_BYTES_MAX // 2 - 2 * 1024 * 1024
+OUTPUT_BYTES_MAX = VALUE_BYTES_MAX // 2 - 3 * 1024 * 1024
 """Leaves room for one more line of the upstream's, and for what ends a response."""
 
-OUTPUT_ITEMS_MAX = 1_000
 _GROUP_MAX = 1_000
 """Events in one commit."""
 
@@ -103,6 +103,7 @@ class Run:
         self._stop: Outcome | None = None
         self._begun = False
         self._generating = True
+        self._halted = False
         self.clients = 1
         self._task = asyncio.create_task(self._run(), name=f"run {held.key[-1]}")
 
@@ -111,8 +112,12 @@ class Run:
         if self._generating:
             self._stop = self._stop or outcome
             if self._begun:  # a task cancelled before its first step would end nothing
-                self._task.cancel()
+                self._halt()
         await self.wait()
+
+    def drop(self) -> None:
+        """Give the response up where it stands; the next start ends it."""
+        self._task.cancel()
 
     @property
     def stopping(self) -> bool:
@@ -132,19 +137,33 @@ class Run:
             self._generating = False
             await contained("ending a response", self._end(outcome))
         except PerdureError as error:
-            self._stats.lost += 1
-            _log.error("a response was given up", response=self.key[-1], error=str(error))
-            self._tail.fail(EVENTS, self.key, error)
+            self._give_up(error)
+        except asyncio.CancelledError:
+            self._give_up(Unavailable("the server stopped before the response could be stored."))
         finally:
             self._stats.running -= 1
             self._forget(self)
 
+    def _give_up(self, error: PerdureError) -> None:
+        self._stats.lost += 1
+        _log.error("a response was given up", response=self.key[-1], error=str(error))
+        self._tail.fail(EVENTS, self.key, error)
+
+    def _halt(self) -> None:
+        """End generation, once: a second cancellation would meet the end of the response."""
+        if self._generating and not self._halted:
+            self._halted = True
+            self._task.cancel()
+
     async def _generate(self) -> Outcome:
-        """Take what the source yields until it ends, fails or is stopped."""
+        """Take what the source yields until it ends, fails, is stopped or cannot be stored."""
         try:
-            return await contained("generating a response", self._pump())
-        except asyncio.CancelledError:
-            return self._stop or STOPPED
+            try:
+                return await contained("generating a response", self._pump())
+            except asyncio.CancelledError:
+                if self._stop is None and self._flush is not None and self._flush.done():
+                    self._flush.result()
+                return self._stop or STOPPED
         except UpstreamFailed as error:
             return failed(
                 str(error),
@@ -184,9 +203,13 @@ class Run:
         if self._flush is not None and self._storing:
             await asyncio.wait([self._flush])
         if self._flush is None or self._flush.done():
-            if self._flush is not None:
-                self._flush.result()
-            self._flush = asyncio.create_task(self._store())
+            self._flush = asyncio.create_task(contained("storing events", self._store()))
+            self._flush.add_done_callback(self._stored)
+
+    def _stored(self, flush: asyncio.Task[None]) -> None:
+        """What cannot be stored ends generation at once, however quiet the upstream is."""
+        if flush.exception() is not None:
+            self._halt()
 
     async def _store(self) -> None:
         """Commit what is pending; what cannot be, stays pending in order."""
@@ -223,19 +246,25 @@ class Run:
             with suppress(StorageFull):
                 await self._store()
         pause_s = _RETRY_FIRST_S
+        bare = False
         while True:
-            end = await ending(
-                self.state,
-                self._held,
-                self._view,
-                outcome,
-                self._clock,
-                after=self._durable,
-                pending=self._pending,
-            )
             try:
+                end = await ending(
+                    self.state,
+                    self._held,
+                    self._view,
+                    outcome,
+                    self._clock,
+                    after=self._durable,
+                    pending=self._pending,
+                    bare=bare,
+                )
                 await self.state.commit(end.batch)
                 break
+            except LimitExceeded:
+                if bare:
+                    raise
+                bare, outcome, self._pending = True, TOO_LARGE, []
             except StorageFull:
                 await self._clock.sleep(pause_s)
                 pause_s = min(pause_s * 2, _RETRY_MAX_S)

@@ -21,7 +21,6 @@ _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
 _ERROR_BYTES_MAX = 64 * 1024
 _LINE_BYTES_MAX = 1024 * 1024
-_ANSWER_BYTES_MAX = 8 * 1024 * 1024
 
 
 class UpstreamFailed(Unavailable):
@@ -78,10 +77,7 @@ class Upstream:
         response = await self._start(request)
         self.stats.streaming += 1
         try:
-            if response.headers.get("content-type", "").startswith("application/json"):
-                yield msgspec.json.decode(await _whole(response), type=dict)
-                return
-            async for data in _server_sent_data(response):
+            async for data in _payloads(response):
                 if data == b"[DONE]":
                     return
                 yield msgspec.json.decode(data, type=dict)
@@ -154,29 +150,26 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-async def _server_sent_data(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The `data:` payloads of an event stream; a payload never spans events here."""
-    rest = b""
+async def _payloads(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The `data:` payloads of an event stream, none of which spans events here; all of the answer
+    where it is an object instead. Its first byte tells, because its media type may lie."""
+    rest, streams = b"", None
     async for chunk in response.aiter_bytes():
-        lines = (rest + chunk).split(b"\n")
-        rest = lines.pop()
+        rest += chunk
+        if streams is None and (begun := rest.lstrip()):
+            streams = not begun.startswith(b"{")
+        lines = []
+        if streams:
+            *lines, rest = rest.split(b"\n")
         if max(map(len, (rest, *lines))) > _LINE_BYTES_MAX:
             raise ValueError(f"a line of its stream is longer than {_LINE_BYTES_MAX} bytes")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
-    if rest.startswith(b"data:"):
+    if streams is False:
+        yield rest
+    elif rest.startswith(b"data:"):
         yield rest[5:].strip()
-
-
-async def _whole(response: httpx.Response) -> bytes:
-    """The body of an answer that is not a stream."""
-    body = b""
-    async for piece in response.aiter_bytes():
-        body += piece
-        if len(body) > _ANSWER_BYTES_MAX:
-            raise ValueError(f"it is longer than {_ANSWER_BYTES_MAX} bytes")
-    return body
 
 
 async def _refusal(url: str, response: httpx.Response) -> str:
