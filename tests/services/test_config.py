@@ -62,6 +62,31 @@ def test_the_engine_defaults_into_the_data_directory(tmp_path: Path) -> None:
         ("", {"PERDURE_UPSTREAM_KEY": "sk"}, {}, ("PERDURE_UPSTREAM_KEY", "KEY_ENV")),
         ("", {}, {"profile": "cluster"}, ("--profile", "cluster")),
         ("", {}, {"upstream__url": "localhost:1"}, ("upstream.url", "http://")),
+        ("[[upstreams]]\nname = 'a'", {}, {}, ("perdure.toml", "upstreams[0] has no url")),
+        ("upstreams = 3", {}, {}, ("upstreams are tables", "[[upstreams]]")),
+        (
+            '[[upstreams]]\nname = "a"\nurl = "http://a"\nkey = "sk-live"',
+            {},
+            {},
+            ("upstreams[0].key", "did you mean upstreams[0].key_"),
+        ),
+        ("[[upstreams]]\nname = 'a/b'\nurl = 'http://a'", {}, {}, ("upstreams[0]", "'a/b'")),
+        ("[[upstreams]]\nname = 'a'\nurl = 'a'", {}, {}, ("a.url", "http://")),
+        (
+            "[[upstreams]]\nname = 'a'\nurl = 'http://a'\n"
+            "[[upstreams]]\nname = 'a'\nurl = 'http://b'",
+            {},
+            {},
+            ("two upstreams are named a",),
+        ),
+        (
+            "[upstream]\nurl = 'http://a'\naliases = {x = 'y'}\n"
+            "[[upstreams]]\nname = 'b'\nurl = 'http://b'\naliases = {x = 'z'}",
+            {},
+            {},
+            ("the alias x", "upstream and b"),
+        ),
+        ("", {"PERDURE_UPSTREAMS": "[]"}, {}, ("PERDURE_UPSTREAMS",)),
     ],
 )
 def test_what_nobody_reads_or_does_not_fit_is_refused_by_name(
@@ -124,3 +149,26 @@ def test_strangers_need_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(Invalid, match="an API key is required"):
         configuration.api_keys(config, {})
     assert configuration.api_keys(config, {"PERDURE_API_KEY": "k"}) == ("k",)
+
+
+# proves R12
+def test_several_upstreams_beside_the_short_form(tmp_path: Path) -> None:
+    toml = """
+        [upstream]
+        url = "http://first.example/v1"
+        [[upstreams]]
+        name = "second"
+        url = "http://second.example/v1"
+        key_env = "PERDURE_SECOND"
+        models = ["qwen*"]
+        aliases = {fast = "qwen3:4b"}
+        required = true
+    """
+    environment = {"PERDURE_SECOND": "sk"}
+    config = load(tmp_path, toml, environment)
+    first, second = config.every_upstream
+    assert (first.name, first.url) == ("upstream", "http://first.example/v1")
+    assert second.key(environment) == "sk"
+    assert (second.models, second.aliases) == (("qwen*",), {"fast": "qwen3:4b"})
+    assert (first.required, second.required) == (False, True)
+    assert load(tmp_path).every_upstream == ()

@@ -45,8 +45,7 @@ async def die(node: Node) -> None:
     node.opened = False
     await node._supervisor.stop()
     await node.gateway.close()
-    assert node.upstream is not None
-    await node.upstream.close()
+    await node.upstreams.close()
     await engine.engine.close()
 
 

@@ -42,6 +42,5 @@ async def test_a_damaged_response_is_named_and_the_others_are_recovered(
             assert msgspec.json.decode(held.attachment or b"")["status"] == "failed"
     second.node.opened = False
     await second.node._supervisor.stop()
-    assert second.node.upstream is not None
-    await second.node.upstream.close()
+    await second.node.upstreams.close()
     await second.node.state.engine.close()

@@ -11,7 +11,7 @@ import asyncio
 import socket
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -95,7 +95,8 @@ def _from_tool(body: dict[str, Any]) -> bool:
 class ScriptedApp:
     """The server as one ASGI callable."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Sequence[str] = ("scripted",)) -> None:
+        self._models = models
         self.received: deque[dict[str, Any]] = deque(maxlen=RECEIVED_MAX)
         self.left_early = 0
         self._seen: Counter[str] = Counter()
@@ -106,8 +107,9 @@ class ScriptedApp:
             return
         match scope["method"], scope["path"]:
             case "GET", "/v1/models":
-                model = {"id": "scripted", "object": "model", "created": 0, "owned_by": "perdure"}
-                await _answer(send, 200, {"object": "list", "data": [model]})
+                model = {"object": "model", "created": 0, "owned_by": "perdure"}
+                listed = [model | {"id": id} for id in self._models]
+                await _answer(send, 200, {"object": "list", "data": listed})
             case "GET", "/received":
                 await self._wait(parse_qs(scope["query_string"].decode()))
                 told = {"requests": list(self.received), "left_early": self.left_early}
@@ -283,15 +285,16 @@ class ScriptedUpstream:
     `url` ends in `/v1`, as `--upstream` wants it. The process also ends with its parent.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, models: Sequence[str] = ("scripted",)) -> None:
         self.url = ""
+        self._models = models
         self._port = port
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> ScriptedUpstream:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perdure.proving.upstream", "--with-parent"),
-            *("--port", str(self._port)),
+            *("--port", str(self._port), "--models", *self._models),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -338,11 +341,11 @@ class ScriptedUpstream:
             return told
 
 
-async def serve(port: int, *, with_parent: bool) -> None:
+async def serve(port: int, models: Sequence[str], *, with_parent: bool) -> None:
     """Serve on 127.0.0.1 until told to stop; prints the port once connections are accepted."""
     listening = socket.create_server(("127.0.0.1", port), backlog=1024)
     config = uvicorn.Config(
-        ScriptedApp(), log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        ScriptedApp(models), log_level="critical", access_log=False, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     print(listening.getsockname()[1], flush=True)
@@ -367,9 +370,10 @@ def main() -> None:
     """`python -m perdure.proving.upstream --port 0`."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--models", nargs="+", default=["scripted"])
     parser.add_argument("--with-parent", action="store_true")
     options = parser.parse_args()
-    asyncio.run(serve(options.port, with_parent=options.with_parent))
+    asyncio.run(serve(options.port, options.models, with_parent=options.with_parent))
 
 
 if __name__ == "__main__":

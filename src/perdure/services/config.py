@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -72,9 +72,17 @@ class Access(msgspec.Struct, frozen=True):
 
 
 class Upstream(msgspec.Struct, frozen=True):
-    """The OpenAI-compatible server that generates. Without `url` the built-in model answers."""
+    """An OpenAI-compatible server that generates: the table `[upstream]` is one, each table of
+    `[[upstreams]]` another. Without any the built-in model answers.
 
+    `models` are names or patterns (`qwen*`) of what is asked of it, everything it lists if none;
+    `aliases` other names of its models.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "upstream"
     url: str | None = None
+    models: tuple[str, ...] = ()
+    aliases: dict[str, str] = {}
     key_env: str | None = None
     key_file: str | None = None
     connect_timeout_s: Seconds = 5.0
@@ -85,9 +93,10 @@ class Upstream(msgspec.Struct, frozen=True):
 
     def key(self, environment: Mapping[str, str]) -> str | None:
         """The bearer token to send, None for an upstream without one."""
-        found = Secret(self.key_env, self.key_file).read("the upstream's key", environment)
+        what = f"the upstream's key ({self.name})"
+        found = Secret(self.key_env, self.key_file).read(what, environment)
         if len(found) > 1:
-            raise Invalid("the upstream's key: one key is needed, not several.")
+            raise Invalid(f"{what}: one key is needed, not several.")
         return found[0] if found else None
 
 
@@ -125,6 +134,7 @@ class Config(msgspec.Struct, frozen=True):
     log_requests: bool = True
     access: Access = Access()
     upstream: Upstream = Upstream()
+    upstreams: tuple[Upstream, ...] = ()
     limits: Limits = Limits()
     retention: Retention = Retention()
 
@@ -136,6 +146,11 @@ class Config(msgspec.Struct, frozen=True):
     def engine_url(self) -> str:
         """The engine asked for; SQLite inside the data directory unless one was."""
         return self.engine or f"sqlite:///{self.data_path / 'perdure.db'}"
+
+    @property
+    def every_upstream(self) -> tuple[Upstream, ...]:
+        """All that are configured, in the order in which they are asked for a model."""
+        return (*((self.upstream,) if self.upstream.url else ()), *self.upstreams)
 
     @property
     def loopback(self) -> bool:
@@ -195,7 +210,12 @@ def _leaves(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[st
 
 
 KNOWN: Mapping[str, Any] = dict(_leaves(Config))
-_BY_VARIABLE = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name in KNOWN}
+_BY_VARIABLE = {
+    ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name
+    for name, kind in KNOWN.items()
+    if get_origin(kind) not in (tuple, dict)
+}
+"""What fits into a variable: single values. Lists and tables are for the file."""
 
 
 def _file_values(file: Path | None) -> Iterator[tuple[str, Any]]:
@@ -232,10 +252,29 @@ def _unknown(source: str, name: str, known: list[str]) -> str:
 
 
 def _convert(name: str, raw: Any, source: str, strict: bool) -> Any:
+    if name == "upstreams":
+        return _entries(raw, source)
     try:
         return msgspec.convert(raw, KNOWN[name], strict=strict)
     except msgspec.ValidationError as error:
         raise Invalid(f"{source}: {name} = {raw!r} does not fit: {error}.") from None
+
+
+def _entries(raw: Any, source: str) -> Any:
+    """The tables of `[[upstreams]]`, key by key like any other: none may be unknown."""
+    if not isinstance(raw, list) or not all(isinstance(entry, dict) for entry in raw):
+        raise Invalid(f"{source}: upstreams are tables: write each under [[upstreams]].")
+    for place, entry in enumerate(raw):
+        at = f"upstreams[{place}]"
+        for key, value in entry.items():
+            if f"upstream.{key}" not in KNOWN:
+                known = [f"{at}.{field}" for field in Upstream.__struct_fields__]
+                raise Invalid(_unknown(source, f"{at}.{key}", known))
+            _convert(f"upstream.{key}", value, f"{source}: {at}", strict=True)
+        for key in ("name", "url"):
+            if key not in entry:
+                raise Invalid(f"{source}: {at} has no {key}; every upstream needs one.")
+    return raw
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,22 +290,39 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: Config, environment: Mapping[str, str]) -> None:
     """What no single key can get wrong."""
-    places = {
-        "access.api_key": (config.access.api_key_env, config.access.api_key_file),
-        "upstream.key": (config.upstream.key_env, config.upstream.key_file),
-    }
+    places = {"access.api_key": (config.access.api_key_env, config.access.api_key_file)}
+    for upstream in (config.upstream, *config.upstreams):
+        places[f"{upstream.name}.key"] = (upstream.key_env, upstream.key_file)
     for name, (env, file) in places.items():
         if env is not None and file is not None:
             raise Invalid(f"{name}_env and {name}_file are both set; keep one.")
         if env is not None and not _VARIABLE.fullmatch(env):
             raise Invalid(f"{name}_env is the name of a variable that holds the key, not the key.")
-    url = config.upstream.url
-    if url is not None and not url.startswith(("http://", "https://")):
-        raise Invalid(f"upstream.url = {url!r} is not an http:// or https:// URL.")
+    _check_upstreams(config.every_upstream)
     known = {*_BY_VARIABLE, _API_KEY, *(env for env, _ in places.values() if env)}
     for variable in environment:
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
             raise Invalid(_unknown("the environment", variable, list(known)))
+
+
+def _check_upstreams(upstreams: tuple[Upstream, ...]) -> None:
+    names: set[str] = set()
+    aliases: dict[str, str] = {}
+    for upstream in upstreams:
+        if not (upstream.url or "").startswith(("http://", "https://")):
+            raise Invalid(
+                f"{upstream.name}.url = {upstream.url!r} is not an http:// or https:// URL."
+            )
+        if upstream.name in names:
+            raise Invalid(f"two upstreams are named {upstream.name}; name one of them differently.")
+        names.add(upstream.name)
+        for alias in upstream.aliases:
+            if alias in aliases:
+                raise Invalid(
+                    f"the alias {alias} stands at two upstreams, {aliases[alias]} and "
+                    f"{upstream.name}; keep one."
+                )
+            aliases[alias] = upstream.name
 
 
 def _secrets(lines: list[str], what: str, where: str) -> tuple[str, ...]:

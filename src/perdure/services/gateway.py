@@ -28,7 +28,8 @@ from perdure.services.recovery import STOPPED
 from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
 from perdure.services.tail import Tail
-from perdure.services.upstream import Upstream, UpstreamFailed
+from perdure.services.upstream import UpstreamFailed
+from perdure.services.upstreams import Offered, Upstreams
 from perdure.surfaces.conversations import Conversation, require_free
 from perdure.surfaces.items import Item as StoredItem
 from perdure.surfaces.items import body
@@ -90,11 +91,11 @@ class Gateway:
     """Creates responses and lets them be followed. `transient` holds those of `store: false`."""
 
     def __init__(
-        self, stored: Store, transient: Store, upstream: Upstream | None, clock: Clock, boot_id: str
+        self, stored: Store, transient: Store, upstreams: Upstreams, clock: Clock, boot_id: str
     ) -> None:
         self._stored = stored
         self._transient = transient
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._clock = clock
         self._boot_id = boot_id
         self._runs: dict[Key, Run] = {}
@@ -264,9 +265,9 @@ class Gateway:
                 "see /readyz for what is wrong with the store."
             ) from None
 
-    async def models(self) -> list[str]:
-        """Ids of the models that can be asked. Raises `UpstreamFailed`."""
-        return [MODEL] if self._upstream is None else await self._upstream.models()
+    async def models(self) -> list[Offered]:
+        """The models that can be asked. Raises `UpstreamFailed`."""
+        return await self._upstreams.models() if self._upstreams else [Offered(MODEL, "perdure")]
 
     async def drain(self, timeout_s: float) -> None:
         """Start nothing more; let runs end within `timeout_s`, then stop those that have not."""
@@ -385,8 +386,10 @@ class Gateway:
         self, request: CreateResponse, history: list[Item], items: list[Item], view: View
     ) -> Source:
         """What will generate the answer. Raises `WireError` for what it cannot be asked."""
-        if self._upstream is not None:
-            chunks = self._upstream.stream_chat(chat_request(request, history, items))
+        if self._upstreams:
+            to = await self._upstreams.resolve(request.model)
+            asked = chat_request(request, history, items, model=to.model)
+            chunks: Chunks = to.upstream.stream_chat(asked)
         elif request.model == MODEL:
             chunks = _at_once(await off_loop(answer, request, history, items))
         else:

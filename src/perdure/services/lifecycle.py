@@ -17,10 +17,11 @@ from perdure import __version__
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
-from perdure.core.errors import PerdureError, Unavailable
+from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
 from perdure.engines import open_engine
 from perdure.services.config import Config
+from perdure.services.config import Upstream as UpstreamSettings
 from perdure.services.conversations import Conversations
 from perdure.services.gateway import Gateway, Store
 from perdure.services.recovery import Recovery, engine_recovery
@@ -30,6 +31,7 @@ from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream
+from perdure.services.upstreams import Member, Upstreams
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
 from perdure.surfaces.state import LAYOUTS, PROMISES, State
 
@@ -65,7 +67,7 @@ class Node:
         self.state: State
         self.gateway: Gateway
         self.conversations: Conversations
-        self.upstream: Upstream | None = None
+        self.upstreams = Upstreams(())
         self.boot: Boot
         self.heartbeat_at_s = 0.0
         self.opened = False
@@ -75,7 +77,6 @@ class Node:
         self._wrap = wrap
         self._supervisor = Supervisor(self.clock)
         self._transient: State
-        self._upstream_trouble: str | None = "not asked yet"
 
     async def open(self, *, control_socket: str = "") -> None:
         """Become ready. Raises what makes the store unusable, after releasing it again."""
@@ -124,7 +125,7 @@ class Node:
         self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
-        self._supervisor.every("upstream", _PROBE_S, self._probe_upstream)
+        self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
 
     def readiness(self) -> Readiness:
         """Whether traffic is welcome now, and every reason why or why not."""
@@ -136,7 +137,7 @@ class Node:
         checks = (
             Check("engine", not (latched or failing), latched or failing or "writable"),
             Check("recovery", True, f"done in {self.startup.duration_s:.3f} s"),
-            Check("upstream", *self._upstream_check()),
+            *self.upstreams.checks(),
             Check("accepting", not self.draining, "draining" if self.draining else "yes"),
         )
         trouble = [f"{name}: {why}" for name, why in self._supervisor.failing.items()]
@@ -156,8 +157,7 @@ class Node:
         self.draining = True
         await self._supervisor.stop()
         await self.gateway.close()
-        if self.upstream is not None:
-            await self.upstream.close()
+        await self.upstreams.close()
         self.boot = msgspec.structs.replace(
             self.boot, ended_at_s=self.clock.now_s(), ended_clean=True
         )
@@ -193,43 +193,29 @@ class Node:
         return path.read_text().strip()
 
     def _make_services(self) -> None:
-        upstream = self.config.upstream
-        if upstream.url is not None:
-            self.upstream = Upstream(
-                upstream.url,
-                key=upstream.key(self._environment),
-                connect_timeout_s=upstream.connect_timeout_s,
-                read_timeout_s=upstream.read_timeout_s,
-                attempts_max=upstream.attempts_max,
-                clock=self.clock,
-            )
+        self.upstreams = Upstreams([self._member(one) for one in self.config.every_upstream])
         stored = Requests(self.state, self.clock, self.boot_id)
         transient = Requests(self._transient, self.clock, self.boot_id)
         self.conversations = Conversations(self.state, stored, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),
-            self.upstream,
+            self.upstreams,
             self.clock,
             self.boot_id,
         )
 
-    async def _probe_upstream(self) -> None:
-        """Learn whether the upstream answers; its trouble is a reason, never a failed start."""
-        if self.upstream is None:
-            return
-        try:
-            await self.upstream.models()
-            self._upstream_trouble = None
-        except PerdureError as error:
-            self._upstream_trouble = str(error)
-
-    def _upstream_check(self) -> tuple[bool, str]:
-        if self.upstream is None:
-            return True, "none; the built-in model perdure-extract answers"
-        if self._upstream_trouble is None:
-            return True, self.upstream.url
-        return not self.config.upstream.required, self._upstream_trouble
+    def _member(self, settings: UpstreamSettings) -> Member:
+        assert settings.url is not None, "checked when the configuration was read"
+        upstream = Upstream(
+            settings.url,
+            key=settings.key(self._environment),
+            connect_timeout_s=settings.connect_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+            attempts_max=settings.attempts_max,
+            clock=self.clock,
+        )
+        return Member(settings.name, upstream, settings.models, settings.aliases, settings.required)
 
     async def _record_boot(self, *, ready: bool, expect: int | None = None) -> None:
         """Write the boot as it stands, and a sign of life with it: the last one may be that of a

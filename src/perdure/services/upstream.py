@@ -19,6 +19,9 @@ _RETRIED_STATUSES = frozenset({0, 429, 500, 502, 503, 504})
 _CLIENTS_OWN = frozenset({400, 404, 413, 422, 429})
 _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
+_MODELS_TIMEOUT_S = 5.0
+_SILENCE_KEPT_S = 5.0
+"""How long an upstream that did not list its models is not asked again: requests wait for it."""
 _ERROR_BYTES_MAX = 64 * 1024
 _LINE_BYTES_MAX = 1024 * 1024
 
@@ -62,7 +65,10 @@ class Upstream:
         self.stats = UpstreamStats()
         self._clock = clock
         self._attempts_max = attempts_max
-        self._models: tuple[float, list[str]] | None = None
+        self.listed: list[str] = []
+        """The models it listed last, even if it has fallen silent since."""
+        self._ask_again_s = clock.monotonic_s()
+        self._silent: str | None = None
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(read_timeout_s, connect=connect_timeout_s),
@@ -92,20 +98,27 @@ class Upstream:
 
     async def models(self) -> list[str]:
         """Ids of the models the upstream offers, asked for at most twice a minute."""
-        now_s = self._clock.monotonic_s()
-        if self._models is not None and now_s - self._models[0] < _MODELS_KEPT_S:
-            return self._models[1]
+        if self._clock.monotonic_s() >= self._ask_again_s:
+            await self._list()
+        if self._silent is not None:
+            raise UpstreamFailed(self._silent)
+        return self.listed
+
+    async def _list(self) -> None:
         try:
-            response = await self._client.get(f"{self.url}/models")
+            response = await self._client.get(f"{self.url}/models", timeout=_MODELS_TIMEOUT_S)
             response.raise_for_status()
             listed = msgspec.json.decode(response.content, type=_Models)
         except (httpx.HTTPError, ValueError) as error:
-            raise UpstreamFailed(
+            self._silent = (
                 f"the upstream {self.url} did not list its models: {_say(error)}. "
                 "Check that it runs and that its URL ends in /v1."
-            ) from error
-        self._models = (now_s, [model.id for model in listed.data])
-        return self._models[1]
+            )
+            self._ask_again_s = self._clock.monotonic_s() + _SILENCE_KEPT_S
+            return
+        self._silent = None
+        self._ask_again_s = self._clock.monotonic_s() + _MODELS_KEPT_S
+        self.listed = [model.id for model in listed.data]
 
     async def close(self) -> None:
         """Close pooled connections."""

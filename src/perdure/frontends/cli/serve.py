@@ -125,19 +125,20 @@ async def _say_ready(node: Node, url: str) -> None:
     for found in node.startup.recovery:
         if told := recovered(found):
             console.print(f"  recovered {found.surface}: {told}")
-    upstream = node.config.upstream.url
-    console.print(
-        f"  upstream  {upstream or 'none; the built-in perdure-extract quotes, see --upstream'}"
-    )
+    upstreams = node.config.every_upstream
+    for one in upstreams:
+        console.print(f"  upstream  {one.url}" + (f" ({one.name})" if len(upstreams) > 1 else ""))
+    if not upstreams:
+        console.print("  upstream  none; the built-in perdure-extract quotes, see --upstream")
     for warning in node.warnings:
         console.print(f"  [yellow]warning[/]   {warning}")
-    model = "MODEL" if upstream else "perdure-extract"
+    model = "MODEL" if upstreams else "perdure-extract"
     console.print(
         f"""  try       curl {url}/v1/responses -H 'content-type: application/json' \\
               -d '{{"model": "{model}", "input": "Hello"}}'""",
         markup=False,
     )
-    if upstream is None:
+    if not upstreams:
         for server in await neighbours():
             models = f"{server.models} models, perhaps {server.usually}"
             console.print(f"  found     a model server ({models}): --upstream {server.url}")

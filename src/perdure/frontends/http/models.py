@@ -13,7 +13,8 @@ from perdure.wire.errors import NotFound
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. `created` is 0: the upstream's own date is not known here."""
+    """One model, owned by the upstream that answers to its name. `created` is 0: the upstream's
+    own date is not known here."""
 
     id: str
     object: Literal["model"] = "model"
@@ -29,8 +30,8 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def models(service: Service) -> list[Model]:
-    owner = "perdure" if service.node.upstream is None else "upstream"
-    return [Model(id=id, owned_by=owner) for id in await service.node.gateway.models()]
+    offered = await service.node.gateway.models()
+    return [Model(id=one.id, owned_by=one.owned_by) for one in offered]
 
 
 async def list_models(service: Service, call: Call) -> Answer:
