@@ -31,11 +31,11 @@ class Driver:
     def __init__(self, node: Node) -> None:
         self.node = node
 
-    async def ask(self, said: str, *, caller: Caller | None = None, **fields: Any) -> Started:
+    async def ask(self, said: Any, *, caller: Caller | None = None, **fields: Any) -> Started:
         body = {"model": "scripted", "input": said} | fields
         return await self.node.gateway.create(caller or someone(), body)
 
-    async def answer(self, said: str, **fields: Any) -> dict[str, Any]:
+    async def answer(self, said: Any, **fields: Any) -> dict[str, Any]:
         """The terminal body."""
         started = await self.ask(said, **fields)
         return msgspec.json.decode(await self.node.gateway.finished(started))
@@ -104,3 +104,25 @@ async def _close(node: Node) -> None:
 @pytest.fixture
 async def driver(opened: Open) -> Driver:
     return await opened()
+
+
+def at(name: str, server: ScriptedUpstream, **more: Any) -> dict[str, Any]:
+    return {"name": name, "url": server.url, **more}
+
+
+Over = Callable[..., Awaitable[Driver]]
+
+
+@pytest.fixture
+async def over(tmp_path: Path) -> AsyncIterator[Over]:
+    """Opens nodes over upstreams, and closes them at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def open(*upstreams: dict[str, Any]) -> Driver:
+            flags = {"engine": "memory://", "data": str(tmp_path), "upstreams": list(upstreams)}
+            node = Node(load(environment={}, flags=flags), environment={})
+            await node.open()
+            stack.push_async_callback(node.close)
+            return Driver(node)
+
+        yield open

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
-from perdure.services.config import load
 from perdure.services.lifecycle import Node
 from perdure.services.upstream import UpstreamFailed
 from perdure.wire.errors import WireError
-from tests.services.conftest import Driver
+from tests.services.conftest import Over, at
 
 
 def unused_url() -> str:
@@ -35,28 +31,6 @@ async def left() -> AsyncIterator[ScriptedUpstream]:
 async def right() -> AsyncIterator[ScriptedUpstream]:
     async with ScriptedUpstream(models=("large", "both", "org/deep")) as server:
         yield server
-
-
-Over = Callable[..., Awaitable[Driver]]
-
-
-@pytest.fixture
-async def over(tmp_path: Path) -> AsyncIterator[Over]:
-    """Opens nodes over upstreams, and closes them at the end."""
-    async with AsyncExitStack() as stack:
-
-        async def open(*upstreams: dict[str, Any]) -> Driver:
-            flags = {"engine": "memory://", "data": str(tmp_path), "upstreams": list(upstreams)}
-            node = Node(load(environment={}, flags=flags), environment={})
-            await node.open()
-            stack.push_async_callback(node.close)
-            return Driver(node)
-
-        yield open
-
-
-def at(name: str, server: ScriptedUpstream, **more: Any) -> dict[str, Any]:
-    return {"name": name, "url": server.url, **more}
 
 
 # proves R12

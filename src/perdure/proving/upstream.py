@@ -31,6 +31,8 @@ RECEIVED_MAX = 10_000
 _NOTICED_S = 0.05
 """How soon a leaving client is noticed; shorter waits are plain sleeps, which are much cheaper."""
 
+APIS = {"chat": "/v1/chat/completions", "responses": "/v1/responses"}
+
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -95,8 +97,11 @@ def _from_tool(body: dict[str, Any]) -> bool:
 class ScriptedApp:
     """The server as one ASGI callable."""
 
-    def __init__(self, models: Sequence[str] = ("scripted",)) -> None:
+    def __init__(
+        self, models: Sequence[str] = ("scripted",), apis: Sequence[str] = tuple(APIS)
+    ) -> None:
         self._models = models
+        self._routes = {APIS[api] for api in apis}
         self.received: deque[dict[str, Any]] = deque(maxlen=RECEIVED_MAX)
         self.left_early = 0
         self._seen: Counter[str] = Counter()
@@ -114,12 +119,15 @@ class ScriptedApp:
                 await self._wait(parse_qs(scope["query_string"].decode()))
                 told = {"requests": list(self.received), "left_early": self.left_early}
                 await _answer(send, 200, told)
-            case "POST", "/v1/chat/completions" | "/v1/responses" as path:
+            case "POST", path if path in self._routes:
                 await self._play(path, codec.parse(await _body(receive)), receive, send)
             case _:
                 await _answer(send, 404, _error("there is no such route"))
 
     async def _play(self, path: str, body: dict[str, Any], receive: Receive, send: Send) -> None:
+        if not body.get("model"):
+            await _answer(send, 400, _error("'model' is required"))
+            return
         self.received.append({"path": path, "body": body})
         self._note()
         prompt = _prompt(body)
@@ -225,7 +233,8 @@ def _chat_whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _responses_events(script: Script, body: dict[str, Any]) -> Iterator[ev.Event]:
+def responses_events(script: Script, body: dict[str, Any]) -> Iterator[ev.Event]:
+    """The answer as events of the Responses API, up to its ending."""
     clock = SystemClock()
     view = View()
     reader = ChatReader(view, clock)
@@ -244,13 +253,13 @@ def _responses_events(script: Script, body: dict[str, Any]) -> Iterator[ev.Event
 
 
 def _responses_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
-    for number, event in enumerate(_responses_events(script, body)):
+    for number, event in enumerate(responses_events(script, body)):
         [encoded] = ev.encode_events([event], after=number)
         yield ev.sse(ev.type_of(event), encoded)
 
 
 def _responses_whole(script: Script, body: dict[str, Any]) -> dict[str, Any]:
-    *_, last = _responses_events(script, body)
+    *_, last = responses_events(script, body)
     assert isinstance(last, ev.Terminal)
     return last.response
 
@@ -285,16 +294,22 @@ class ScriptedUpstream:
     `url` ends in `/v1`, as `--upstream` wants it. The process also ends with its parent.
     """
 
-    def __init__(self, port: int = 0, models: Sequence[str] = ("scripted",)) -> None:
+    def __init__(
+        self,
+        port: int = 0,
+        models: Sequence[str] = ("scripted",),
+        apis: Sequence[str] = tuple(APIS),
+    ) -> None:
         self.url = ""
         self._models = models
+        self._apis = apis
         self._port = port
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> ScriptedUpstream:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perdure.proving.upstream", "--with-parent"),
-            *("--port", str(self._port), "--models", *self._models),
+            *("--port", str(self._port), "--models", *self._models, "--apis", *self._apis),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -341,11 +356,11 @@ class ScriptedUpstream:
             return told
 
 
-async def serve(port: int, models: Sequence[str], *, with_parent: bool) -> None:
+async def serve(port: int, app: ScriptedApp, *, with_parent: bool) -> None:
     """Serve on 127.0.0.1 until told to stop; prints the port once connections are accepted."""
     listening = socket.create_server(("127.0.0.1", port), backlog=1024)
     config = uvicorn.Config(
-        ScriptedApp(models), log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        app, log_level="critical", access_log=False, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     print(listening.getsockname()[1], flush=True)
@@ -371,9 +386,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--models", nargs="+", default=["scripted"])
+    parser.add_argument("--apis", nargs="+", choices=APIS, default=list(APIS))
     parser.add_argument("--with-parent", action="store_true")
     options = parser.parse_args()
-    asyncio.run(serve(options.port, options.models, with_parent=options.with_parent))
+    app = ScriptedApp(options.models, options.apis)
+    asyncio.run(serve(options.port, app, with_parent=options.with_parent))
 
 
 if __name__ == "__main__":

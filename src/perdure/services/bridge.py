@@ -6,7 +6,7 @@ asking; what model servers leave out or send oddly is made whole when reading.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -137,14 +137,20 @@ def _tool_choice(
 def _messages(
     instructions: str | None, history: Sequence[Item], items: Sequence[Item]
 ) -> list[dict[str, Any]]:
+    conversation = _Conversation(instructions)
+    for item, param in sayable(history, items):
+        conversation.add(item, param)
+    return conversation.messages
+
+
+def sayable(history: Sequence[Item], items: Sequence[Item]) -> Iterator[tuple[Item, str | None]]:
+    """Every item that an upstream can be given, and where it stands in the request, None for
+    history. Raises `WireError` for calls and outputs that do not belong together."""
     _check_calls((*history, *items))
     unanswered = _calls((*history, *items)) - _outputs((*history, *items))
-    conversation = _Conversation(instructions)
     for place, item in enumerate((*history, *items), -len(history)):
-        if item["type"] == "function_call" and item["call_id"] in unanswered:
-            continue
-        conversation.add(item, f"input[{place}]" if place >= 0 else None)
-    return conversation.messages
+        if item["type"] != "function_call" or item["call_id"] not in unanswered:
+            yield item, f"input[{place}]" if place >= 0 else None
 
 
 def _calls(items: Sequence[Item]) -> set[str]:
@@ -207,7 +213,7 @@ class _Conversation:
             case {"type": "reasoning"}:
                 self._thought = text_of(item)
             case _:
-                raise _unmappable(f"an item of type '{item['type']}'", item, param)
+                raise unmappable(f"an item of type '{item['type']}'", item, param)
 
     def _put(self, message: dict[str, Any]) -> None:
         self.messages.append(message)
@@ -247,7 +253,7 @@ def _content(
             continue
         if part["type"] != "input_text":
             source = " by 'file_id'" if part.get("file_id") else ""
-            raise _unmappable(f"content of type '{part['type']}'{source}", item, param)
+            raise unmappable(f"content of type '{part['type']}'{source}", item, param)
     if (text_only or len(parts) == 1) and all(part["type"] == "input_text" for part in parts):
         return "\n".join(part["text"] for part in parts)
     return [
@@ -261,10 +267,11 @@ def _content(
     ]
 
 
-def _unmappable(what: str, item: Item, param: str | None) -> WireError:
+def unmappable(what: str, item: Item, param: str | None) -> WireError:
+    """What an upstream cannot be given, by its place in the request or in history."""
     where = "" if param else f" It is item '{item['id']}' of an earlier turn."
     return WireError(
-        f"Unsupported input: {what} cannot be given to a chat completions upstream.{where}",
+        f"Unsupported input: {what} cannot be given to the upstream of this model.{where}",
         param=param or "input",
         code="unsupported_value",
     )
@@ -382,7 +389,7 @@ class ChatReader:
             if index >= 0:
                 self._take(*closing_part(self.view, place, index))
             index += 1
-            self._take(ev.ContentPartAdded(**at, content_index=index, part=_NEW_PARTS[type]))
+            self._take(ev.ContentPartAdded(**at, content_index=index, part=NEW_PARTS[type]))
         at["content_index"] = index
         match type:
             case _ if not text:
@@ -474,7 +481,7 @@ def response_usage(usage: Usage | None) -> dict[str, Any] | None:
     }
 
 
-_NEW_PARTS: dict[str, Item] = {
+NEW_PARTS: dict[str, Item] = {
     "output_text": {"type": "output_text", "text": "", "annotations": [], "logprobs": []},
     "refusal": {"type": "refusal", "refusal": ""},
     "reasoning_text": {"type": "reasoning_text", "text": ""},

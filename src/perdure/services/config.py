@@ -75,12 +75,14 @@ class Upstream(msgspec.Struct, frozen=True):
     """An OpenAI-compatible server that generates: the table `[upstream]` is one, each table of
     `[[upstreams]]` another. Without any the built-in model answers.
 
-    `models` are names or patterns (`qwen*`) of what is asked of it, everything it lists if none;
-    `aliases` other names of its models.
+    `api` is how it is asked: by chat completions, by the Responses API, or, with `auto`, by the
+    latter where it has it. `models` are names or patterns (`qwen*`) of what is asked of it,
+    everything it lists if none; `aliases` other names of its models.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "upstream"
     url: str | None = None
+    api: Literal["chat", "responses", "auto"] = "chat"
     models: tuple[str, ...] = ()
     aliases: dict[str, str] = {}
     key_env: str | None = None

@@ -25,6 +25,7 @@ from perdure.services.bridge import ChatReader, chat_request
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
 from perdure.services.recovery import STOPPED
+from perdure.services.relay import ResponsesReader, responses_request
 from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
 from perdure.services.tail import Tail
@@ -388,6 +389,10 @@ class Gateway:
         """What will generate the answer. Raises `WireError` for what it cannot be asked."""
         if self._upstreams:
             to = await self._upstreams.resolve(request.model)
+            if await to.upstream.api() == "responses":
+                asked = responses_request(request, history, items, model=to.model)
+                relayed = ResponsesReader(view, self._clock)
+                return _told(to.upstream.stream_response(asked), relayed)
             asked = chat_request(request, history, items, model=to.model)
             chunks: Chunks = to.upstream.stream_chat(asked)
         elif request.model == MODEL:
@@ -435,7 +440,7 @@ async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:
         yield chunk
 
 
-async def _told(chunks: Chunks, reader: ChatReader) -> Source:
+async def _told(chunks: Chunks, reader: ChatReader | ResponsesReader) -> Source:
     """What a model answers, as events and an outcome."""
     async with aclosing(chunks):
         try:

@@ -210,6 +210,7 @@ class Node:
         upstream = Upstream(
             settings.url,
             key=settings.key(self._environment),
+            api=settings.api,
             connect_timeout_s=settings.connect_timeout_s,
             read_timeout_s=settings.read_timeout_s,
             attempts_max=settings.attempts_max,

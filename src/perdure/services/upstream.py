@@ -1,5 +1,7 @@
 """The upstream: an OpenAI-compatible server that generates, reached over HTTP.
 
+It is asked by one of two APIs: chat completions, which nearly every server speaks, or Responses.
+
 Only the start of a request is retried: once a stream has begun, its text may already be durable
 and shown, and asking again would say it twice.
 """
@@ -7,7 +9,7 @@ and shown, and asking again would say it twice.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -23,7 +25,15 @@ _MODELS_TIMEOUT_S = 5.0
 _SILENCE_KEPT_S = 5.0
 """How long an upstream that did not list its models is not asked again: requests wait for it."""
 _ERROR_BYTES_MAX = 64 * 1024
-_LINE_BYTES_MAX = 1024 * 1024
+_CHUNK_BYTES_MAX = 1024 * 1024
+_EVENT_BYTES_MAX = 8 * 1024 * 1024
+"""Of one line: the last event of a response holds all of it."""
+
+Api = Literal["chat", "responses"]
+ApiChoice = Literal["chat", "responses", "auto"]
+
+_UNKNOWN_ROUTE = frozenset({404, 405, 501})
+_UNSOUND_REQUEST = frozenset({400, 413, 415, 422})
 
 
 class UpstreamFailed(Unavailable):
@@ -49,13 +59,14 @@ class UpstreamStats(msgspec.Struct):
 
 
 class Upstream:
-    """One `chat/completions` server. `url` includes its version path, as OpenAI clients expect."""
+    """One server. `url` includes its version path, as OpenAI clients expect."""
 
     def __init__(
         self,
         url: str,
         *,
         key: str | None,
+        api: ApiChoice,
         connect_timeout_s: float,
         read_timeout_s: float,
         attempts_max: int,
@@ -64,6 +75,7 @@ class Upstream:
         self.url = url.rstrip("/")
         self.stats = UpstreamStats()
         self._clock = clock
+        self._api = api
         self._attempts_max = attempts_max
         self.listed: list[str] = []
         """The models it listed last, even if it has fallen silent since."""
@@ -77,13 +89,43 @@ class Upstream:
             verify=self.url.startswith("https:"),
         )
 
-    async def stream_chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def api(self) -> Api:
+        """The API it is asked by. Where that is to be found out, it is asked once for nothing: a
+        server refuses the emptiness where it knows the route, and the route where it does not; no
+        answer is begun. Raises `UpstreamFailed`."""
+        if self._api == "auto":
+            self._api = await self._speaks()
+        return self._api
+
+    async def _speaks(self) -> Api:
+        try:
+            response = await self._start("responses", {})
+        except UpstreamFailed as refused:
+            if refused.answered in _UNKNOWN_ROUTE:
+                return "chat"
+            if refused.answered in _UNSOUND_REQUEST:
+                return "responses"
+            raise
+        await response.aclose()
+        return "responses"
+
+    def stream_chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a streamed chat completion; one that holds all of it where the upstream
         does not stream. Raises `UpstreamFailed`."""
-        response = await self._start(request)
+        return self._stream("chat/completions", request, _CHUNK_BYTES_MAX)
+
+    def stream_response(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a streamed response, the last of which holds all of it; only that where
+        the upstream does not stream. Raises `UpstreamFailed`."""
+        return self._stream("responses", request, _EVENT_BYTES_MAX)
+
+    async def _stream(
+        self, route: str, request: dict[str, Any], line_bytes_max: int
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        response = await self._start(route, request)
         self.stats.streaming += 1
         try:
-            async for data in _payloads(response):
+            async for data in _payloads(response, line_bytes_max):
                 if data == b"[DONE]":
                     return
                 yield msgspec.json.decode(data, type=dict)
@@ -124,16 +166,14 @@ class Upstream:
         """Close pooled connections."""
         await self._client.aclose()
 
-    async def _start(self, request: dict[str, Any]) -> httpx.Response:
+    async def _start(self, route: str, request: dict[str, Any]) -> httpx.Response:
         """The response whose status is good and whose body has not been read yet."""
         for attempt in range(1, self._attempts_max + 1):
             self.stats.requests += 1
             failure: UpstreamFailed
             try:
                 response = await self._client.send(
-                    self._client.build_request(
-                        "POST", f"{self.url}/chat/completions", json=request
-                    ),
+                    self._client.build_request("POST", f"{self.url}/{route}", json=request),
                     stream=True,
                 )
                 if response.status_code < 300:
@@ -163,7 +203,7 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-async def _payloads(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _payloads(response: httpx.Response, line_bytes_max: int) -> AsyncIterator[bytes]:
     """The `data:` payloads of an event stream, none of which spans events here; all of the answer
     where it is an object instead. Its first byte tells, because its media type may lie."""
     rest, streams = b"", None
@@ -174,8 +214,8 @@ async def _payloads(response: httpx.Response) -> AsyncIterator[bytes]:
         lines = []
         if streams:
             *lines, rest = rest.split(b"\n")
-        if max(map(len, (rest, *lines))) > _LINE_BYTES_MAX:
-            raise ValueError(f"a line of its stream is longer than {_LINE_BYTES_MAX} bytes")
+        if max(map(len, (rest, *lines))) > line_bytes_max:
+            raise ValueError(f"a line of its stream is longer than {line_bytes_max} bytes")
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
