@@ -104,6 +104,7 @@ class ScriptedApp:
         self._routes = {APIS[api] for api in apis}
         self.received: deque[dict[str, Any]] = deque(maxlen=RECEIVED_MAX)
         self.left_early = 0
+        self._connections: set[Any] = set()
         self._seen: Counter[str] = Counter()
         self._changed = asyncio.Event()
 
@@ -117,9 +118,14 @@ class ScriptedApp:
                 await _answer(send, 200, {"object": "list", "data": listed})
             case "GET", "/received":
                 await self._wait(parse_qs(scope["query_string"].decode()))
-                told = {"requests": list(self.received), "left_early": self.left_early}
+                told = {
+                    "requests": list(self.received),
+                    "left_early": self.left_early,
+                    "connections": len(self._connections),
+                }
                 await _answer(send, 200, told)
             case "POST", path if path in self._routes:
+                self._connections.add(tuple(scope["client"]))
                 await self._play(path, codec.parse(await _body(receive)), receive, send)
             case _:
                 await _answer(send, 404, _error("there is no such route"))
@@ -345,6 +351,10 @@ class ScriptedUpstream:
         if told["left_early"] < at_least:
             raise TimeoutError(f"{told['left_early']} clients left early, not {at_least}.")
         return int(told["left_early"])
+
+    async def connections(self) -> int:
+        """How many connections requests for an answer have come on."""
+        return int((await self._told(timeout_s=0))["connections"])
 
     async def _told(self, *, timeout_s: float, **wanted: int) -> dict[str, Any]:
         async with httpx.AsyncClient(timeout=timeout_s + 5) as client:

@@ -24,7 +24,7 @@ from perdure.wire import events as ev
 from perdure.wire.events import Event
 from perdure.wire.fold import View, closing, closing_part, take
 from perdure.wire.items import KINDS, Item
-from perdure.wire.relayed import RelayedBody, RelayedEvent, RelayedUsage
+from perdure.wire.relayed import RESPONSE_ENDS, RelayedBody, RelayedEvent, RelayedUsage
 from perdure.wire.responses import CreateResponse, Outcome, failed
 
 _FORWARDED = (
@@ -126,10 +126,6 @@ _DELTAS: dict[str, tuple[str, str]] = {
     "response.reasoning_text.delta": ("reasoning", "reasoning_text"),
 }
 
-_ENDS = frozenset(
-    f"response.{status}" for status in ("completed", "incomplete", "failed", "cancelled")
-)
-
 _BUILT = frozenset({"id", "type", "status", "content", "summary", "arguments", "call_id", "name"})
 """Fields of a finished item that its events amount to; all others are taken as they are said."""
 
@@ -207,7 +203,7 @@ class ResponsesReader:
                 self._failure = upstream_error(
                     said.error or {"message": said.message, "code": said.code}
                 )
-            case type if type in _ENDS:
+            case type if type in RESPONSE_ENDS:
                 self._end(said.response or RelayedBody(), type.removeprefix("response."))
             case _ if said.error:
                 self._failure = upstream_error(said.error)

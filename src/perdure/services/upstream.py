@@ -8,7 +8,9 @@ and shown, and asking again would say it twice.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import httpx
@@ -16,8 +18,11 @@ import msgspec
 
 from perdure.core.clock import Clock
 from perdure.core.errors import Unavailable
+from perdure.services.breaker import Breaker
+from perdure.wire.relayed import RESPONSE_ENDS
 
 _RETRIED_STATUSES = frozenset({0, 429, 500, 502, 503, 504})
+_BROKEN_STATUSES = _RETRIED_STATUSES - {429}
 _CLIENTS_OWN = frozenset({400, 404, 413, 422, 429})
 _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
@@ -28,6 +33,7 @@ _ERROR_BYTES_MAX = 64 * 1024
 _CHUNK_BYTES_MAX = 1024 * 1024
 _EVENT_BYTES_MAX = 8 * 1024 * 1024
 """Of one line: the last event of a response holds all of it."""
+_DRAINED_WITHIN_S = 0.2
 
 Api = Literal["chat", "responses"]
 ApiChoice = Literal["chat", "responses", "auto"]
@@ -49,12 +55,28 @@ class UpstreamFailed(Unavailable):
         self.status = answered if answered in _CLIENTS_OWN else 502
 
 
+class CircuitOpen(UpstreamFailed):
+    """The upstream has only failed of late and is left alone: nothing was sent to it."""
+
+    code = "upstream_circuit_open"
+
+    def __init__(self, url: str, failures: int, last: str, wait_s: float) -> None:
+        super().__init__(
+            f"the upstream {url} has failed {failures} times in a row and is left alone for "
+            f"{wait_s:.1f} s. The last time: {last}"
+        )
+        self.status = 503
+        self.retry_after_ms = max(1, int(wait_s * 1000))
+
+
 class UpstreamStats(msgspec.Struct):
-    """Counters since start."""
+    """Counters since start; `streaming` is how many answers are being read now. `refused` were not
+    sent, because the circuit was open."""
 
     requests: int = 0
     retries: int = 0
     failures: int = 0
+    refused: int = 0
     streaming: int = 0
 
 
@@ -74,6 +96,8 @@ class Upstream:
     ) -> None:
         self.url = url.rstrip("/")
         self.stats = UpstreamStats()
+        self.breaker = Breaker(clock)
+        self._last_failure = ""
         self._clock = clock
         self._api = api
         self._attempts_max = attempts_max
@@ -88,6 +112,13 @@ class Upstream:
             # Reading the certificate store takes longer than the rest of a start.
             verify=self.url.startswith("https:"),
         )
+
+    def resting(self) -> CircuitOpen | None:
+        """Why it would not be asked now, or None."""
+        wait_s = self.breaker.wait_s()
+        if wait_s == 0:
+            return None
+        return CircuitOpen(self.url, self.breaker.failures, self._last_failure, wait_s)
 
     async def api(self) -> Api:
         """The API it is asked by. Where that is to be found out, it is asked once for nothing: a
@@ -125,15 +156,22 @@ class Upstream:
         response = await self._start(route, request)
         self.stats.streaming += 1
         try:
-            async for data in _payloads(response, line_bytes_max):
+            lines = _payloads(response, line_bytes_max)
+            async for data in lines:
                 if data == b"[DONE]":
-                    return
-                yield msgspec.json.decode(data, type=dict)
+                    break
+                chunk = msgspec.json.decode(data, type=dict)
+                yield chunk
+                if chunk.get("type") in RESPONSE_ENDS:
+                    break
+            await _drain(lines)
+            self.breaker.succeeded()
         except (httpx.HTTPError, ValueError) as error:  # a decoder's errors are all of the latter
-            self.stats.failures += 1
-            raise UpstreamFailed(
+            failure = UpstreamFailed(
                 f"the upstream {self.url} broke off its answer: {_say(error)}."
-            ) from error
+            )
+            self._failed(failure)
+            raise failure from error
         finally:
             self.stats.streaming -= 1
             await response.aclose()
@@ -168,6 +206,9 @@ class Upstream:
 
     async def _start(self, route: str, request: dict[str, Any]) -> httpx.Response:
         """The response whose status is good and whose body has not been read yet."""
+        if not self.breaker.admit():
+            self.stats.refused += 1
+            raise self.resting() or AssertionError("what is not admitted has to wait")
         for attempt in range(1, self._attempts_max + 1):
             self.stats.requests += 1
             failure: UpstreamFailed
@@ -177,6 +218,7 @@ class Upstream:
                     stream=True,
                 )
                 if response.status_code < 300:
+                    self.breaker.started()
                     return response
                 failure = UpstreamFailed(
                     await _refusal(self.url, response), answered=response.status_code
@@ -186,13 +228,24 @@ class Upstream:
                     f"the upstream {self.url} cannot be reached: {_say(error)}. "
                     "Start it, or serve with another --upstream."
                 )
-            self.stats.failures += 1
             retried = failure.answered in _RETRIED_STATUSES
             if not retried or attempt == self._attempts_max:
+                self._failed(failure)
                 raise failure
+            self.stats.failures += 1
             self.stats.retries += 1
             await self._clock.sleep(_BACKOFF_FIRST_S * 2 ** (attempt - 1))
         raise AssertionError("a loop of at least one attempt returns or raises")
+
+    def _failed(self, failure: UpstreamFailed) -> None:
+        """Count a request that got no answer. One that was refused was answered: it says nothing
+        about the next."""
+        self.stats.failures += 1
+        if failure.answered in _BROKEN_STATUSES:
+            self._last_failure = str(failure)
+            self.breaker.failed()
+        else:
+            self.breaker.succeeded()
 
 
 class _Model(msgspec.Struct):
@@ -223,6 +276,15 @@ async def _payloads(response: httpx.Response, line_bytes_max: int) -> AsyncItera
         yield rest
     elif rest.startswith(b"data:"):
         yield rest[5:].strip()
+
+
+async def _drain(lines: AsyncIterator[bytes]) -> None:
+    """Wait a little for a stream to end that has said all: only then its connection can be used
+    again. One that does not end is cut, and nothing is lost."""
+    with suppress(TimeoutError, httpx.HTTPError, ValueError):
+        async with asyncio.timeout(_DRAINED_WITHIN_S):
+            async for _ in lines:
+                pass
 
 
 async def _refusal(url: str, response: httpx.Response) -> str:

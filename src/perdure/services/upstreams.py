@@ -65,13 +65,15 @@ class Upstreams:
         return len(self.members)
 
     async def resolve(self, model: str) -> Target:
-        """Who answers to a name. Raises `WireError` naming what there is, and `UpstreamFailed`
-        where an upstream that does not answer might know it."""
+        """Who answers to a name. Raises `WireError` naming what there is, `UpstreamFailed` where an
+        upstream that does not answer might know it, and `CircuitOpen`."""
         found = self._find(model)
         if found is None:
             await self.probe()
             found = self._find(model)
         if found is not None:
+            if (resting := found[0].upstream.resting()) is not None:
+                raise resting
             return Target(found[0].upstream, found[1])
         for member in self.members:
             trouble = self._trouble[member.name]
@@ -107,7 +109,8 @@ class Upstreams:
         if not self.members:
             yield Check("upstream", True, "none; the built-in model perdure-extract answers")
         for member in self.members:
-            trouble = self._trouble[member.name]
+            resting = member.upstream.resting()
+            trouble = str(resting) if resting is not None else self._trouble[member.name]
             name = "upstream" if len(self.members) == 1 else f"upstream {member.name}"
             ok = trouble is None or not member.required
             yield Check(name, ok, trouble or member.upstream.url)

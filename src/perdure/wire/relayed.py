@@ -10,6 +10,11 @@ from typing import Any
 
 import msgspec
 
+RESPONSE_ENDS = frozenset(
+    f"response.{status}" for status in ("completed", "incomplete", "failed", "cancelled")
+)
+"""The events behind which a stream holds nothing more."""
+
 
 class InputDetails(msgspec.Struct, frozen=True):
     """Of the input's tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from perdure.frontends.http.metrics import Exposition, struct_metrics
 from perdure.frontends.http.service import Service
@@ -52,7 +52,40 @@ def _node(service: Service) -> Iterable[Metric]:
     yield _gauge("perdure_engine_latched", "Whether writes are refused.", bool(engine.latched))
     yield _gauge("perdure_boot_number", "How often this instance was started.", node.boot.number)
     yield from struct_metrics("perdure_engine", engine.stats, _ENGINE_TEXTS, gauges=_ENGINE_GAUGES)
+    yield from _upstreams(service)
     yield from struct_metrics("perdure_runs", node.gateway.stats, {}, gauges=frozenset({"running"}))
+
+
+_UPSTREAM_TEXTS = {
+    "requests": "Requests sent to an upstream, repeats included.",
+    "retries": "Requests sent again.",
+    "failures": "Requests that got no answer, or not all of it.",
+    "refused": "Requests not sent, because the circuit was open.",
+}
+
+
+def _upstreams(service: Service) -> Iterable[Metric]:
+    """Each upstream under the name the configuration gives it."""
+    members = service.node.upstreams.members
+    for field, text in _UPSTREAM_TEXTS.items():
+        counted = CounterMetricFamily(f"perdure_upstream_{field}", text, labels=("upstream",))
+        for member in members:
+            counted.add_metric((member.name,), getattr(member.upstream.stats, field))
+        yield counted
+    opened = CounterMetricFamily(
+        "perdure_upstream_circuit_opened", "Times the circuit opened.", labels=("upstream",)
+    )
+    circuit = GaugeMetricFamily(
+        "perdure_upstream_circuit_open", "Whether requests are refused.", labels=("upstream",)
+    )
+    streaming = GaugeMetricFamily(
+        "perdure_upstream_streaming", "Answers being read.", labels=("upstream",)
+    )
+    for member in members:
+        opened.add_metric((member.name,), member.upstream.breaker.opened)
+        circuit.add_metric((member.name,), member.upstream.breaker.open)
+        streaming.add_metric((member.name,), member.upstream.stats.streaming)
+    yield from (opened, circuit, streaming)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
