@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +22,7 @@ from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
 from perdure.services.bridge import ChatReader, chat_request
+from perdure.services.context import earlier_items
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
 from perdure.services.recovery import STOPPED
@@ -30,12 +31,10 @@ from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.surfaces.conversations import Conversation, require_free
-from perdure.surfaces.items import Item as StoredItem
-from perdure.surfaces.items import body
 from perdure.surfaces.responses import EVENTS, Held, Response, Status, wire_body
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
-from perdure.wire.errors import NotFound, WireError, previous_response_not_found
+from perdure.wire.errors import NotFound, WireError
 from perdure.wire.fold import View, take
 from perdure.wire.items import Item, duplicate, sound_items
 from perdure.wire.responses import (
@@ -138,7 +137,7 @@ class Gateway:
         stored = self._stored.state
         items = await resolve_items(stored, tenant, sound_items(request.input or [], self._clock))
         conversation = await self._conversation(tenant, request)
-        history = await self._history(tenant, request, conversation)
+        history = await earlier_items(stored, tenant, request)
         known = {item["id"] for item in history}
         for place, item in enumerate(items):
             if item["id"] in known:
@@ -347,40 +346,6 @@ class Gateway:
         require_free(found, None)
         return found
 
-    async def _history(
-        self, tenant: str, request: CreateResponse, conversation: Record[Conversation] | None
-    ) -> list[Item]:
-        """The items of earlier turns, the oldest first. Raises `WireError` naming what is gone."""
-        state = self._stored.state
-        if conversation is not None:
-            return await _all(state.items.all(conversation.key, "items"))
-        if request.previous_response_id is None:
-            return []
-        owners: list[Key] = []
-        try:
-            async for held in state.responses.chain(tenant, request.previous_response_id):
-                if not held.value.status.terminal:
-                    raise WireError(
-                        f"Response '{held.key[-1]}' is still being generated; wait for its end "
-                        "before continuing from it.",
-                        param="previous_response_id",
-                        code="response_in_progress",
-                    )
-                owners.append(held.key)
-        except NotFound as gone:
-            if owners:
-                raise WireError(
-                    f"The chain of response '{request.previous_response_id}' is broken: {gone} "
-                    "Start a new chain, or send the earlier turns as input.",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                ) from None
-            raise previous_response_not_found(request.previous_response_id) from None
-        history: list[Item] = []
-        for owner in reversed(owners):
-            history += await _all(state.items.all(owner, "input", "output"))
-        return history
-
     async def _source(
         self, request: CreateResponse, history: list[Item], items: list[Item], view: View
     ) -> Source:
@@ -421,10 +386,6 @@ def _raise_refusal(ended: dict[str, Any]) -> None:
     reason = ended.get("perdure") or {}
     if reason.get("reason") == "upstream_failed" and not ended["output"]:
         raise UpstreamFailed(ended["error"]["message"], answered=reason["status"])
-
-
-async def _all(records: AsyncIterator[Record[StoredItem]]) -> list[Item]:
-    return [msgspec.json.decode(body(record)) async for record in records]
 
 
 async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:

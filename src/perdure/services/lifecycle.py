@@ -29,6 +29,7 @@ from perdure.services.startup import Check, Readiness, Startup
 from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
+from perdure.services.tokens import TokenCounter
 from perdure.services.upstream import Upstream
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
 from perdure.surfaces.state import LAYOUTS, PROMISES, State
@@ -65,6 +66,7 @@ class Node:
         self.state: State
         self.gateway: Gateway
         self.conversations: Conversations
+        self.tokens: TokenCounter
         self.upstream: Upstream | None = None
         self.boot: Boot
         self.heartbeat_at_s = 0.0
@@ -206,6 +208,7 @@ class Node:
         stored = Requests(self.state, self.clock, self.boot_id)
         transient = Requests(self._transient, self.clock, self.boot_id)
         self.conversations = Conversations(self.state, stored, self.clock)
+        self.tokens = TokenCounter(self.state, self.upstream, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),

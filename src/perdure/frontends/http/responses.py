@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 
+from perdure.core import codec
 from perdure.frontends.http.call import Answer, Call, EventStream
 from perdure.frontends.http.queries import ItemsQuery, RetrieveQuery, list_query, query_of
 from perdure.frontends.http.routes import Route
-from perdure.frontends.http.schemas import CreateResponseBody, ItemList, ResponseObject
+from perdure.frontends.http.schemas import (
+    CreateResponseBody,
+    InputTokensBody,
+    ItemList,
+    ResponseObject,
+)
 from perdure.frontends.http.service import Service, listed, shown
 from perdure.services.gateway import Started
+from perdure.wire.input_tokens import InputTokens
 from perdure.wire.responses import ResponseDeleted
+
+ESTIMATED = ((b"x-perdure-input-tokens", b"estimate"),)
 
 
 async def create(service: Service, call: Call) -> Answer | EventStream:
@@ -53,6 +62,13 @@ async def input_items(service: Service, call: Call) -> Answer:
     return listed(await service.stored.input_items(call.tenant, call.param("response_id"), query))
 
 
+async def input_tokens(service: Service, call: Call) -> Answer:
+    sent = await call.parse(await call.body(service.limits.body_bytes_max))
+    counted = await service.node.tokens.count(call.tenant, sent)
+    body = codec.encode(InputTokens(input_tokens=counted.tokens))
+    return Answer(body, headers=() if counted.exact else ESTIMATED)
+
+
 async def _while_connected(service: Service, call: Call, started: Started) -> bytes:
     """The finished body; generation stops when its client leaves."""
     gateway = service.node.gateway
@@ -69,6 +85,17 @@ async def _while_connected(service: Service, call: Call, started: Started) -> by
 
 
 ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/responses/input_tokens",
+        name="count_input_tokens",
+        summary="Count what a request would give the model to read; `x-perdure-input-tokens: "
+        "estimate` where the upstream has no tokenizer.",
+        handler=input_tokens,
+        body=InputTokensBody,
+        answer=InputTokens,
+        statuses=(404,),
+    ),
     Route(
         method="GET",
         path="/v1/responses/{response_id}",
