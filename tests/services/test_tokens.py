@@ -10,6 +10,7 @@ import pytest
 
 from perdure.core.clock import SystemClock
 from perdure.proving.upstream import ScriptedUpstream
+from perdure.services.sealing import Sealing
 from perdure.services.tokens import Counted, TokenCounter
 from perdure.services.upstream import Upstream
 from perdure.wire.errors import NotFound, WireError
@@ -25,7 +26,8 @@ async def counting(driver: Driver, url: str) -> AsyncIterator[TokenCounter]:
     upstream = Upstream(
         url, key=None, connect_timeout_s=1, read_timeout_s=5, attempts_max=1, clock=clock
     )
-    yield TokenCounter(driver.node.state, upstream, clock)
+    state = driver.node.state
+    yield TokenCounter(state, Sealing(state, clock), upstream, clock)
     await upstream.close()
 
 

@@ -28,6 +28,7 @@ from perdure.services.extract import MODEL, answer
 from perdure.services.recovery import STOPPED
 from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
+from perdure.services.sealing import Sealing
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.surfaces.conversations import Conversation, require_free
@@ -39,6 +40,7 @@ from perdure.wire.fold import View, take
 from perdure.wire.items import Item, duplicate, sound_items
 from perdure.wire.responses import (
     CreateResponse,
+    Outcome,
     failed,
     parse_create_response,
     response_body,
@@ -49,6 +51,9 @@ TRANSIENT_KEPT_S = 300
 
 INPUT_ITEMS_MAX = 10_000
 """In one request. They are written with the response, and once more with the end of its turn."""
+
+ASIDE_BYTES_MAX = 16 * 1024 * 1024
+"""Of the events of an answer that becomes no response; its text is about a tenth of them."""
 
 _PIECE = 200
 _STOP_WAIT_S = 5.0
@@ -89,10 +94,17 @@ class Gateway:
     """Creates responses and lets them be followed. `transient` holds those of `store: false`."""
 
     def __init__(
-        self, stored: Store, transient: Store, upstream: Upstream | None, clock: Clock, boot_id: str
+        self,
+        stored: Store,
+        transient: Store,
+        sealing: Sealing,
+        upstream: Upstream | None,
+        clock: Clock,
+        boot_id: str,
     ) -> None:
         self._stored = stored
         self._transient = transient
+        self._sealing = sealing
         self._upstream = upstream
         self._clock = clock
         self._boot_id = boot_id
@@ -143,7 +155,12 @@ class Gateway:
             if item["id"] in known:
                 raise duplicate(item["id"], f"input[{place}].id")
         view = View()
-        source = await self._source(request, history, items, view)
+        source = await self._source(
+            request,
+            await self._sealing.opened(tenant, history),
+            await self._sealing.opened(tenant, items, at="input"),
+            view,
+        )
         key = (tenant, self._clock.new_id("resp"))
         response, first = self._first(request, key[-1], view)
         events = ev.encode_events(first, after=0)
@@ -266,6 +283,26 @@ class Gateway:
     async def models(self) -> list[str]:
         """Ids of the models that can be asked. Raises `UpstreamFailed`."""
         return [MODEL] if self._upstream is None else await self._upstream.models()
+
+    async def ask_aside(
+        self, request: CreateResponse, history: list[Item], items: list[Item]
+    ) -> tuple[View, Outcome]:
+        """Ask the model something that becomes no response; cancelled with its caller. Raises
+        `WireError` for what it cannot be asked, and `UpstreamFailed`."""
+        if self._closed:
+            raise Unavailable("the server is stopping; send the request again.")
+        view = View()
+        size_bytes = 0
+        async with aclosing(await self._source(request, history, items, view)) as source:
+            async for made in source:
+                if isinstance(made, Outcome):
+                    return view, made
+                size_bytes += sum(len(msgspec.json.encode(event)) for event in made)
+                if size_bytes > ASIDE_BYTES_MAX:
+                    break
+        raise UpstreamFailed(
+            f"the upstream's answer is longer than {ASIDE_BYTES_MAX} bytes, or has no end."
+        )
 
     async def drain(self, timeout_s: float) -> None:
         """Start nothing more; let runs end within `timeout_s`, then stop those that have not."""

@@ -20,11 +20,13 @@ from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError, Unavailable
 from perdure.core.promises import check_promises
 from perdure.engines import open_engine
+from perdure.services.compaction import Compactor
 from perdure.services.config import Config
 from perdure.services.conversations import Conversations
 from perdure.services.gateway import Gateway, Store
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
+from perdure.services.sealing import Sealing
 from perdure.services.startup import Check, Readiness, Startup
 from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
@@ -67,6 +69,7 @@ class Node:
         self.gateway: Gateway
         self.conversations: Conversations
         self.tokens: TokenCounter
+        self.compactor: Compactor
         self.upstream: Upstream | None = None
         self.boot: Boot
         self.heartbeat_at_s = 0.0
@@ -207,14 +210,19 @@ class Node:
             )
         stored = Requests(self.state, self.clock, self.boot_id)
         transient = Requests(self._transient, self.clock, self.boot_id)
-        self.conversations = Conversations(self.state, stored, self.clock)
-        self.tokens = TokenCounter(self.state, self.upstream, self.clock)
+        sealing = Sealing(self.state, self.clock)
+        self.conversations = Conversations(self.state, stored, sealing, self.clock)
+        self.tokens = TokenCounter(self.state, sealing, self.upstream, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),
+            sealing,
             self.upstream,
             self.clock,
             self.boot_id,
+        )
+        self.compactor = Compactor(
+            self.state, self.gateway, sealing, self.clock, writes=self.upstream is not None
         )
 
     async def _probe_upstream(self) -> None:

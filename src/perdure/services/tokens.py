@@ -21,6 +21,7 @@ from perdure.core.clock import Clock
 from perdure.services.bridge import chat_request
 from perdure.services.context import earlier_items
 from perdure.services.conversations import resolve_items
+from perdure.services.sealing import Sealing
 from perdure.services.upstream import Upstream
 from perdure.surfaces.state import State
 from perdure.wire.input_tokens import ANY_MODEL, parse_count_input
@@ -47,8 +48,11 @@ class Counted(msgspec.Struct, frozen=True):
 class TokenCounter:
     """Counts for requests of one state."""
 
-    def __init__(self, state: State, upstream: Upstream | None, clock: Clock) -> None:
+    def __init__(
+        self, state: State, sealing: Sealing, upstream: Upstream | None, clock: Clock
+    ) -> None:
         self._state = state
+        self._sealing = sealing
         self._upstream = upstream
         self._clock = clock
 
@@ -58,12 +62,14 @@ class TokenCounter:
         request = parse_count_input(sent)
         items = sound_items(request.input or [], self._clock)
         items = await resolve_items(self._state, tenant, items)
+        items = await self._sealing.opened(tenant, items, at="input")
         history = await earlier_items(self._state, tenant, request)
+        history = await self._sealing.opened(tenant, history)
         asked = chat_request(request, history, items)
         if request.model == ANY_MODEL:
             del asked["model"]
         exact = None if self._upstream is None else await _tokenized(self._upstream, asked)
-        return Counted(_estimated(asked), False) if exact is None else Counted(exact, True)
+        return Counted(estimated(asked), False) if exact is None else Counted(exact, True)
 
 
 async def _tokenized(upstream: Upstream, asked: dict[str, Any]) -> int | None:
@@ -84,8 +90,14 @@ async def _tokenized(upstream: Upstream, asked: dict[str, Any]) -> int | None:
     return len(tokens) if isinstance(tokens, list) else None
 
 
-def _estimated(asked: dict[str, Any]) -> int:
-    """Four bytes a token, which is near for English and high enough for code and other scripts."""
+def estimated_text(text: str) -> int:
+    """About how many tokens a text has."""
+    return -(-len(text.encode()) // _BYTES_PER_TOKEN)
+
+
+def estimated(asked: dict[str, Any]) -> int:
+    """About how many tokens a chat request gives to read: four bytes a token, which is near for
+    English, and high enough for code and other scripts."""
     tokens = _TOKENS_PER_MESSAGE * len(asked["messages"])
     size_bytes = len(msgspec.json.encode(asked["tools"])) if "tools" in asked else 0
     for message in asked["messages"]:

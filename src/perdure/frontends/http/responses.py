@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core import codec
-from perdure.frontends.http.call import Answer, Call, EventStream
+from perdure.frontends.http.call import Answer, Call, Disconnected, EventStream
 from perdure.frontends.http.queries import ItemsQuery, RetrieveQuery, list_query, query_of
 from perdure.frontends.http.routes import Route
 from perdure.frontends.http.schemas import (
+    CompactBody,
+    CompactionObject,
     CreateResponseBody,
     InputTokensBody,
     ItemList,
@@ -19,7 +21,7 @@ from perdure.services.gateway import Started
 from perdure.wire.input_tokens import InputTokens
 from perdure.wire.responses import ResponseDeleted
 
-ESTIMATED = ((b"x-perdure-input-tokens", b"estimate"),)
+ESTIMATED = ((b"x-perdure-tokens", b"estimate"),)
 
 
 async def create(service: Service, call: Call) -> Answer | EventStream:
@@ -69,6 +71,22 @@ async def input_tokens(service: Service, call: Call) -> Answer:
     return Answer(body, headers=() if counted.exact else ESTIMATED)
 
 
+async def compact(service: Service, call: Call) -> Answer:
+    sent = await call.parse(await call.body(service.limits.body_bytes_max))
+    compacting = asyncio.create_task(service.node.compactor.compact(call.tenant, sent))
+    left = asyncio.create_task(call.disconnected())
+    try:
+        await asyncio.wait((compacting, left), return_when=asyncio.FIRST_COMPLETED)
+        if not compacting.done():
+            raise Disconnected("the client left before its conversation was compacted.")
+        made = compacting.result()
+    finally:
+        compacting.cancel()
+        left.cancel()
+        await asyncio.wait((compacting, left))
+    return Answer(codec.encode(made.answer), headers=() if made.counted else ESTIMATED)
+
+
 async def _while_connected(service: Service, call: Call, started: Started) -> bytes:
     """The finished body; generation stops when its client leaves."""
     gateway = service.node.gateway
@@ -89,12 +107,22 @@ ROUTES = (
         method="POST",
         path="/v1/responses/input_tokens",
         name="count_input_tokens",
-        summary="Count what a request would give the model to read; `x-perdure-input-tokens: "
+        summary="Count what a request would give the model to read; `x-perdure-tokens: "
         "estimate` where the upstream has no tokenizer.",
         handler=input_tokens,
         body=InputTokensBody,
         answer=InputTokens,
         statuses=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses/compact",
+        name="compact_response",
+        summary="Have the model summarise a conversation; the item that comes back stands for it.",
+        handler=compact,
+        body=CompactBody,
+        answer=CompactionObject,
+        statuses=(404, 422, 502),
     ),
     Route(
         method="GET",

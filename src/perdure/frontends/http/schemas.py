@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from perdure.wire.compaction import COMPACTED
 from perdure.wire.conversations import ITEMS_MAX
 from perdure.wire.input_tokens import COUNTED
 from perdure.wire.items import INPUT_ROLES, KINDS, REFERENCE, STATUSES, TEXT_FIELDS
@@ -209,6 +210,20 @@ def _part_of_create(takes: Collection[str], **changed: Any) -> Json:
 
 
 CreateResponseBody = Schema("CreateResponse", _create_response())
+CompactBody = Schema("Compact", _part_of_create(COMPACTED))
+CompactionObject = Schema(
+    "Compaction",
+    _object(
+        {
+            "id": TEXT,
+            "object": {"const": "response.compaction"},
+            "created_at": {"type": "integer"},
+            "output": _array(ref(ItemObject)),
+            "usage": OBJECT,
+        },
+        ("id", "object", "created_at", "output", "usage"),
+    ),
+)
 InputTokensBody = Schema("CountInputTokens", _part_of_create(COUNTED, required=[]))
 CreateConversationBody = Schema(
     "CreateConversation",
