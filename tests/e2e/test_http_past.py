@@ -1,4 +1,6 @@
-"""Counting and compacting, asked for by the official SDK, which checks every answer strictly."""
+"""What reads the past: counting, compacting and repairing, asked for by the official SDK, which
+checks every answer strictly.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.responses import FunctionToolParam
 
 from perdure.proving.upstream import ScriptedUpstream
 from tests.e2e.http_server import serving
@@ -88,3 +91,29 @@ async def test_without_a_model_that_writes_compacting_says_what_to_do(tmp_path: 
         with pytest.raises(openai.BadRequestError, match="--upstream") as refused:
             await sdk.responses.compact(model="perdure-extract", input="hello")
         assert refused.value.param == "model"
+
+
+# proves R9
+async def test_a_tool_call_that_nobody_answered_is_named_and_the_chain_goes_on(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """The program that ran the tools was killed between the call and its output."""
+    weather: FunctionToolParam = {
+        "type": "function",
+        "name": "weather",
+        "parameters": {"type": "object"},
+        "strict": False,
+    }
+    options = ("--upstream", upstream.url)
+    async with serving(tmp_path / "data", *options) as server, server.sdk() as sdk:
+        called = await sdk.responses.create(model="m", input="tool weather", tools=[weather])
+        [call] = called.output
+        went_on = await sdk.responses.with_raw_response.create(
+            model="m", input="echo on", previous_response_id=called.id
+        )
+        assert went_on.headers["x-perdure-unanswered-calls"] == call.id
+        assert went_on.parse().output_text == "on"
+        async with sdk.responses.stream(
+            model="m", input="echo still on", previous_response_id=went_on.parse().id
+        ) as stream:
+            assert (await stream.get_final_response()).output_text == "still on"

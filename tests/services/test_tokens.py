@@ -10,6 +10,7 @@ import pytest
 
 from perdure.core.clock import SystemClock
 from perdure.proving.upstream import ScriptedUpstream
+from perdure.services.context import Context
 from perdure.services.sealing import Sealing
 from perdure.services.tokens import Counted, TokenCounter
 from perdure.services.upstream import Upstream
@@ -27,7 +28,8 @@ async def counting(driver: Driver, url: str) -> AsyncIterator[TokenCounter]:
         url, key=None, connect_timeout_s=1, read_timeout_s=5, attempts_max=1, clock=clock
     )
     state = driver.node.state
-    yield TokenCounter(state, Sealing(state, clock), upstream, clock)
+    context = Context(state, Sealing(state, clock), "repair")
+    yield TokenCounter(state, context, upstream, clock)
     await upstream.close()
 
 

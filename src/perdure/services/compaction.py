@@ -12,7 +12,7 @@ import msgspec
 
 from perdure.core.clock import Clock
 from perdure.services.bridge import chat_request
-from perdure.services.context import earlier_items
+from perdure.services.context import Context
 from perdure.services.conversations import resolve_items
 from perdure.services.extract import MODEL
 from perdure.services.gateway import Gateway
@@ -46,9 +46,17 @@ class Compactor:
     """Compacts for one state. `writes` says whether there is a model that can write."""
 
     def __init__(
-        self, state: State, gateway: Gateway, sealing: Sealing, clock: Clock, *, writes: bool
+        self,
+        state: State,
+        gateway: Gateway,
+        context: Context,
+        sealing: Sealing,
+        clock: Clock,
+        *,
+        writes: bool,
     ) -> None:
         self._state = state
+        self._context = context
         self._gateway = gateway
         self._sealing = sealing
         self._clock = clock
@@ -67,11 +75,9 @@ class Compactor:
             )
         items = sound_items(request.input or [], self._clock)
         items = await resolve_items(self._state, tenant, items)
-        items = await self._sealing.opened(tenant, items, at="input")
-        history = await earlier_items(self._state, tenant, request)
-        history = await self._sealing.opened(tenant, history)
-        items += sound_items(ASSIGNMENT, self._clock)
-        view, outcome = await self._gateway.ask_aside(request, history, items)
+        given = await self._context.given(tenant, request, items)
+        items = [*given.items, *sound_items(ASSIGNMENT, self._clock)]
+        view, outcome = await self._gateway.ask_aside(request, given.history, items)
         summary = _summary(view, outcome)
         compaction = {
             "id": self._clock.new_id(KINDS["compaction"].prefix),
@@ -82,7 +88,7 @@ class Compactor:
             id=self._clock.new_id("resp"),
             created_at=int(self._clock.now_s()),
             output=[compaction],
-            usage=outcome.usage or _estimate(request, history, items, summary),
+            usage=outcome.usage or _estimate(request, given.history, items, summary),
         )
         return Compacted(answer, outcome.usage is not None)
 

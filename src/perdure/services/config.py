@@ -28,6 +28,7 @@ Count = Annotated[int, Meta(ge=1, le=2**31)]
 OrNone = Annotated[int, Meta(ge=0, le=2**31)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 OnDisconnect = Literal["continue", "cancel"]
+OrphanPolicy = Literal["repair", "refuse"]
 
 ENVIRONMENT_PREFIX = "PERDURE_"
 _API_KEY = "PERDURE_API_KEY"
@@ -113,6 +114,13 @@ class Retention(msgspec.Struct, frozen=True):
     boots_kept: Count = 1_000
 
 
+class Tools(msgspec.Struct, frozen=True):
+    """Tools that clients run. `orphans` are calls of earlier turns whose output never came: they
+    are given one that says so, or the request that builds on them is refused."""
+
+    orphans: OrphanPolicy = "repair"
+
+
 class Config(msgspec.Struct, frozen=True):
     """Everything that can be set. Sub-tables of the file are the nested structs."""
 
@@ -127,6 +135,7 @@ class Config(msgspec.Struct, frozen=True):
     upstream: Upstream = Upstream()
     limits: Limits = Limits()
     retention: Retention = Retention()
+    tools: Tools = Tools()
 
     @property
     def data_path(self) -> Path:

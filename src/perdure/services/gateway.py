@@ -22,13 +22,12 @@ from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
 from perdure.services.bridge import ChatReader, chat_request
-from perdure.services.context import earlier_items
+from perdure.services.context import Context, Given
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
 from perdure.services.recovery import STOPPED
 from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
-from perdure.services.sealing import Sealing
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.surfaces.conversations import Conversation, require_free
@@ -76,6 +75,8 @@ class Started(msgspec.Struct, frozen=True):
     key: Key
     stored: bool
     stream: bool
+    notes: dict[str, Any] = {}
+    """What was done that nobody asked for: the body's `perdure` field as the response began."""
 
     @property
     def id(self) -> str:
@@ -97,14 +98,14 @@ class Gateway:
         self,
         stored: Store,
         transient: Store,
-        sealing: Sealing,
+        context: Context,
         upstream: Upstream | None,
         clock: Clock,
         boot_id: str,
     ) -> None:
         self._stored = stored
         self._transient = transient
-        self._sealing = sealing
+        self._context = context
         self._upstream = upstream
         self._clock = clock
         self._boot_id = boot_id
@@ -149,20 +150,16 @@ class Gateway:
         stored = self._stored.state
         items = await resolve_items(stored, tenant, sound_items(request.input or [], self._clock))
         conversation = await self._conversation(tenant, request)
-        history = await earlier_items(stored, tenant, request)
-        known = {item["id"] for item in history}
+        given = await self._context.given(tenant, request, items)
+        known = {item["id"] for item in given.history}
         for place, item in enumerate(items):
             if item["id"] in known:
                 raise duplicate(item["id"], f"input[{place}].id")
         view = View()
-        source = await self._source(
-            request,
-            await self._sealing.opened(tenant, history),
-            await self._sealing.opened(tenant, items, at="input"),
-            view,
-        )
+        source = await self._source(request, given.history, given.items, view)
         key = (tenant, self._clock.new_id("resp"))
-        response, first = self._first(request, key[-1], view)
+        notes = _notes(given)
+        response, first = self._first(request, key[-1], notes, view)
         events = ev.encode_events(first, after=0)
         store = self._store(request.stored)
         body = msgspec.json.encode(view.response)
@@ -187,6 +184,7 @@ class Gateway:
                 self._stored.requests.remember(caller, response_id=key[-1], transient=True)
             )
         await store.state.commit(batch)
+        self.stats.calls_repaired += len(given.orphans)
         self._runs[key] = Run(
             store.state,
             store.tail,
@@ -198,14 +196,15 @@ class Gateway:
             self.stats,
             self._forget,
         )
-        return Started(key, request.stored, bool(request.stream))
+        return Started(key, request.stored, bool(request.stream), notes)
 
     def _first(
-        self, request: CreateResponse, response_id: str, view: View
+        self, request: CreateResponse, response_id: str, notes: dict[str, Any], view: View
     ) -> tuple[Response, list[ev.Event]]:
         """The envelope of a new response, and its first events."""
         created_at_s = int(self._clock.now_s())
         wire = response_body(request, id=response_id, created_at=created_at_s)
+        wire |= {"perdure": notes} if notes else {}
         response = Response(
             status=Status.IN_PROGRESS,
             created_at_s=created_at_s,
@@ -352,7 +351,9 @@ class Gateway:
             if not await self._abandoned(started, caller):
                 if (run := self._runs.get(key)) is not None:
                     run.clients += 1
-                return started
+                held = await self._store(started.stored).state.responses.get(*key)
+                notes = msgspec.json.decode(wire_body(held), type=_Noted).perdure
+                return msgspec.structs.replace(started, notes=notes)
             await store.state.commit(store.state.idempotency.forget(seen.key, expect=seen.version))
         return None
 
@@ -423,6 +424,16 @@ def _raise_refusal(ended: dict[str, Any]) -> None:
     reason = ended.get("perdure") or {}
     if reason.get("reason") == "upstream_failed" and not ended["output"]:
         raise UpstreamFailed(ended["error"]["message"], answered=reason["status"])
+
+
+class _Noted(msgspec.Struct):
+    perdure: dict[str, Any] = {}
+
+
+def _notes(given: Given) -> dict[str, Any]:
+    """The `perdure` field of a new response."""
+    orphans = [{name: call[name] for name in ("id", "call_id", "name")} for call in given.orphans]
+    return {"unanswered_calls": orphans} if orphans else {}
 
 
 async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:

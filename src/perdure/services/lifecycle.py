@@ -22,6 +22,7 @@ from perdure.core.promises import check_promises
 from perdure.engines import open_engine
 from perdure.services.compaction import Compactor
 from perdure.services.config import Config
+from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.gateway import Gateway, Store
 from perdure.services.recovery import Recovery, engine_recovery
@@ -212,17 +213,23 @@ class Node:
         transient = Requests(self._transient, self.clock, self.boot_id)
         sealing = Sealing(self.state, self.clock)
         self.conversations = Conversations(self.state, stored, sealing, self.clock)
-        self.tokens = TokenCounter(self.state, sealing, self.upstream, self.clock)
+        context = Context(self.state, sealing, self.config.tools.orphans)
+        self.tokens = TokenCounter(self.state, context, self.upstream, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),
-            sealing,
+            context,
             self.upstream,
             self.clock,
             self.boot_id,
         )
         self.compactor = Compactor(
-            self.state, self.gateway, sealing, self.clock, writes=self.upstream is not None
+            self.state,
+            self.gateway,
+            context,
+            sealing,
+            self.clock,
+            writes=self.upstream is not None,
         )
 
     async def _probe_upstream(self) -> None:

@@ -19,9 +19,8 @@ import msgspec
 
 from perdure.core.clock import Clock
 from perdure.services.bridge import chat_request
-from perdure.services.context import earlier_items
+from perdure.services.context import Context
 from perdure.services.conversations import resolve_items
-from perdure.services.sealing import Sealing
 from perdure.services.upstream import Upstream
 from perdure.surfaces.state import State
 from perdure.wire.input_tokens import ANY_MODEL, parse_count_input
@@ -49,10 +48,10 @@ class TokenCounter:
     """Counts for requests of one state."""
 
     def __init__(
-        self, state: State, sealing: Sealing, upstream: Upstream | None, clock: Clock
+        self, state: State, context: Context, upstream: Upstream | None, clock: Clock
     ) -> None:
         self._state = state
-        self._sealing = sealing
+        self._context = context
         self._upstream = upstream
         self._clock = clock
 
@@ -62,10 +61,8 @@ class TokenCounter:
         request = parse_count_input(sent)
         items = sound_items(request.input or [], self._clock)
         items = await resolve_items(self._state, tenant, items)
-        items = await self._sealing.opened(tenant, items, at="input")
-        history = await earlier_items(self._state, tenant, request)
-        history = await self._sealing.opened(tenant, history)
-        asked = chat_request(request, history, items)
+        given = await self._context.given(tenant, request, items)
+        asked = chat_request(request, given.history, given.items)
         if request.model == ANY_MODEL:
             del asked["model"]
         exact = None if self._upstream is None else await _tokenized(self._upstream, asked)

@@ -345,7 +345,9 @@ def finished(body: Body, outcome: Outcome, output: list[Item], *, completed_at: 
         "output": output,
         "usage": outcome.usage,
     }
-    return ended if outcome.perdure is None else ended | {"perdure": outcome.perdure}
+    if outcome.perdure is None:
+        return ended
+    return ended | {"perdure": body.get("perdure", {}) | outcome.perdure}
 
 
 class ResponseDeleted(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from perdure.core import codec
 from perdure.frontends.http.call import Answer, Call, Disconnected, EventStream
@@ -21,6 +22,9 @@ from perdure.services.gateway import Started
 from perdure.wire.input_tokens import InputTokens
 from perdure.wire.responses import ResponseDeleted
 
+CALLS_NAMED_MAX = 20
+"""In a header; the body's `perdure` field names all of them."""
+
 ESTIMATED = ((b"x-perdure-tokens", b"estimate"),)
 
 
@@ -28,15 +32,27 @@ async def create(service: Service, call: Call) -> Answer | EventStream:
     caller, sent = await service.named(call)
     gateway = service.node.gateway
     started = await gateway.create(caller, sent)
+    noted = notices(started.notes)
     goes_on = started.stored and service.node.config.on_disconnect == "continue"
     if started.stream:
         return EventStream(
             gateway.events(started, after=-1),
             left=None if goes_on else lambda: gateway.abandon(started),
+            headers=noted,
         )
     if goes_on:
-        return Answer(await gateway.finished(started))
-    return Answer(await _while_connected(service, call, started))
+        return Answer(await gateway.finished(started), headers=noted)
+    return Answer(await _while_connected(service, call, started), headers=noted)
+
+
+def notices(notes: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers that say what was done that the request did not ask for."""
+    noted = []
+    if calls := notes.get("unanswered_calls"):
+        named = ",".join(call["id"] for call in calls[:CALLS_NAMED_MAX])
+        more = ",..." if len(calls) > CALLS_NAMED_MAX else ""
+        noted.append((b"x-perdure-unanswered-calls", f"{named}{more}".encode()))
+    return tuple(noted)
 
 
 async def retrieve(service: Service, call: Call) -> Answer | EventStream:
