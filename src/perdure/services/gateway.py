@@ -121,6 +121,10 @@ class Gateway:
         raises; then nothing was written.
         """
         request = parse_create_response(sent)
+        notes: dict[str, Any] = {}
+        if caller.store_always and not request.stored:
+            request = msgspec.structs.replace(request, store=True)
+            notes["store"] = "always"
         if not request.stored and request.conversation_id is not None:
             raise WireError(
                 "A response that is not stored cannot belong to a conversation. "
@@ -131,7 +135,7 @@ class Gateway:
 
         async def attempt() -> Started:
             seen = await self._recall(caller, request)
-            return seen or await self._start(caller, request)
+            return seen or await self._start(caller, request, notes)
 
         async def accepted() -> Started:
             async with self._stored.requests.alone(caller):
@@ -140,7 +144,9 @@ class Gateway:
         # Shielded: a client that leaves now must not leave a stored response without its run.
         return await asyncio.shield(asyncio.ensure_future(accepted()))
 
-    async def _start(self, caller: Caller, request: CreateResponse) -> Started:
+    async def _start(
+        self, caller: Caller, request: CreateResponse, notes: dict[str, Any]
+    ) -> Started:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""
         if self._closed:
             raise Unavailable("the server is stopping; send the request again.")
@@ -158,7 +164,7 @@ class Gateway:
         view = View()
         source = await self._source(request, given.history, given.items, view)
         key = (tenant, self._clock.new_id("resp"))
-        notes = _notes(given)
+        notes = notes | _notes(given)
         response, first = self._first(request, key[-1], notes, view)
         events = ev.encode_events(first, after=0)
         store = self._store(request.stored)

@@ -52,6 +52,8 @@ def notices(notes: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
         named = ",".join(call["id"] for call in calls[:CALLS_NAMED_MAX])
         more = ",..." if len(calls) > CALLS_NAMED_MAX else ""
         noted.append((b"x-perdure-unanswered-calls", f"{named}{more}".encode()))
+    if notes.get("store") == "always":
+        noted.append((b"x-perdure-store", b"always; the operator stores what this caller asks"))
     return tuple(noted)
 
 
