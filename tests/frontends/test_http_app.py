@@ -283,6 +283,7 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         "conversations",
         "items",
         "idempotency",
+        "seals",
         "boots",
     }
     for surface in report["surfaces"]:

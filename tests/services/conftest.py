@@ -83,9 +83,10 @@ async def opened(
     """Opens nodes over one store; what is still open at the end is closed and verified."""
     async with AsyncExitStack() as stack:
 
-        async def open(**made: Any) -> Driver:
-            flags = {"engine": engine_url, "data": str(tmp_path), "upstream.url": upstream.url}
-            node = Node(load(environment={}, flags=flags), environment={}, **made)
+        async def open(flags: dict[str, Any] | None = None, **made: Any) -> Driver:
+            usual = {"engine": engine_url, "data": str(tmp_path), "upstream.url": upstream.url}
+            config = load(environment={}, flags=usual | (flags or {}))
+            node = Node(config, environment={}, **made)
             await node.open()
             stack.push_async_callback(_close, node)
             return Driver(node)

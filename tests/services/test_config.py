@@ -132,6 +132,17 @@ def test_secrets_come_from_the_place_named_or_not_at_all(tmp_path: Path) -> None
     assert plain.upstream.key({}) is None
 
 
+def test_keys_that_are_always_stored_are_keys_as_well(tmp_path: Path) -> None:
+    both = load(tmp_path, '[access]\napi_key_env = "KEYS"\nstored_key_env = "KEPT"')
+    env = {"KEYS": "one", "KEPT": "two, three"}
+    assert configuration.api_keys(both, env) == ("one", "two", "three")
+    assert both.access.stored_keys(env) == ("two", "three")
+    with pytest.raises(Invalid, match="keep one"):
+        load(tmp_path, '[access]\nstored_key_env = "A"\nstored_key_file = "b"')
+    with pytest.raises(Invalid, match="always stored: the environment variable KEPT is absent"):
+        configuration.api_keys(both, {"KEYS": "one"})
+
+
 def test_a_key_in_place_of_its_variable_is_refused_without_showing_it(tmp_path: Path) -> None:
     with pytest.raises(Invalid) as caught:
         load(tmp_path, '[upstream]\nkey_env = "sk-very-secret"')

@@ -202,6 +202,22 @@ async def test_what_is_not_to_be_stored_is_nowhere_in_the_store(driver: Driver) 
     assert [item async for item in driver.node.state.items.all(owner, "input", "output")] == []
 
 
+# proves R6
+async def test_what_an_operator_always_stores_is_stored_and_says_so(driver: Driver) -> None:
+    conversation = await driver.conversation()
+    for more in ({}, {"conversation": conversation}):
+        kept = someone(store_always=True)
+        started = await driver.ask("echo kept", store=False, caller=kept, **more)
+        ended = msgspec.json.decode(await driver.node.gateway.finished(started))
+        held = await driver.node.state.responses.get("default", ended["id"])
+        assert msgspec.json.decode(held.attachment or b"") == ended
+        assert (ended["store"], ended["perdure"]) == (True, {"store": "always"})
+        assert started.notes == ended["perdure"]
+    asked_for = await driver.answer("echo kept", caller=someone(store_always=True))
+    assert asked_for["store"] is True
+    assert "perdure" not in asked_for
+
+
 # proves C22
 async def test_the_lost_answer_of_a_transient_request_is_a_typed_error(opened: Open) -> None:
     driver = await opened()

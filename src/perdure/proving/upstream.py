@@ -1,7 +1,8 @@
 """The scripted upstream: a real HTTP server that answers like a model, to a script.
 
-It speaks `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streamed and not, and tells at
-`/received` what it was sent. What it answers is decided in proving/scripts.py.
+It speaks `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streamed and not, counts tokens
+at `/tokenize`, and tells at `/received` what it was sent. What it answers is decided in
+proving/scripts.py.
 """
 
 from __future__ import annotations
@@ -127,6 +128,8 @@ class ScriptedApp:
             case "POST", path if path in self._routes:
                 self._connections.add(tuple(scope["client"]))
                 await self._play(path, codec.parse(await _body(receive)), receive, send)
+            case "POST", path if path in _BESIDE:
+                await _answer(send, 200, _BESIDE[path](codec.parse(await _body(receive))))
             case _:
                 await _answer(send, 404, _error("there is no such route"))
 
@@ -202,6 +205,25 @@ class ScriptedApp:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             left.cancel()
+
+
+def tokens_in(body: dict[str, Any]) -> int:
+    """What this server's tokenizer counts: a token is a word of a message, or a tool."""
+    said = [message.get("content") or "" for message in body["messages"]]
+    return sum(len(text.split()) for text in said) + len(body.get("tools") or ())
+
+
+def _tokenize(body: dict[str, Any]) -> dict[str, Any]:
+    count = tokens_in(body)
+    return {"count": count, "max_model_len": 32_768, "tokens": [0] * count, "token_strs": None}
+
+
+_BESIDE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "/tokenize": _tokenize,
+    "/llama/tokenize": lambda body: {"tokens": [0] * len(body.get("content", "").split())},
+    "/llama/apply-template": lambda body: {"prompt": " token" * tokens_in(body)},
+}
+"""Tokenizers: vLLM's form beside `/v1`, llama.cpp's beside `/llama/v1`; `/plain/v1` has none."""
 
 
 def _chat_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:

@@ -28,6 +28,8 @@ Count = Annotated[int, Meta(ge=1, le=2**31)]
 OrNone = Annotated[int, Meta(ge=0, le=2**31)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 OnDisconnect = Literal["continue", "cancel"]
+StorePolicy = Literal["asked", "always"]
+OrphanPolicy = Literal["repair", "refuse"]
 
 ENVIRONMENT_PREFIX = "PERDURE_"
 _API_KEY = "PERDURE_API_KEY"
@@ -58,17 +60,29 @@ class Secret(msgspec.Struct, frozen=True):
 
 class Access(msgspec.Struct, frozen=True):
     """Who may call. Several keys are separated by commas in the variable, by lines in the file.
-    Where neither is named, the variable PERDURE_API_KEY is used if it is there."""
+    Where neither is named, the variable PERDURE_API_KEY is used if it is there.
+
+    `store` says whose responses are stored: of those who do not ask otherwise, or `always`. The
+    stored keys are further ones, for callers whose responses always are."""
 
     api_key_env: str | None = None
     api_key_file: str | None = None
+    stored_key_env: str | None = None
+    stored_key_file: str | None = None
+    store: StorePolicy = "asked"
 
     def keys(self, environment: Mapping[str, str]) -> tuple[str, ...]:
         """Every accepted API key; none means that anyone who reaches the port may call."""
         env = self.api_key_env
         if env is None and self.api_key_file is None and _API_KEY in environment:
             env = _API_KEY
-        return Secret(env, self.api_key_file).read("the API keys", environment)
+        plain = Secret(env, self.api_key_file).read("the API keys", environment)
+        return plain + self.stored_keys(environment)
+
+    def stored_keys(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        """The API keys of callers whose responses are stored whatever they ask for."""
+        place = Secret(self.stored_key_env, self.stored_key_file)
+        return place.read("the API keys that are always stored", environment)
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -124,6 +138,13 @@ class Retention(msgspec.Struct, frozen=True):
     boots_kept: Count = 1_000
 
 
+class Tools(msgspec.Struct, frozen=True):
+    """Tools that clients run. `orphans` are calls of earlier turns whose output never came: they
+    are given one that says so, or the request that builds on them is refused."""
+
+    orphans: OrphanPolicy = "repair"
+
+
 class Config(msgspec.Struct, frozen=True):
     """Everything that can be set. Sub-tables of the file are the nested structs."""
 
@@ -139,6 +160,7 @@ class Config(msgspec.Struct, frozen=True):
     upstreams: tuple[Upstream, ...] = ()
     limits: Limits = Limits()
     retention: Retention = Retention()
+    tools: Tools = Tools()
 
     @property
     def data_path(self) -> Path:
@@ -292,7 +314,10 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: Config, environment: Mapping[str, str]) -> None:
     """What no single key can get wrong."""
-    places = {"access.api_key": (config.access.api_key_env, config.access.api_key_file)}
+    places = {
+        "access.api_key": (config.access.api_key_env, config.access.api_key_file),
+        "access.stored_key": (config.access.stored_key_env, config.access.stored_key_file),
+    }
     for upstream in (config.upstream, *config.upstreams):
         places[f"{upstream.name}.key"] = (upstream.key_env, upstream.key_file)
     for name, (env, file) in places.items():

@@ -17,6 +17,7 @@ from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, Unavailable
 from perdure.core.values import Page, Record
 from perdure.services.requests import Caller, Requests
+from perdure.services.sealing import Sealing
 from perdure.surfaces.conversations import Conversation, Held
 from perdure.surfaces.items import Item, NewItem, body
 from perdure.surfaces.state import State
@@ -40,8 +41,9 @@ encode = msgspec.json.encode
 class Conversations:
     """Conversations of one state; every method names the caller or tenant first."""
 
-    def __init__(self, state: State, requests: Requests, clock: Clock) -> None:
+    def __init__(self, state: State, requests: Requests, sealing: Sealing, clock: Clock) -> None:
         self._state = state
+        self._sealing = sealing
         self._requests = requests
         self._clock = clock
 
@@ -140,8 +142,11 @@ class Conversations:
         return await decided(attempt)
 
     async def resolve(self, tenant: str, sent: str | Sequence[Any]) -> list[dict[str, Any]]:
-        """Sent items in their full form, references replaced by the stored items they name."""
-        return await resolve_items(self._state, tenant, sound_items(sent, self._clock))
+        """Sent items in their full form, references replaced by the stored items they name.
+        Raises `WireError`, also for a compaction that no response could be made of later."""
+        items = await resolve_items(self._state, tenant, sound_items(sent, self._clock))
+        await self._sealing.opened(tenant, items, at="items")
+        return items
 
     async def _refuse_repeats(self, held: Held, named: dict[int, str]) -> None:
         """Raises `WireError` for an item that is in the conversation already."""

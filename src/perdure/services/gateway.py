@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +22,7 @@ from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
 from perdure.services.bridge import ChatReader, chat_request
+from perdure.services.context import Context, Given
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
 from perdure.services.recovery import STOPPED
@@ -32,16 +33,15 @@ from perdure.services.tail import Tail
 from perdure.services.upstream import UpstreamFailed
 from perdure.services.upstreams import Offered, Upstreams
 from perdure.surfaces.conversations import Conversation, require_free
-from perdure.surfaces.items import Item as StoredItem
-from perdure.surfaces.items import body
 from perdure.surfaces.responses import EVENTS, Held, Response, Status, wire_body
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
-from perdure.wire.errors import NotFound, WireError, previous_response_not_found
+from perdure.wire.errors import NotFound, WireError
 from perdure.wire.fold import View, take
 from perdure.wire.items import Item, duplicate, sound_items
 from perdure.wire.responses import (
     CreateResponse,
+    Outcome,
     failed,
     parse_create_response,
     response_body,
@@ -52,6 +52,9 @@ TRANSIENT_KEPT_S = 300
 
 INPUT_ITEMS_MAX = 10_000
 """In one request. They are written with the response, and once more with the end of its turn."""
+
+ASIDE_BYTES_MAX = 16 * 1024 * 1024
+"""Of the events of an answer that becomes no response; its text is about a tenth of them."""
 
 _PIECE = 200
 _STOP_WAIT_S = 5.0
@@ -74,6 +77,8 @@ class Started(msgspec.Struct, frozen=True):
     key: Key
     stored: bool
     stream: bool
+    notes: dict[str, Any] = {}
+    """What was done that nobody asked for: the body's `perdure` field as the response began."""
 
     @property
     def id(self) -> str:
@@ -92,10 +97,17 @@ class Gateway:
     """Creates responses and lets them be followed. `transient` holds those of `store: false`."""
 
     def __init__(
-        self, stored: Store, transient: Store, upstreams: Upstreams, clock: Clock, boot_id: str
+        self,
+        stored: Store,
+        transient: Store,
+        context: Context,
+        upstreams: Upstreams,
+        clock: Clock,
+        boot_id: str,
     ) -> None:
         self._stored = stored
         self._transient = transient
+        self._context = context
         self._upstreams = upstreams
         self._clock = clock
         self._boot_id = boot_id
@@ -111,6 +123,10 @@ class Gateway:
         raises; then nothing was written.
         """
         request = parse_create_response(sent)
+        notes: dict[str, Any] = {}
+        if caller.store_always and not request.stored:
+            request = msgspec.structs.replace(request, store=True)
+            notes["store"] = "always"
         if not request.stored and request.conversation_id is not None:
             raise WireError(
                 "A response that is not stored cannot belong to a conversation. "
@@ -121,7 +137,7 @@ class Gateway:
 
         async def attempt() -> Started:
             seen = await self._recall(caller, request)
-            return seen or await self._start(caller, request)
+            return seen or await self._start(caller, request, notes)
 
         async def accepted() -> Started:
             async with self._stored.requests.alone(caller):
@@ -130,7 +146,9 @@ class Gateway:
         # Shielded: a client that leaves now must not leave a stored response without its run.
         return await asyncio.shield(asyncio.ensure_future(accepted()))
 
-    async def _start(self, caller: Caller, request: CreateResponse) -> Started:
+    async def _start(
+        self, caller: Caller, request: CreateResponse, notes: dict[str, Any]
+    ) -> Started:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""
         if self._closed:
             raise Unavailable("the server is stopping; send the request again.")
@@ -140,15 +158,16 @@ class Gateway:
         stored = self._stored.state
         items = await resolve_items(stored, tenant, sound_items(request.input or [], self._clock))
         conversation = await self._conversation(tenant, request)
-        history = await self._history(tenant, request, conversation)
-        known = {item["id"] for item in history}
+        given = await self._context.given(tenant, request, items)
+        known = {item["id"] for item in given.history}
         for place, item in enumerate(items):
             if item["id"] in known:
                 raise duplicate(item["id"], f"input[{place}].id")
         view = View()
-        source = await self._source(request, history, items, view)
+        source = await self._source(request, given.history, given.items, view)
         key = (tenant, self._clock.new_id("resp"))
-        response, first = self._first(request, key[-1], view)
+        notes = notes | _notes(given)
+        response, first = self._first(request, key[-1], notes, view)
         events = ev.encode_events(first, after=0)
         store = self._store(request.stored)
         body = msgspec.json.encode(view.response)
@@ -173,6 +192,7 @@ class Gateway:
                 self._stored.requests.remember(caller, response_id=key[-1], transient=True)
             )
         await store.state.commit(batch)
+        self.stats.calls_repaired += len(given.orphans)
         self._runs[key] = Run(
             store.state,
             store.tail,
@@ -184,14 +204,15 @@ class Gateway:
             self.stats,
             self._forget,
         )
-        return Started(key, request.stored, bool(request.stream))
+        return Started(key, request.stored, bool(request.stream), notes)
 
     def _first(
-        self, request: CreateResponse, response_id: str, view: View
+        self, request: CreateResponse, response_id: str, notes: dict[str, Any], view: View
     ) -> tuple[Response, list[ev.Event]]:
         """The envelope of a new response, and its first events."""
         created_at_s = int(self._clock.now_s())
         wire = response_body(request, id=response_id, created_at=created_at_s)
+        wire |= {"perdure": notes} if notes else {}
         response = Response(
             status=Status.IN_PROGRESS,
             created_at_s=created_at_s,
@@ -270,6 +291,26 @@ class Gateway:
         """The models that can be asked. Raises `UpstreamFailed`."""
         return await self._upstreams.models() if self._upstreams else [Offered(MODEL, "perdure")]
 
+    async def ask_aside(
+        self, request: CreateResponse, history: list[Item], items: list[Item]
+    ) -> tuple[View, Outcome]:
+        """Ask the model something that becomes no response; cancelled with its caller. Raises
+        `WireError` for what it cannot be asked, and `UpstreamFailed`."""
+        if self._closed:
+            raise Unavailable("the server is stopping; send the request again.")
+        view = View()
+        size_bytes = 0
+        async with aclosing(await self._source(request, history, items, view)) as source:
+            async for made in source:
+                if isinstance(made, Outcome):
+                    return view, made
+                size_bytes += sum(len(msgspec.json.encode(event)) for event in made)
+                if size_bytes > ASIDE_BYTES_MAX:
+                    break
+        raise UpstreamFailed(
+            f"the upstream's answer is longer than {ASIDE_BYTES_MAX} bytes, or has no end."
+        )
+
     async def drain(self, timeout_s: float) -> None:
         """Start nothing more; let runs end within `timeout_s`, then stop those that have not."""
         self._closed = True
@@ -318,7 +359,9 @@ class Gateway:
             if not await self._abandoned(started, caller):
                 if (run := self._runs.get(key)) is not None:
                     run.clients += 1
-                return started
+                held = await self._store(started.stored).state.responses.get(*key)
+                notes = msgspec.json.decode(wire_body(held), type=_Noted).perdure
+                return msgspec.structs.replace(started, notes=notes)
             await store.state.commit(store.state.idempotency.forget(seen.key, expect=seen.version))
         return None
 
@@ -348,40 +391,6 @@ class Gateway:
         found = await self._stored.state.conversations.get(tenant, request.conversation_id)
         require_free(found, None)
         return found
-
-    async def _history(
-        self, tenant: str, request: CreateResponse, conversation: Record[Conversation] | None
-    ) -> list[Item]:
-        """The items of earlier turns, the oldest first. Raises `WireError` naming what is gone."""
-        state = self._stored.state
-        if conversation is not None:
-            return await _all(state.items.all(conversation.key, "items"))
-        if request.previous_response_id is None:
-            return []
-        owners: list[Key] = []
-        try:
-            async for held in state.responses.chain(tenant, request.previous_response_id):
-                if not held.value.status.terminal:
-                    raise WireError(
-                        f"Response '{held.key[-1]}' is still being generated; wait for its end "
-                        "before continuing from it.",
-                        param="previous_response_id",
-                        code="response_in_progress",
-                    )
-                owners.append(held.key)
-        except NotFound as gone:
-            if owners:
-                raise WireError(
-                    f"The chain of response '{request.previous_response_id}' is broken: {gone} "
-                    "Start a new chain, or send the earlier turns as input.",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                ) from None
-            raise previous_response_not_found(request.previous_response_id) from None
-        history: list[Item] = []
-        for owner in reversed(owners):
-            history += await _all(state.items.all(owner, "input", "output"))
-        return history
 
     async def _source(
         self, request: CreateResponse, history: list[Item], items: list[Item], view: View
@@ -431,8 +440,14 @@ def _raise_refusal(ended: dict[str, Any]) -> None:
         raise UpstreamFailed(ended["error"]["message"], answered=reason["status"])
 
 
-async def _all(records: AsyncIterator[Record[StoredItem]]) -> list[Item]:
-    return [msgspec.json.decode(body(record)) async for record in records]
+class _Noted(msgspec.Struct):
+    perdure: dict[str, Any] = {}
+
+
+def _notes(given: Given) -> dict[str, Any]:
+    """The `perdure` field of a new response."""
+    orphans = [{name: call[name] for name in ("id", "call_id", "name")} for call in given.orphans]
+    return {"unanswered_calls": orphans} if orphans else {}
 
 
 async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:

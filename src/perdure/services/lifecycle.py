@@ -20,16 +20,20 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
 from perdure.engines import open_engine
+from perdure.services.compaction import Compactor
 from perdure.services.config import Config
 from perdure.services.config import Upstream as UpstreamSettings
+from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.gateway import Gateway, Store
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
+from perdure.services.sealing import Sealing
 from perdure.services.startup import Check, Readiness, Startup
 from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
+from perdure.services.tokens import TokenCounter
 from perdure.services.upstream import Upstream
 from perdure.services.upstreams import Member, Upstreams
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
@@ -67,6 +71,8 @@ class Node:
         self.state: State
         self.gateway: Gateway
         self.conversations: Conversations
+        self.tokens: TokenCounter
+        self.compactor: Compactor
         self.upstreams = Upstreams(())
         self.boot: Boot
         self.heartbeat_at_s = 0.0
@@ -196,13 +202,25 @@ class Node:
         self.upstreams = Upstreams([self._member(one) for one in self.config.every_upstream])
         stored = Requests(self.state, self.clock, self.boot_id)
         transient = Requests(self._transient, self.clock, self.boot_id)
-        self.conversations = Conversations(self.state, stored, self.clock)
+        sealing = Sealing(self.state, self.clock)
+        self.conversations = Conversations(self.state, stored, sealing, self.clock)
+        context = Context(self.state, sealing, self.config.tools.orphans)
+        self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),
+            context,
             self.upstreams,
             self.clock,
             self.boot_id,
+        )
+        self.compactor = Compactor(
+            self.state,
+            self.gateway,
+            context,
+            sealing,
+            self.clock,
+            writes=bool(self.upstreams),
         )
 
     def _member(self, settings: UpstreamSettings) -> Member:

@@ -31,13 +31,15 @@ class Caller(msgspec.Struct, frozen=True):
     """Who sends a request, and how to know it again.
 
     `digest` covers route, credentials and body; `key` is what the client named the request, None
-    if nothing; `retried` says that the client has sent it before.
+    if nothing; `retried` says that the client has sent it before. With `store_always` what it
+    leads to is stored, whatever it asks for.
     """
 
     tenant: str
     digest: str = ""
     key: str | None = None
     retried: bool = False
+    store_always: bool = False
 
     @property
     def remembered_as(self) -> str:

@@ -68,6 +68,7 @@ class RunStats(msgspec.Struct):
     failed: int = 0
     events: int = 0
     lost: int = 0
+    calls_repaired: int = 0
 
 
 class Run:

@@ -29,6 +29,8 @@ _MODELS_KEPT_S = 30.0
 _MODELS_TIMEOUT_S = 5.0
 _SILENCE_KEPT_S = 5.0
 """How long an upstream that did not list its models is not asked again: requests wait for it."""
+_BESIDE_TIMEOUT_S = 10.0
+_BESIDE_BYTES_MAX = 8 * 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
 _CHUNK_BYTES_MAX = 1024 * 1024
 _EVENT_BYTES_MAX = 8 * 1024 * 1024
@@ -199,6 +201,23 @@ class Upstream:
         self._silent = None
         self._ask_again_s = self._clock.monotonic_s() + _MODELS_KEPT_S
         self.listed = [model.id for model in listed.data]
+
+    async def ask_beside(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
+        """The JSON answer of a route that stands beside the API's version path; None where there
+        is no such route, or none that takes this. Never a failure: nobody promised it."""
+        url = self.url.removesuffix("/v1") + path
+        told = b""
+        try:
+            async with self._client.stream(
+                "POST", url, json=body, timeout=_BESIDE_TIMEOUT_S
+            ) as response:
+                async for piece in response.aiter_bytes():
+                    told += piece
+                    if response.status_code != 200 or len(told) > _BESIDE_BYTES_MAX:
+                        return None
+            return msgspec.json.decode(told, type=dict)
+        except (httpx.HTTPError, ValueError):
+            return None
 
     async def close(self) -> None:
         """Close pooled connections."""

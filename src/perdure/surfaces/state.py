@@ -15,12 +15,14 @@ from perdure.surfaces.conversations import Conversations
 from perdure.surfaces.idempotency import Idempotency
 from perdure.surfaces.items import Items
 from perdure.surfaces.responses import Responses
+from perdure.surfaces.seals import Seals
 
 PROMISES: tuple[Promise, ...] = (
     Responses.promise,
     Conversations.promise,
     Items.promise,
     Idempotency.promise,
+    Seals.promise,
     Boots.promise,
 )
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -38,6 +40,7 @@ class State:
         self.responses = Responses(engine)
         self.conversations = Conversations(engine)
         self.idempotency = Idempotency(engine)
+        self.seals = Seals(engine)
         self.boots = Boots(engine)
 
     async def commit(self, batch: Batch) -> Committed:

@@ -6,6 +6,7 @@ the plain dict that was sent, so that fields this version does not know are kept
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -183,6 +184,15 @@ def parse_create_response(body: Any) -> CreateResponse:
     return request
 
 
+def parse_part_of_create(body: Any, takes: Collection[str]) -> CreateResponse:
+    """The request of an operation that takes some of what creating a response takes. Raises
+    `WireError`, also for a standard parameter that this operation does not take."""
+    for name in body if isinstance(body, dict) else ():
+        if name in _FIELDS and name not in takes:
+            raise WireError(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    return parse_create_response(body)
+
+
 def _check_extra(extra: dict[str, Any]) -> None:
     for name in extra:
         if name in _MOVED:
@@ -335,7 +345,9 @@ def finished(body: Body, outcome: Outcome, output: list[Item], *, completed_at: 
         "output": output,
         "usage": outcome.usage,
     }
-    return ended if outcome.perdure is None else ended | {"perdure": outcome.perdure}
+    if outcome.perdure is None:
+        return ended
+    return ended | {"perdure": body.get("perdure", {}) | outcome.perdure}
 
 
 class ResponseDeleted(msgspec.Struct, frozen=True, kw_only=True):

@@ -62,11 +62,13 @@ class EventStream(msgspec.Struct, frozen=True):
 
 class Principal(msgspec.Struct, frozen=True):
     """Who asks: the tenant whose things are seen, and the key's name, for limits and logs.
-    `operator` came over the control socket."""
+    `operator` came over the control socket; responses of `store_always` are stored whatever the
+    request says."""
 
     tenant: str
     name: str
     operator: bool = False
+    store_always: bool = False
 
 
 class Call:

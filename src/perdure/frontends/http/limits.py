@@ -10,6 +10,8 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
+import msgspec
+
 from perdure.core.clock import Clock
 from perdure.core.keys import DEFAULT_TENANT
 from perdure.frontends.http.call import Call, Principal
@@ -45,16 +47,26 @@ class Bucket:
 class Admission:
     """Admits callers of the public port."""
 
-    def __init__(self, keys: Sequence[str], *, per_minute: int, burst: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        per_minute: int,
+        burst: int,
+        clock: Clock,
+        stored_keys: Sequence[str] = (),
+        store_always: bool = False,
+    ) -> None:
         self._clock = clock
         self._per_minute = per_minute
-        digests = [_digest(key) for key in keys]
+        self._anyone = msgspec.structs.replace(ANYONE, store_always=store_always)
         self._callers = [
-            (digest, Principal(DEFAULT_TENANT, f"key-{digest.hex()[:8]}")) for digest in digests
+            (digest := _digest(key), _caller(digest, store_always or key in stored_keys))
+            for key in keys
         ]
         self._buckets = {
             caller.name: Bucket(per_minute, burst, clock.monotonic_s())
-            for caller in (ANYONE, *(caller for _, caller in self._callers))
+            for caller in (self._anyone, *(caller for _, caller in self._callers))
             if per_minute
         }
 
@@ -65,13 +77,17 @@ class Admission:
 
     def admit(self, call: Call) -> Principal:
         """Who calls. Raises `Unauthorized`, `Forbidden` or `TooManyRequests`."""
-        caller = self._identify(call) if self._callers else _same_machine(call)
+        caller = self._identify(call) if self._callers else self._local(call)
         bucket = self._buckets.get(caller.name)
         if bucket is not None:
             wait_s = bucket.take(self._clock.monotonic_s())
             if wait_s:
                 raise TooManyRequests(self._per_minute, wait_s)
         return caller
+
+    def _local(self, call: Call) -> Principal:
+        _require_same_machine(call)
+        return self._anyone
 
     def _identify(self, call: Call) -> Principal:
         scheme, _, key = call.headers.get(b"authorization", b"").partition(b" ")
@@ -98,7 +114,11 @@ class Trusted:
         return OPERATOR
 
 
-def _same_machine(call: Call) -> Principal:
+def _caller(digest: bytes, store_always: bool) -> Principal:
+    return Principal(DEFAULT_TENANT, f"key-{digest.hex()[:8]}", store_always=store_always)
+
+
+def _require_same_machine(call: Call) -> None:
     """Without keys the port is loopback's, but a browser there runs pages of strangers. A page may
     call only where it was itself served from this machine: `origin` is what the browser says of
     it, `host` what the browser was told this server is called (a name rebound to loopback)."""
@@ -111,7 +131,6 @@ def _same_machine(call: Call) -> Principal:
     origin = call.headers.get(b"origin")
     if origin is not None and _name(origin.partition(b"://")[2]) not in _LOCAL_NAMES:
         raise Forbidden("pages of another site may not call this server without an API key.")
-    return ANYONE
 
 
 def _name(host: bytes) -> bytes:

@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from perdure.frontends.http.call import Answer, Call, EventStream
+from perdure.core import codec
+from perdure.frontends.http.call import Answer, Call, Disconnected, EventStream
 from perdure.frontends.http.queries import ItemsQuery, RetrieveQuery, list_query, query_of
 from perdure.frontends.http.routes import Route
-from perdure.frontends.http.schemas import CreateResponseBody, ItemList, ResponseObject
+from perdure.frontends.http.schemas import (
+    CompactBody,
+    CompactionObject,
+    CreateResponseBody,
+    InputTokensBody,
+    ItemList,
+    ResponseObject,
+)
 from perdure.frontends.http.service import Service, listed, shown
 from perdure.services.gateway import Started
+from perdure.wire.input_tokens import InputTokens
 from perdure.wire.responses import ResponseDeleted
+
+CALLS_NAMED_MAX = 20
+"""In a header; the body's `perdure` field names all of them."""
+
+ESTIMATED = ((b"x-perdure-tokens", b"estimate"),)
 
 
 async def create(service: Service, call: Call) -> Answer | EventStream:
     caller, sent = await service.named(call)
     gateway = service.node.gateway
     started = await gateway.create(caller, sent)
+    noted = notices(started.notes)
     goes_on = started.stored and service.node.config.on_disconnect == "continue"
     if started.stream:
         return EventStream(
             gateway.events(started, after=-1),
             left=None if goes_on else lambda: gateway.abandon(started),
+            headers=noted,
         )
     if goes_on:
-        return Answer(await gateway.finished(started))
-    return Answer(await _while_connected(service, call, started))
+        return Answer(await gateway.finished(started), headers=noted)
+    return Answer(await _while_connected(service, call, started), headers=noted)
+
+
+def notices(notes: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers that say what was done that the request did not ask for."""
+    noted = []
+    if calls := notes.get("unanswered_calls"):
+        named = ",".join(call["id"] for call in calls[:CALLS_NAMED_MAX])
+        more = ",..." if len(calls) > CALLS_NAMED_MAX else ""
+        noted.append((b"x-perdure-unanswered-calls", f"{named}{more}".encode()))
+    if notes.get("store") == "always":
+        noted.append((b"x-perdure-store", b"always; the operator stores what this caller asks"))
+    return tuple(noted)
 
 
 async def retrieve(service: Service, call: Call) -> Answer | EventStream:
@@ -53,6 +82,29 @@ async def input_items(service: Service, call: Call) -> Answer:
     return listed(await service.stored.input_items(call.tenant, call.param("response_id"), query))
 
 
+async def input_tokens(service: Service, call: Call) -> Answer:
+    sent = await call.parse(await call.body(service.limits.body_bytes_max))
+    counted = await service.node.tokens.count(call.tenant, sent)
+    body = codec.encode(InputTokens(input_tokens=counted.tokens))
+    return Answer(body, headers=() if counted.exact else ESTIMATED)
+
+
+async def compact(service: Service, call: Call) -> Answer:
+    sent = await call.parse(await call.body(service.limits.body_bytes_max))
+    compacting = asyncio.create_task(service.node.compactor.compact(call.tenant, sent))
+    left = asyncio.create_task(call.disconnected())
+    try:
+        await asyncio.wait((compacting, left), return_when=asyncio.FIRST_COMPLETED)
+        if not compacting.done():
+            raise Disconnected("the client left before its conversation was compacted.")
+        made = compacting.result()
+    finally:
+        compacting.cancel()
+        left.cancel()
+        await asyncio.wait((compacting, left))
+    return Answer(codec.encode(made.answer), headers=() if made.counted else ESTIMATED)
+
+
 async def _while_connected(service: Service, call: Call, started: Started) -> bytes:
     """The finished body; generation stops when its client leaves."""
     gateway = service.node.gateway
@@ -69,6 +121,27 @@ async def _while_connected(service: Service, call: Call, started: Started) -> by
 
 
 ROUTES = (
+    Route(
+        method="POST",
+        path="/v1/responses/input_tokens",
+        name="count_input_tokens",
+        summary="Count what a request would give the model to read; `x-perdure-tokens: "
+        "estimate` where the upstream has no tokenizer.",
+        handler=input_tokens,
+        body=InputTokensBody,
+        answer=InputTokens,
+        statuses=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/v1/responses/compact",
+        name="compact_response",
+        summary="Have the model summarise a conversation; the item that comes back stands for it.",
+        handler=compact,
+        body=CompactBody,
+        answer=CompactionObject,
+        statuses=(404, 422, 502),
+    ),
     Route(
         method="GET",
         path="/v1/responses/{response_id}",

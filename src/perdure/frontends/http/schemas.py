@@ -4,11 +4,14 @@ requests that hold them. Made from the tables that validate requests, where ther
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
 
+from perdure.wire.compaction import COMPACTED
 from perdure.wire.conversations import ITEMS_MAX
+from perdure.wire.input_tokens import COUNTED
 from perdure.wire.items import INPUT_ROLES, KINDS, REFERENCE, STATUSES, TEXT_FIELDS
 from perdure.wire.lists import LIMIT_MAX
 from perdure.wire.metadata import KEY_CHARS_MAX, PAIRS_MAX, VALUE_CHARS_MAX
@@ -196,7 +199,32 @@ def _create_response() -> Json:
     return made
 
 
+def _part_of_create(takes: Collection[str], **changed: Any) -> Json:
+    """The schema of a request that takes some of what creating a response takes."""
+    made = _create_response()
+    made["properties"] = {
+        name: schema for name, schema in made["properties"].items() if name in takes
+    }
+    made["anyOf"] = [origin for origin in made["anyOf"] if origin["required"][0] in takes]
+    return made | changed
+
+
 CreateResponseBody = Schema("CreateResponse", _create_response())
+CompactBody = Schema("Compact", _part_of_create(COMPACTED))
+CompactionObject = Schema(
+    "Compaction",
+    _object(
+        {
+            "id": TEXT,
+            "object": {"const": "response.compaction"},
+            "created_at": {"type": "integer"},
+            "output": _array(ref(ItemObject)),
+            "usage": OBJECT,
+        },
+        ("id", "object", "created_at", "output", "usage"),
+    ),
+)
+InputTokensBody = Schema("CountInputTokens", _part_of_create(COUNTED, required=[]))
 CreateConversationBody = Schema(
     "CreateConversation",
     nullable(

@@ -71,6 +71,8 @@ class Application:
             per_minute=limits.requests_per_minute,
             burst=limits.burst,
             clock=clock,
+            stored_keys=node.config.access.stored_keys(environment),
+            store_always=node.config.access.store == "always",
         )
         self.service.exposition = exposition(self.service)
         self.service.openapi = document(ROUTES, keyed=admission.keyed)

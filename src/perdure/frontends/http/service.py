@@ -64,13 +64,14 @@ class Service:
             raise Invalid("the header idempotency-key is empty; leave it out or name the request.")
         count = call.headers.get(RETRIES)
         digest = ""
+        assert call.principal is not None
         if key is not None or count is not None:
-            assert call.principal is not None
             state = hashlib.sha256(f"{call.scope['path']}\0{call.principal.name}\0".encode())
             state.update(sent)
             digest = state.hexdigest()
         retried = count is not None and count.isdigit() and int(count) > 0
-        return Caller(call.tenant, digest, key, retried), await call.parse(sent)
+        caller = Caller(call.tenant, digest, key, retried, call.principal.store_always)
+        return caller, await call.parse(sent)
 
 
 def listed(page: Page[Record[Item]]) -> Answer:

@@ -7,6 +7,7 @@ from perdure.proving.actors.conversations import ConversationsActor
 from perdure.proving.actors.idempotency import IdempotencyActor
 from perdure.proving.actors.items import ItemsActor
 from perdure.proving.actors.responses import ResponsesActor
+from perdure.proving.actors.seals import SealsActor
 from perdure.proving.workload import Actor
 
 
@@ -17,5 +18,6 @@ def actors() -> list[Actor]:
         ConversationsActor(),
         ItemsActor(),
         IdempotencyActor(),
+        SealsActor(),
         BootsActor(),
     ]

@@ -1,0 +1,92 @@
+"""What a request builds on: the items of earlier turns, of a chain or of a conversation, and what
+has to be done to them before a model can read them. Whoever asks a model goes through here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from perdure.core.keys import Key
+from perdure.core.values import Record
+from perdure.services.config import OrphanPolicy
+from perdure.services.orphans import repaired
+from perdure.services.sealing import Sealing
+from perdure.surfaces.items import Item as StoredItem
+from perdure.surfaces.items import body
+from perdure.surfaces.state import State
+from perdure.wire.errors import NotFound, WireError, previous_response_not_found
+from perdure.wire.items import Item
+from perdure.wire.responses import CreateResponse
+
+
+class Given(msgspec.Struct, frozen=True):
+    """What a model is given: the past and what is said now, both in a form that it can read.
+    `orphans` are calls of the past that were given an output because none had come."""
+
+    history: list[Item]
+    items: list[Item]
+    orphans: list[Item] = []
+
+
+class Context:
+    """Finds what requests of one state build on, and makes it readable."""
+
+    def __init__(self, state: State, sealing: Sealing, orphans: OrphanPolicy) -> None:
+        self._state = state
+        self._sealing = sealing
+        self._orphans = orphans
+
+    async def given(self, tenant: str, request: CreateResponse, items: Sequence[Item]) -> Given:
+        """What the model is given for a request whose own items are `items`. Raises `NotFound`
+        for the conversation, and `WireError` naming what is gone from a chain or cannot be read.
+        """
+        history = await self._sealing.opened(tenant, await self._earlier(tenant, request))
+        items = await self._sealing.opened(tenant, items, at="input")
+        if self._orphans == "refuse":
+            return Given(history, items)
+        told = repaired(history, items)
+        return Given(told.history, told.items, told.orphans)
+
+    async def _earlier(self, tenant: str, request: CreateResponse) -> list[Item]:
+        """The items of earlier turns, the oldest first."""
+        state = self._state
+        if request.conversation_id is not None:
+            conversation = await state.conversations.get(tenant, request.conversation_id)
+            return await _all(state.items.all(conversation.key, "items"))
+        if request.previous_response_id is None:
+            return []
+        history: list[Item] = []
+        for owner in reversed(await _chain(state, tenant, request.previous_response_id)):
+            history += await _all(state.items.all(owner, "input", "output"))
+        return history
+
+
+async def _chain(state: State, tenant: str, response_id: str) -> list[Key]:
+    """The responses of a chain, the newest first, every one ended."""
+    owners: list[Key] = []
+    try:
+        async for held in state.responses.chain(tenant, response_id):
+            if not held.value.status.terminal:
+                raise WireError(
+                    f"Response '{held.key[-1]}' is still being generated; wait for its end "
+                    "before continuing from it.",
+                    param="previous_response_id",
+                    code="response_in_progress",
+                )
+            owners.append(held.key)
+    except NotFound as gone:
+        if owners:
+            raise WireError(
+                f"The chain of response '{response_id}' is broken: {gone} "
+                "Start a new chain, or send the earlier turns as input.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            ) from None
+        raise previous_response_not_found(response_id) from None
+    return owners
+
+
+async def _all(records: AsyncIterator[Record[StoredItem]]) -> list[Item]:
+    return [msgspec.json.decode(body(record)) async for record in records]
