@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +22,13 @@ from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
 from perdure.core.disk import Disk
-from perdure.core.engine import EngineStats, Recovered, Survives
-from perdure.core.errors import Closed, Damaged, Invalid, Latched
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives
+from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
-from perdure.core.offload import off_loop
+from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum, tip_sum
+from perdure.engines import sqlite_backup
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer, Outcome, Request
 from perdure.engines.sqlite_driver import translate, translating
@@ -65,6 +66,7 @@ class SqliteEngine:
         self._idle: list[apsw.Connection] = []
         self._reading: set[asyncio.Future[Any]] = set()
         self._waiting: dict[Touched, set[asyncio.Future[Tip | None]]] = defaultdict(set)
+        self._backing_up = False
         self._closing: asyncio.Future[None] | None = None
         self._reader = self._open_reader()
         self.stats.stored_size_bytes = store.place.path.stat().st_size
@@ -228,6 +230,50 @@ class SqliteEngine:
         finally:
             self._readers.discard(connection)
             connection.close()
+
+    async def backup(self, into: Path, progress: Progress) -> Snapshot:
+        self._check_open()
+        if self._backing_up:
+            raise Unavailable(f"{self.url}: a backup is under way already; wait for its end.")
+        if self.recovered.findings:
+            raise Damaged(self.recovered.findings[0].where, self.recovered.findings[0].why)
+        self._backing_up = True
+        if self._committer is not None:
+            self._checkpointer.hold()
+        try:
+            return await self._back_up(into, progress)
+        finally:
+            self._backing_up = False
+            if self._committer is not None:
+                self._checkpointer.let_go()
+
+    async def _back_up(self, into: Path, progress: Progress) -> Snapshot:
+        source = self._open_reader()
+        self._readers.add(source)
+        place = self._store.place
+        steps = sqlite_backup.backup_steps(
+            source, into, self._layouts, disk=place.disk, vfs=place.vfs
+        )
+        try:
+            async with aclosing(steps_off_loop(steps, self._aside)) as copying:
+                with translating(self.url):
+                    async for step in copying:
+                        if isinstance(step, Snapshot):
+                            return step
+                        progress(*step)
+                        self._check_open()
+                        self._check_log_size()
+        finally:
+            self._readers.discard(source)
+        raise Closed(f"{self.url} was closed.")
+
+    def _check_log_size(self) -> None:
+        size_bytes = self.stats.log_size_bytes
+        if size_bytes > sqlite_backup.LOG_BYTES_MAX:
+            raise Unavailable(
+                f"{self.url}: so much was committed during this backup that the log has "
+                f"{size_bytes} bytes. Back up while less is written."
+            )
 
     def announce(self, note: str) -> None:
         if self._committer is not None:

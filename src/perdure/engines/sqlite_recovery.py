@@ -53,7 +53,7 @@ class Store:
         self.lock = lock
         self.mark: Mark | None = None
         self.missing: list[Layout] = []
-        self.number = _recovered_number(connection, place.path)
+        self.number = recovered_number(connection, place.path)
         self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
         self.recovered = Recovered(clean=connection.execute(SQL["fact"], ("clean",)).get == 1)
 
@@ -209,7 +209,8 @@ def _commit_facts(
             connection.execute("ROLLBACK")
 
 
-def _recovered_number(connection: apsw.Connection, path: Path) -> int:
+def recovered_number(connection: apsw.Connection, path: Path) -> int:
+    """The number of the last commit that the database and its log hold."""
     found = connection.execute(SQL["stamp"]).get
     number = read_stamp(found) if isinstance(found, bytes) else None
     if number is None:

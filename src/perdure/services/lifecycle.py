@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -19,7 +21,8 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError, Unavailable
 from perdure.core.promises import check_promises
-from perdure.engines import open_engine
+from perdure.engines import open_blobs, open_engine
+from perdure.services.backups import BLOBS, Manifest, Progress, back_up
 from perdure.services.config import Config
 from perdure.services.conversations import Conversations
 from perdure.services.gateway import Gateway, Store
@@ -147,6 +150,17 @@ class Node:
         self.draining = True
         if self.opened:
             await self.gateway.drain(timeout_s)
+
+    async def back_up(self, target: Path, progress: Progress) -> Manifest:
+        """Copy everything as it is now to `target`, while requests go on. See `backups`."""
+        async with AsyncExitStack() as opened:
+            blobs = None
+            if (self.config.data_path / BLOBS).is_dir():
+                blobs = await open_blobs(self.config.blobs_url, read_only=True)
+                opened.push_async_callback(blobs.close)
+            return await back_up(
+                self.state.engine, blobs, target, progress, clock=self.clock, disk=self._disk
+            )
 
     async def close(self) -> None:
         """Stop background work, mark the boot clean, close the engine."""
