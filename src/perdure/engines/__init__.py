@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -25,8 +25,10 @@ async def open_engine(
     clock: Clock | None = None,
     disk: Disk | None = None,
     read_only: bool = False,
+    note: Callable[[str], None] = lambda detail: None,
 ) -> Engine:
-    """Open the store at `url`, recovering it first unless `read_only`.
+    """Open the store at `url`, recovering it first unless `read_only`. A store of an earlier
+    release gets the indexes that were declared since; `note` is told how far that is.
 
     `read_only` takes the lock in shared mode and replays, cuts and checkpoints nothing; commits
     are then refused. Raises `Invalid` for a URL no engine knows, `StoreLocked`, `NewerFormat`,
@@ -42,7 +44,7 @@ async def open_engine(
         from perdure.engines.sqlite import SqliteEngine
 
         return await SqliteEngine.open(
-            path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only
+            path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
         )
     raise Invalid(f"no engine opens {url!r}; the known forms are {_SCHEMES}.")
 

@@ -61,6 +61,7 @@ class SqliteEngine:
         self._tables = {
             layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
         }
+        self._narrow = {records.name for records in store.lacking.indexes}
         self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
         self._readers: set[apsw.Connection] = set()
         self._idle: list[apsw.Connection] = []
@@ -82,11 +83,12 @@ class SqliteEngine:
         disk: Disk,
         read_only: bool = False,
         vfs: str | None = None,
+        note: Callable[[str], None] = lambda detail: None,
     ) -> SqliteEngine:
         """See `engines.open_engine`. `vfs` names the SQLite VFS to use in place of the checksum
         VFS, over which it must be built."""
         place = Place(Path(path), clock, disk, vfs)
-        store = await off_loop(open_store, place, layouts, read_only=read_only)
+        store = await off_loop(open_store, place, layouts, read_only=read_only, note=note)
         try:
             return cls(store, layouts, read_only=read_only)
         except BaseException:
@@ -406,6 +408,11 @@ class SqliteEngine:
         table = self._tables.get(records.name)
         if table is None:
             raise Invalid(f"the store was opened without the collection {records.name}.")
+        if records.name in self._narrow:
+            raise Invalid(
+                f"{records.name} was written by an older Perdure and lacks an index. It gets it "
+                "when the store is opened for writing: start the server once."
+            )
         return table
 
     def _check_log(self, log: Log[Any]) -> None:

@@ -94,7 +94,11 @@ class Node:
         if self.config.engine_url.startswith("sqlite:"):
             self._disk.make_directory(self.config.data_path)
         engine = await open_engine(
-            self.config.engine_url, LAYOUTS, clock=self.clock, disk=self._disk
+            self.config.engine_url,
+            LAYOUTS,
+            clock=self.clock,
+            disk=self._disk,
+            note=self.startup.note,
         )
         return self._wrap(engine)
 

@@ -51,6 +51,9 @@ SELECT name, version, shape FROM layouts
 -- name: add_layout
 INSERT INTO layouts (name, version, shape) VALUES (?, ?, ?)
 
+-- name: set_shape
+UPDATE layouts SET shape = ? WHERE name = ?
+
 -- name: has_tombstones
 SELECT EXISTS (SELECT 1 FROM tombstones WHERE collection = ?)
 

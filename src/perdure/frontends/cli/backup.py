@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from rich.progress import Progress as Bar
 from perdure import library
 from perdure.core.errors import Invalid
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
-from perdure.frontends.cli.output import complaints, console, say_json
+from perdure.frontends.cli.output import complaints, console, moment, say_json
 from perdure.frontends.cli.store import holder, work
 from perdure.services.backups import BLOBS, Manifest, Progress
 from perdure.services.config import Config
@@ -74,10 +73,9 @@ async def _restore(config: Config, source: Path, progress: Progress) -> Manifest
 
 
 def _described(manifest: Manifest) -> str:
-    taken = datetime.fromtimestamp(manifest.taken_at_s, UTC)
     return (
         f"{decimal(manifest.size_bytes)}, {manifest.blobs.count} blobs, commit "
-        f"{manifest.snapshot.number} of {taken:%Y-%m-%d %H:%M:%S} UTC, verified"
+        f"{manifest.snapshot.number} of {moment(manifest.taken_at_s)} UTC, verified"
     )
 
 

@@ -10,6 +10,7 @@ from perdure import __version__
 from perdure.core.errors import PerdureError
 from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
+from perdure.frontends.cli.objects import conversations, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
@@ -26,6 +27,8 @@ app = typer.Typer(
 )
 for command in (serve, status, contract, verify, backup, restore):
     app.command()(command)
+app.add_typer(responses)
+app.add_typer(conversations)
 
 
 def _version(asked: bool) -> None:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from perdure.frontends.http.call import Answer, Call, EventStream
-from perdure.frontends.http.queries import ItemsQuery, RetrieveQuery, list_query, query_of
+from perdure.frontends.http.queries import (
+    ItemsQuery,
+    ResponsesQuery,
+    RetrieveQuery,
+    list_query,
+    query_of,
+)
 from perdure.frontends.http.routes import Route
-from perdure.frontends.http.schemas import CreateResponseBody, ItemList, ResponseObject
-from perdure.frontends.http.service import Service, listed, shown
+from perdure.frontends.http.schemas import (
+    CreateResponseBody,
+    ItemList,
+    ResponseList,
+    ResponseObject,
+)
+from perdure.frontends.http.service import Service, listed, listed_objects, shown
+from perdure.services import listing
 from perdure.services.gateway import Started
+from perdure.surfaces.responses import Status, wire_body
 from perdure.wire.responses import ResponseDeleted
 
 
@@ -26,6 +41,14 @@ async def create(service: Service, call: Call) -> Answer | EventStream:
     if goes_on:
         return Answer(await gateway.finished(started))
     return Answer(await _while_connected(service, call, started))
+
+
+async def list_all(service: Service, call: Call) -> Answer:
+    page = list_query(call, ResponsesQuery)
+    asked = query_of(call, ResponsesQuery).status
+    status = Status(asked) if asked else None
+    found = await listing.responses(service.node.state, call.tenant, page, status)
+    return listed_objects(found, [msgspec.Raw(wire_body(held)) for held in found.items])
 
 
 async def retrieve(service: Service, call: Call) -> Answer | EventStream:
@@ -69,6 +92,15 @@ async def _while_connected(service: Service, call: Call, started: Started) -> by
 
 
 ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/responses",
+        name="list_responses",
+        summary="Stored responses, the newest first unless asked otherwise (an extension).",
+        handler=list_all,
+        query=ResponsesQuery,
+        answer=ResponseList,
+    ),
     Route(
         method="GET",
         path="/v1/responses/{response_id}",
