@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 
+from perdure.proving.waiting import wait_until
 from tests.e2e.http_server import perdure, serving
 
 
@@ -62,3 +63,22 @@ async def test_operators_find_show_and_remove_what_is_stored(tmp_path: Path) -> 
         assert await server.end() == 0
     stopped = await perdure("responses", "ls", *data)
     assert (stopped.code, "perdure serve" in stopped.err) == (5, True)
+
+
+# proves R13
+async def test_status_and_metrics_say_what_each_surface_takes(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    async with serving(tmp_path / "data") as server, server.client() as client:
+
+        async def measured() -> bool:
+            return (await client.get("/v1/usage")).json()["last"] is not None
+
+        await wait_until(measured, 20, "a measurement")
+        status = await perdure("status", *data)
+        assert status.code == 0
+        assert "responses " in status.out.split("disk: ")[1]
+        found = (await perdure("status", *data, "--json")).json()["usage"]
+        assert found["total_bytes"] >= sum(one["size_bytes"] for one in found["surfaces"]) > 0
+        assert (
+            'perdure_surface_size_bytes{surface="responses"}' in (await client.get("/metrics")).text
+        )

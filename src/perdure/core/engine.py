@@ -70,6 +70,16 @@ class EngineStats(msgspec.Struct):
     queued: int = 0
 
 
+class Usage(msgspec.Struct, frozen=True):
+    """What a store takes, in bytes: each collection with its indexes, what belongs to none, room
+    that is free to be used again, and all of it. Logs may be told apart by estimate."""
+
+    collections: dict[str, int]
+    other_bytes: int
+    free_bytes: int
+    total_bytes: int
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """What a backup holds: the store of this id after its commit `number`, and nothing later."""
 
@@ -201,6 +211,11 @@ class Engine(Protocol):
     def verify(self) -> AsyncIterator[Finding]:
         """Walk everything stored and yield what is not as it was written: checksums, index
         columns against values, numbering without holes, and the engine's own structures."""
+        ...
+
+    async def usage(self) -> Usage:
+        """What the store takes now. It may read everything: ask seldom. Raises `Unavailable` where
+        so much is written that it was ended."""
         ...
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:

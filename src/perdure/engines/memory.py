@@ -22,7 +22,7 @@ from perdure.core.batch import Batch, digest, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Facts, LogWrite, RecordWrite, decide
-from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
 from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Columns, Index, Layout, Log, Records
@@ -255,6 +255,16 @@ class MemoryEngine:
             kept = sorted(self._entries[(name, place)])
             if kept != list(range(tip.first, tip.last + 1)):
                 yield Finding(f"{name} {keys.show(keys.split(place))}", "numbers have holes")
+
+    async def usage(self) -> Usage:
+        self._check_open()
+        taken = {
+            name: sum(len(row.value) + len(row.attachment or b"") for row in held.rows.values())
+            for name, held in self._collections.items()
+        }
+        for (name, _), entries in self._entries.items():
+            taken[name] = taken.get(name, 0) + sum(map(len, entries.values()))
+        return Usage(taken, other_bytes=0, free_bytes=0, total_bytes=sum(taken.values()))
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:
         self._check_open()

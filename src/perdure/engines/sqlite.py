@@ -22,7 +22,7 @@ from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
 from perdure.core.disk import Disk
-from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
 from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
@@ -35,6 +35,7 @@ from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_scan import count_rows, scan_page
 from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip, checked_record
+from perdure.engines.sqlite_usage import usage_steps
 from perdure.engines.sqlite_verify import verify_store
 
 T = TypeVar("T")
@@ -232,6 +233,22 @@ class SqliteEngine:
         finally:
             self._readers.discard(connection)
             connection.close()
+
+    async def usage(self) -> Usage:
+        self._check_open()
+        reader = self._open_reader()
+        self._readers.add(reader)
+        try:
+            async with aclosing(steps_off_loop(usage_steps(reader), self._aside)) as steps:
+                with translating(self.url):
+                    async for found in steps:
+                        if found is not None:
+                            return found
+                        self._check_open()
+        finally:
+            self._readers.discard(reader)
+            reader.close()
+        raise Closed(f"{self.url} was closed.")
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:
         self._check_open()

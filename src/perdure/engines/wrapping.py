@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.core.batch import Batch
-from perdure.core.engine import Engine, Progress, Snapshot
+from perdure.core.engine import Engine, Progress, Snapshot, Usage
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
@@ -92,6 +92,9 @@ class Wrapping:
 
     def verify(self) -> AsyncIterator[Finding]:
         return self.engine.verify()
+
+    async def usage(self) -> Usage:
+        return await self.engine.usage()
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:
         return await self.engine.backup(into, progress)

@@ -33,6 +33,8 @@ from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
 from perdure.services.upstream import Upstream
+from perdure.services.usage import PERIOD_S as MEASURE_S
+from perdure.services.usage import Measuring
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
 from perdure.surfaces.state import LAYOUTS, PROMISES, State
 
@@ -66,6 +68,7 @@ class Node:
         self.url = url
         self.warnings: list[str] = []
         self.state: State
+        self.measuring: Measuring
         self.gateway: Gateway
         self.conversations: Conversations
         self.upstream: Upstream | None = None
@@ -107,6 +110,7 @@ class Node:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
+        self.measuring = Measuring(self.state, self.clock)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
             await self._begin_boot()
@@ -131,6 +135,7 @@ class Node:
         self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
+        self._supervisor.every("measure", MEASURE_S, self.measuring.measure)
         self._supervisor.every("upstream", _PROBE_S, self._probe_upstream)
 
     def readiness(self) -> Readiness:

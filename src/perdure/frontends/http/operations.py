@@ -29,6 +29,7 @@ from perdure.services.reports import (
     state_report,
 )
 from perdure.services.startup import Readiness
+from perdure.services.usage import DiskUse
 from perdure.wire.errors import typed
 
 FINDINGS_MAX = 1_000
@@ -131,6 +132,17 @@ async def verify(service: Service, call: Call) -> Answer:
             return shown(Verified(ok=False, findings=findings, more=True))
         findings.append(finding)
     return shown(Verified(ok=not findings, findings=findings, more=False))
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured last, None before it was measured the first time."""
+
+    object: Literal["perdure.usage"] = "perdure.usage"
+    last: DiskUse | None
+
+
+async def usage(service: Service, call: Call) -> Answer:
+    return shown(Usage(last=service.node.measuring.last))
 
 
 class BackUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -263,6 +275,13 @@ ROUTES = (
         boots,
         BootList,
         query=PageQuery,
+    ),
+    _route(
+        "/v1/usage",
+        "usage",
+        "What each surface takes on the disk, and when that was measured.",
+        usage,
+        Usage,
     ),
     _route(
         "/openapi.json",

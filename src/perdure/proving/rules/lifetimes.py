@@ -172,6 +172,23 @@ async def a_backup_holds_all_that_was_acknowledged_and_nothing_by_half(store: St
     same((await engine.tip(EVENTS, B)).last, written, "the store itself was changed")
 
 
+@lifetimes.rule("R13")
+async def what_a_store_takes_is_told_by_collection(store: Store) -> None:
+    engine = await store.open()
+    for number in range(40):
+        big = put(FACTS, ("t", f"{number}"), Note(body="x" * 10_000), attachment=b"x" * 10_000)
+        await engine.commit(big + append(EVENTS, A, [Note(body="x" * 5_000)]))
+    await engine.commit(put(NOTES, ("t", "box", "1"), Note("open", 1, due_s=1)))
+    usage = await engine.usage()
+    facts, events = usage.collections["facts"], usage.collections["events"]
+    holds(800_000 <= facts < 1_000_000, f"800,000 bytes of records are said to take {facts}")
+    holds(200_000 <= events < 300_000, f"200,000 bytes of entries are said to take {events}")
+    parts = sum(usage.collections.values()) + usage.other_bytes + usage.free_bytes
+    holds(parts <= usage.total_bytes <= parts + 65_536, f"the parts of {usage} are not the whole")
+    await engine.close()
+    await refused(Closed, engine.usage())
+
+
 @lifetimes.rule("C17")
 async def what_does_not_outlive_the_process_is_not_backed_up(store: Store) -> None:
     engine = await store.open()
