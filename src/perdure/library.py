@@ -10,10 +10,16 @@ import asyncio
 import inspect
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-from perdure.engines import open_engine
+from perdure.core.clock import SystemClock
+from perdure.core.disk import Disk
+from perdure.core.errors import Invalid
+from perdure.engines import open_blobs, open_engine, restore_engine
+from perdure.services import backups
+from perdure.services.backups import Manifest, Progress
 from perdure.surfaces.state import LAYOUTS, State
 
 T = TypeVar("T")
@@ -31,6 +37,45 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[State]:
         yield State(engine)
     finally:
         await engine.close()
+
+
+async def back_up(url: str, blobs: Path, target: Path, progress: Progress) -> Manifest:
+    """Back up a store that no process holds, and the blobs in the directory `blobs` if there is
+    one; see `services.backups`. A server backs up its own: ask that."""
+    async with open(url, read_only=True) as state, AsyncExitStack() as opened:
+        kept = None
+        if not _is_empty(blobs):
+            kept = await open_blobs(_url(blobs), read_only=True)
+            opened.push_async_callback(kept.close)
+        return await backups.back_up(
+            state.engine, kept, target, progress, clock=SystemClock(), disk=Disk()
+        )
+
+
+async def restore(url: str, blobs: Path, source: Path, progress: Progress) -> Manifest:
+    """Make the store at `url`, and the directory `blobs`, of the backup at `source`. Neither may
+    be there. Raises `Invalid`, and what `backups.check_backup` and `restore_engine` raise."""
+    if not _is_empty(blobs):
+        raise Invalid(f"{blobs} is not empty. A backup is restored into an empty place only.")
+    manifest = await backups.check_backup(source, progress)
+    if manifest.blobs.count:
+        kept = await open_blobs(_url(blobs))
+        try:
+            await backups.restore_blobs(source, kept, progress)
+        finally:
+            await kept.close()
+    await restore_engine(
+        url, source, LAYOUTS, lambda done, total: progress("restoring the store", done, total)
+    )
+    return manifest
+
+
+def _is_empty(directory: Path) -> bool:
+    return not directory.exists() or not any(directory.iterdir())
+
+
+def _url(directory: Path) -> str:
+    return f"file:///{directory.absolute()}"
 
 
 @contextmanager

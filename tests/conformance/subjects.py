@@ -12,8 +12,8 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.keys import Key, join
 from perdure.core.layouts import Layout
-from perdure.engines import open_engine
-from perdure.proving.subject import Subject
+from perdure.engines import open_engine, restore_engine
+from perdure.proving.subject import LAYOUTS, Subject
 
 
 async def _memory(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
@@ -37,7 +37,15 @@ def _damage_sqlite(directory: Path, key: Key) -> None:
     connection.close()
 
 
+async def _restore_sqlite(copy: Path, directory: Path) -> None:
+    url = f"sqlite:///{directory / 'state.db'}"
+    await restore_engine(url, copy, LAYOUTS, lambda done, total: None)
+
+
 KNOWN = {
     subject.name: subject
-    for subject in (Subject("memory", _memory), Subject("sqlite", _sqlite, _damage_sqlite))
+    for subject in (
+        Subject("memory", _memory),
+        Subject("sqlite", _sqlite, _damage_sqlite, _restore_sqlite),
+    )
 }

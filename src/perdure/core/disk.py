@@ -12,9 +12,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from perdure.core.errors import StorageFull, StoreLocked, Unavailable
@@ -127,6 +128,19 @@ class Disk:
         """A new temporary directory that only this user can enter."""
         return Path(tempfile.mkdtemp(prefix="perdure-"))
 
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory and everything in it, if it is there."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+
+    def clear_directory(self, path: Path, *, keep: str) -> None:
+        """Remove everything in a directory but the file `keep`."""
+        for part in path.iterdir():
+            if part.is_dir():
+                shutil.rmtree(part)
+            elif part.name != keep:
+                part.unlink()
+
     def remove_directory(self, path: Path) -> None:
         """Remove an empty directory, if it is there."""
         with suppress(FileNotFoundError):
@@ -153,6 +167,23 @@ class Disk:
         with full_disk(path):
             while view:
                 view = view[os.write(fd, view) :]
+
+    @contextmanager
+    def writing(self, path: Path) -> Iterator[Callable[[bytes], None]]:
+        """Write a new file piece by piece; durable only after `sync_file` and `sync_directory`."""
+        fd = self.open_new(path)
+        try:
+            yield lambda data: self.write_all(fd, data, path)
+        finally:
+            os.close(fd)
+
+    def sync_file(self, path: Path) -> None:
+        """Make the bytes durable that somebody wrote to a file."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.sync(fd, path)
+        finally:
+            os.close(fd)
 
     def sync(self, fd: int, path: Path) -> None:
         """Make a file's bytes durable."""

@@ -17,7 +17,8 @@ What holds for every method
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -67,6 +68,28 @@ class EngineStats(msgspec.Struct):
     log_size_bytes: int = 0
     stored_size_bytes: int = 0
     queued: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What a store takes, in bytes: each collection with its indexes, what belongs to none, room
+    that is free to be used again, and all of it. Logs may be told apart by estimate."""
+
+    collections: dict[str, int]
+    other_bytes: int
+    free_bytes: int
+    total_bytes: int
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What a backup holds: the store of this id after its commit `number`, and nothing later."""
+
+    store_id: str
+    number: int
+    format: int
+
+
+Progress = Callable[[int, int], None]
+"""Told bytes done and bytes in all, from the event loop."""
 
 
 class Engine(Protocol):
@@ -188,6 +211,27 @@ class Engine(Protocol):
     def verify(self) -> AsyncIterator[Finding]:
         """Walk everything stored and yield what is not as it was written: checksums, index
         columns against values, numbering without holes, and the engine's own structures."""
+        ...
+
+    async def usage(self) -> Usage:
+        """What the store takes now. It may read everything: ask seldom. Raises `Unavailable` where
+        so much is written that it was ended."""
+        ...
+
+    async def backup(self, into: Path, progress: Progress) -> Snapshot:
+        """Copy the store, as of one moment, into the empty directory `into`, while commits go on.
+
+        Everything that was acknowledged before the call is in the copy, and nothing by half. When
+        this returns, the copy has been read back and verified, and its files are durable;
+        the name of `into` is the caller's to publish. The store itself is not changed, whatever
+        becomes of the backup; what a failed one left in `into` is the caller's to remove.
+
+        A store is made of the copy by `engines.restore_engine`, never by opening it.
+
+        Raises `Invalid` where nothing outlives the process, `Unavailable` while another backup
+        runs and where so much is committed meanwhile that it cannot go on, `StorageFull`, and
+        `Damaged`: a copy of a damaged store would be taken for a sound one.
+        """
         ...
 
     def announce(self, note: str) -> None:

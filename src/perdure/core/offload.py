@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -13,3 +13,27 @@ T = TypeVar("T")
 async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in a worker thread. Cancelling the caller does not stop it."""
     return await asyncio.to_thread(function, *args, **kwargs)
+
+
+async def steps_off_loop(
+    steps: Generator[T, None, None], run: Callable[..., Awaitable[Any]] = off_loop
+) -> AsyncGenerator[T, None]:
+    """Run a blocking generator in worker threads, by `run`, one step after another. However it is
+    left, the step under way is finished and the generator closed; so close it (`aclosing`)."""
+    step: asyncio.Future[Any] | None = None
+    try:
+        while True:
+            step = asyncio.ensure_future(run(_next, steps))
+            if not (given := await asyncio.shield(step)):
+                return
+            yield given[0]
+    finally:
+        if step is not None:
+            await asyncio.wait((step,))
+        await off_loop(steps.close)
+
+
+def _next(steps: Generator[T, None, None]) -> tuple[T] | None:
+    for step in steps:
+        return (step,)
+    return None

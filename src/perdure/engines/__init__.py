@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
-from perdure.core.engine import Engine
+from perdure.core.engine import Engine, Progress
 from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
+from perdure.core.offload import steps_off_loop
 
 _SCHEMES = "memory://, sqlite:///PATH"
 _BLOB_SCHEMES = "memory://, file:///DIRECTORY"
@@ -23,8 +25,10 @@ async def open_engine(
     clock: Clock | None = None,
     disk: Disk | None = None,
     read_only: bool = False,
+    note: Callable[[str], None] = lambda detail: None,
 ) -> Engine:
-    """Open the store at `url`, recovering it first unless `read_only`.
+    """Open the store at `url`, recovering it first unless `read_only`. A store of an earlier
+    release gets the indexes that were declared since; `note` is told how far that is.
 
     `read_only` takes the lock in shared mode and replays, cuts and checkpoints nothing; commits
     are then refused. Raises `Invalid` for a URL no engine knows, `StoreLocked`, `NewerFormat`,
@@ -40,9 +44,37 @@ async def open_engine(
         from perdure.engines.sqlite import SqliteEngine
 
         return await SqliteEngine.open(
-            path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only
+            path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
         )
     raise Invalid(f"no engine opens {url!r}; the known forms are {_SCHEMES}.")
+
+
+async def restore_engine(
+    url: str,
+    source: Path,
+    layouts: Sequence[Layout],
+    progress: Progress,
+    *,
+    clock: Clock | None = None,
+    disk: Disk | None = None,
+) -> None:
+    """Make a store at `url` of what `Engine.backup` wrote into `source`. It exists, under an id of
+    its own, once all of it is verified and durable; before that there is none.
+
+    Raises `Invalid` where a store is already or none can be, `Damaged`, `NewerFormat`.
+    """
+    scheme, separator, path = url.partition("://")
+    if scheme != "sqlite" or not separator or len(path) < 2:
+        raise Invalid(f"a backup is restored to sqlite:///PATH, not to {url!r}.")
+    from perdure.engines.sqlite_backup import restore_steps
+    from perdure.engines.sqlite_recovery import Place
+
+    steps = restore_steps(
+        Place(Path(path[1:]), clock or SystemClock(), disk or Disk()), source, layouts
+    )
+    async with aclosing(steps_off_loop(steps)) as restoring:
+        async for step in restoring:
+            progress(*step)
 
 
 async def open_blobs(

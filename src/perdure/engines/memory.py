@@ -12,6 +12,7 @@ import bisect
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,7 +22,7 @@ from perdure.core.batch import Batch, digest, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Facts, LogWrite, RecordWrite, decide
-from perdure.core.engine import EngineStats, Recovered, Survives
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
 from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Columns, Index, Layout, Log, Records
@@ -254,6 +255,20 @@ class MemoryEngine:
             kept = sorted(self._entries[(name, place)])
             if kept != list(range(tip.first, tip.last + 1)):
                 yield Finding(f"{name} {keys.show(keys.split(place))}", "numbers have holes")
+
+    async def usage(self) -> Usage:
+        self._check_open()
+        taken = {
+            name: sum(len(row.value) + len(row.attachment or b"") for row in held.rows.values())
+            for name, held in self._collections.items()
+        }
+        for (name, _), entries in self._entries.items():
+            taken[name] = taken.get(name, 0) + sum(map(len, entries.values()))
+        return Usage(taken, other_bytes=0, free_bytes=0, total_bytes=sum(taken.values()))
+
+    async def backup(self, into: Path, progress: Progress) -> Snapshot:
+        self._check_open()
+        raise Invalid("memory:// promises to forget, so there is nothing to back up.")
 
     def announce(self, note: str) -> None:
         """Nobody else can ask for this process's memory."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,18 +22,20 @@ from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
 from perdure.core.disk import Disk
-from perdure.core.engine import EngineStats, Recovered, Survives
-from perdure.core.errors import Closed, Damaged, Invalid, Latched
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
+from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
-from perdure.core.offload import off_loop
+from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum, tip_sum
+from perdure.engines import sqlite_backup
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer, Outcome, Request
 from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_scan import count_rows, scan_page
 from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip, checked_record
+from perdure.engines.sqlite_usage import usage_steps
 from perdure.engines.sqlite_verify import verify_store
 
 T = TypeVar("T")
@@ -60,11 +62,13 @@ class SqliteEngine:
         self._tables = {
             layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
         }
+        self._narrow = {records.name for records in store.lacking.indexes}
         self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
         self._readers: set[apsw.Connection] = set()
         self._idle: list[apsw.Connection] = []
         self._reading: set[asyncio.Future[Any]] = set()
         self._waiting: dict[Touched, set[asyncio.Future[Tip | None]]] = defaultdict(set)
+        self._backing_up = False
         self._closing: asyncio.Future[None] | None = None
         self._reader = self._open_reader()
         self.stats.stored_size_bytes = store.place.path.stat().st_size
@@ -80,11 +84,12 @@ class SqliteEngine:
         disk: Disk,
         read_only: bool = False,
         vfs: str | None = None,
+        note: Callable[[str], None] = lambda detail: None,
     ) -> SqliteEngine:
         """See `engines.open_engine`. `vfs` names the SQLite VFS to use in place of the checksum
         VFS, over which it must be built."""
         place = Place(Path(path), clock, disk, vfs)
-        store = await off_loop(open_store, place, layouts, read_only=read_only)
+        store = await off_loop(open_store, place, layouts, read_only=read_only, note=note)
         try:
             return cls(store, layouts, read_only=read_only)
         except BaseException:
@@ -229,6 +234,66 @@ class SqliteEngine:
             self._readers.discard(connection)
             connection.close()
 
+    async def usage(self) -> Usage:
+        self._check_open()
+        reader = self._open_reader()
+        self._readers.add(reader)
+        try:
+            async with aclosing(steps_off_loop(usage_steps(reader), self._aside)) as steps:
+                with translating(self.url):
+                    async for found in steps:
+                        if found is not None:
+                            return found
+                        self._check_open()
+        finally:
+            self._readers.discard(reader)
+            reader.close()
+        raise Closed(f"{self.url} was closed.")
+
+    async def backup(self, into: Path, progress: Progress) -> Snapshot:
+        self._check_open()
+        if self._backing_up:
+            raise Unavailable(f"{self.url}: a backup is under way already; wait for its end.")
+        if self.recovered.findings:
+            raise Damaged(self.recovered.findings[0].where, self.recovered.findings[0].why)
+        self._backing_up = True
+        if self._committer is not None:
+            self._checkpointer.hold()
+        try:
+            return await self._back_up(into, progress)
+        finally:
+            self._backing_up = False
+            if self._committer is not None:
+                self._checkpointer.let_go()
+
+    async def _back_up(self, into: Path, progress: Progress) -> Snapshot:
+        source = self._open_reader()
+        self._readers.add(source)
+        place = self._store.place
+        steps = sqlite_backup.backup_steps(
+            source, into, self._layouts, disk=place.disk, vfs=place.vfs
+        )
+        try:
+            async with aclosing(steps_off_loop(steps, self._aside)) as copying:
+                with translating(self.url):
+                    async for step in copying:
+                        if isinstance(step, Snapshot):
+                            return step
+                        progress(*step)
+                        self._check_open()
+                        self._check_log_size()
+        finally:
+            self._readers.discard(source)
+        raise Closed(f"{self.url} was closed.")
+
+    def _check_log_size(self) -> None:
+        size_bytes = self.stats.log_size_bytes
+        if size_bytes > sqlite_backup.LOG_BYTES_MAX:
+            raise Unavailable(
+                f"{self.url}: so much was committed during this backup that the log has "
+                f"{size_bytes} bytes. Back up while less is written."
+            )
+
     def announce(self, note: str) -> None:
         if self._committer is not None:
             self._store.lock.note(note)
@@ -360,6 +425,11 @@ class SqliteEngine:
         table = self._tables.get(records.name)
         if table is None:
             raise Invalid(f"the store was opened without the collection {records.name}.")
+        if records.name in self._narrow:
+            raise Invalid(
+                f"{records.name} was written by an older Perdure and lacks an index. It gets it "
+                "when the store is opened for writing: start the server once."
+            )
         return table
 
     def _check_log(self, log: Log[Any]) -> None:

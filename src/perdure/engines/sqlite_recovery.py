@@ -25,6 +25,7 @@ from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
 from perdure.engines.sqlite_driver import connect, translating
 from perdure.engines.sqlite_schema import SQL
+from perdure.engines.sqlite_upgrade import Note, add_indexes, empty_log
 from perdure.engines.sqlite_wal import Mark, examine, read_mark, read_stamp, stamp
 
 
@@ -52,8 +53,8 @@ class Store:
         self.connection = connection
         self.lock = lock
         self.mark: Mark | None = None
-        self.missing: list[Layout] = []
-        self.number = _recovered_number(connection, place.path)
+        self.lacking = schema.Lacking()
+        self.number = recovered_number(connection, place.path)
         self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
         self.recovered = Recovered(clean=connection.execute(SQL["fact"], ("clean",)).get == 1)
 
@@ -61,9 +62,9 @@ class Store:
         """A connection that cannot write. Collections that a store opened for reading only does
         not hold yet are empty ones to it."""
         connection = self.place.connect(read_only=True)
-        if self.missing:
+        if self.lacking.collections:
             connection.pragma("query_only", 0)
-            for layout in self.missing:
+            for layout in self.lacking.collections:
                 if isinstance(layout, Records):
                     connection.execute(schema.Table(layout).create("temp"))
             connection.pragma("query_only", 1)
@@ -89,15 +90,18 @@ class Store:
         self.lock.release()
 
 
-def open_store(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> Store:
-    """Open, recover and take the store at `place`; made first where there is none.
+def open_store(
+    place: Place, layouts: Sequence[Layout], *, read_only: bool, note: Note = lambda detail: None
+) -> Store:
+    """Open, recover and take the store at `place`; made first where there is none. `note` is told
+    what takes long.
 
     Raises `StoreLocked`, `NewerFormat`, `Invalid`, `Missing` (only when `read_only`), and
     `Damaged` where acknowledged commits are gone (when `read_only` that is a finding instead).
     """
     started_s = place.clock.monotonic_s()
     try:
-        store = _open(place, layouts, read_only=read_only)
+        store = _open(place, layouts, note, read_only=read_only)
     except OSError as error:
         raise Unavailable(f"{place.path} cannot be opened: {error.strerror}.") from error
     duration_s = place.clock.monotonic_s() - started_s
@@ -105,7 +109,7 @@ def open_store(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> S
     return store
 
 
-def _open(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> Store:
+def _open(place: Place, layouts: Sequence[Layout], note: Note, *, read_only: bool) -> Store:
     where = str(place.path)
     if not read_only:
         place.disk.make_directory(place.path.parent)
@@ -123,10 +127,10 @@ def _open(place: Place, layouts: Sequence[Layout], *, read_only: bool) -> Store:
         undo.callback(connection.close)
         store = Store(place, lock, connection)
         schema.check_format(where, connection.pragma("user_version"))
-        store.missing = schema.check_layouts(connection, where, layouts)
+        store.lacking = schema.check_layouts(connection, where, layouts)
         store.recovered = _recover(store, read_only=read_only)
         if not read_only:
-            _take(store)
+            _take(store, note)
         undo.pop_all()
         return store
 
@@ -178,16 +182,16 @@ def _recover(store: Store, *, read_only: bool) -> Recovered:
     return Recovered(clean, frames, findings=(Finding(str(log), why),))
 
 
-def _take(store: Store) -> None:
+def _take(store: Store, note: Note) -> None:
     """Make what was recovered durable, then begin to own the store."""
     place, connection = store.place, store.connection
     if not store.recovered.clean:
-        left, _ = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        if left > 0:
-            raise Unavailable(f"{place.path}: its log is in use by another program.")
+        empty_log(connection)
     store.number += 1
-    _commit_facts(connection, store.number, clean=0, layouts=store.missing)
-    store.missing = []
+    _commit_facts(connection, store.number, clean=0, layouts=store.lacking.collections)
+    for records in store.lacking.indexes:
+        add_indexes(connection, records, note)
+    store.lacking = schema.Lacking()
     # SQLite ignores a failed sync of the directory that names its log; this one is not ignored.
     place.disk.sync_directory(place.path.parent)
     store.mark = Mark(place.disk, place.beside(".mark"), store.store_id)
@@ -209,7 +213,8 @@ def _commit_facts(
             connection.execute("ROLLBACK")
 
 
-def _recovered_number(connection: apsw.Connection, path: Path) -> int:
+def recovered_number(connection: apsw.Connection, path: Path) -> int:
+    """The number of the last commit that the database and its log hold."""
     found = connection.execute(SQL["stamp"]).get
     number = read_stamp(found) if isinstance(found, bytes) else None
     if number is None:

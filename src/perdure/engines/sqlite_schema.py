@@ -62,6 +62,8 @@ class Table:
             ("key", "version", "sum", "value", "attachment", *tenant, *self._fields)
         )
         self.get_many = f"SELECT {self.row} FROM {self.name} WHERE key IN carray(?)"
+        sets = ", ".join(f"{column} = ?" for column in (*tenant, *self._fields))
+        self.fill = f"UPDATE {self.name} SET {sets} WHERE id = ?"
 
     def create(self, schema: str = "main") -> str:
         """The table and its indexes. An index holds only records whose first field is set."""
@@ -72,15 +74,36 @@ class Table:
             f"version INTEGER NOT NULL, sum INTEGER NOT NULL, {tenant_column}{fields}"
             "value BLOB NOT NULL, attachment BLOB) STRICT"
         ]
+        return ";\n".join((*made, *self.create_indexes(schema)))
+
+    def create_indexes(self, schema: str = "main") -> list[str]:
+        """Every index of the table that is not there yet."""
+        made = []
         for index in self.records.indexes:
             tenant = () if index.every_tenant else ("tenant",)
             order = (*tenant, *self.fields_of(index), "key")
             name = f"{schema}.{self.index_name(index)}"
             made.append(
-                f"CREATE INDEX {name} ON {self.name} ({', '.join(order)}) "
+                f"CREATE INDEX IF NOT EXISTS {name} ON {self.name} ({', '.join(order)}) "
                 f"WHERE {order[len(tenant)]} IS NOT NULL"
             )
-        return ";\n".join(made)
+        return made
+
+    def added_columns(self) -> list[tuple[str, str]]:
+        """Name and definition of each column that only indexes need."""
+        tenant = [("tenant", "tenant TEXT NOT NULL DEFAULT ''")] if self._has_tenant else []
+        return tenant + [
+            (f"field_{field}", f"{_quoted(f'field_{field}')} ANY") for field in self.records.fields
+        ]
+
+    def filling(self, place: str, value: bytes, id: int) -> tuple[Any, ...]:
+        """What `fill` binds. Raises `Damaged` for a value that cannot be read."""
+        key = keys.split(place)
+        return (*self._index_columns(Record(key, 0, self.records.decode(key, value))), id)
+
+    def _index_columns(self, record: Record[Any]) -> tuple[Column | None, ...]:
+        columns = self.records.columns(record.value)
+        return (record.key[0], *columns) if self._has_tenant else columns
 
     def index_name(self, index: Index) -> str:
         return _quoted(f"index_{self.records.name}_{index.name}")
@@ -110,10 +133,7 @@ class Table:
         place, version, checksum, value, attachment, *columns = row
         key = keys.split(place)
         record = checked_record(self.records, key, place, (version, checksum, value, attachment))
-        expected = self.records.columns(record.value)
-        if self._has_tenant:
-            expected = (key[0], *expected)
-        if tuple(columns) != expected:
+        if tuple(columns) != self._index_columns(record):
             raise Damaged(
                 f"{self.records.name} {keys.show(key)}", "its index columns are not its value's"
             )
@@ -172,13 +192,19 @@ def check_format(where: str, found: int) -> None:
         )
 
 
-def check_layouts(
-    connection: apsw.Connection, where: str, layouts: Sequence[Layout]
-) -> list[Layout]:
-    """The layouts the store does not hold yet. Raises `NewerFormat` for one written by a newer
+class Lacking(msgspec.Struct, frozen=True):
+    """What a store does not hold yet: whole collections, and indexes of some that it does."""
+
+    collections: tuple[Layout, ...] = ()
+    indexes: tuple[Records[Any], ...] = ()
+
+
+def check_layouts(connection: apsw.Connection, where: str, layouts: Sequence[Layout]) -> Lacking:
+    """What the store lacks of the layouts. Raises `NewerFormat` for one written by a newer
     declaration, and `Invalid` for one declared otherwise under the same version."""
     stored = {name: (version, shape) for name, version, shape in connection.execute(SQL["layouts"])}
     missing: list[Layout] = []
+    widened: list[Records[Any]] = []
     for layout in layouts:
         if layout.name not in stored:
             missing.append(layout)
@@ -189,22 +215,50 @@ def check_layouts(
                 f"{where}: {layout.name} was written in version {version}; this release knows up "
                 f"to {layout.version}. The store was left untouched; open it with a newer Perdure."
             )
-        if (version, shape) != (layout.version, _shape(layout)):
-            raise Invalid(
-                f"{where}: {layout.name} is stored as version {version} with another key or other "
-                f"indexes than version {layout.version} declares, and there is no upgrade for it."
-            )
-    return missing
+        if (version, shape) == (layout.version, shape_of(layout)):
+            continue
+        if version == layout.version and isinstance(layout, Records) and _fits(layout, shape):
+            widened.append(layout)
+            continue
+        raise Invalid(
+            f"{where}: {layout.name} is stored as version {version} with another key or other "
+            f"indexes than version {layout.version} declares, and there is no way from one to the "
+            "other. The store was left untouched; open it with the Perdure that wrote it."
+        )
+    return Lacking(tuple(missing), tuple(widened))
+
+
+def stored_records(rows: Sequence[Any], layouts: Sequence[Layout]) -> list[Table]:
+    """Every collection of records in the `rows` that describe layouts, as the store holds it. One
+    that is declared otherwise, or not at all, is held to its checksums only, as its index columns
+    cannot be told from its value."""
+    declared = {layout.name: layout for layout in layouts if isinstance(layout, Records)}
+    found = []
+    for name, _, shape in rows:
+        key, indexes = msgspec.json.decode(shape)
+        if indexes is None:
+            continue
+        layout = declared.get(name)
+        alike = layout is not None and shape_of(layout) == shape
+        found.append(Table(layout if alike and layout else Records(name, Any, key=tuple(key))))
+    return found
+
+
+def _fits(layout: Records[Any], shape: str) -> bool:
+    """Whether the declared layout is the stored one with more indexes."""
+    key, indexes = msgspec.json.decode(shape, type=tuple[tuple[str, ...], tuple[Index, ...] | None])
+    return key == layout.key and indexes is not None and set(indexes) <= set(layout.indexes)
 
 
 def add_layout(connection: apsw.Connection, layout: Layout) -> None:
     """Make room for a collection. Inside the caller's transaction."""
     if isinstance(layout, Records):
         connection.execute(Table(layout).create())
-    connection.execute(SQL["add_layout"], (layout.name, layout.version, _shape(layout)))
+    connection.execute(SQL["add_layout"], (layout.name, layout.version, shape_of(layout)))
 
 
-def _shape(layout: Layout) -> str:
+def shape_of(layout: Layout) -> str:
+    """What of a layout the tables depend on."""
     indexes = layout.indexes if isinstance(layout, Records) else None
     return msgspec.json.encode([layout.key, indexes]).decode()
 

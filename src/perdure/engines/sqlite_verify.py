@@ -12,14 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apsw
-import msgspec
 
 from perdure.core.errors import Damaged, Unavailable
 from perdure.core.keys import show, split
-from perdure.core.layouts import Layout, Records
+from perdure.core.layouts import Layout
 from perdure.core.values import Finding, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_driver import translate
-from perdure.engines.sqlite_schema import SEQ_MAX, SQL, STREAM_SHIFT, Table, operation_sum
+from perdure.engines.sqlite_schema import (
+    SEQ_MAX,
+    SQL,
+    STREAM_SHIFT,
+    Table,
+    operation_sum,
+    stored_records,
+)
 
 Findings = Iterator[list[Finding]]
 Judge = Callable[[apsw.Connection, tuple[str, ...]], Findings]
@@ -35,7 +41,7 @@ def verify_store(
 ) -> Iterator[list[Finding]]:
     """Findings of one step after another."""
     yield _structure(connection, where)
-    for table in _tables(connection, layouts):
+    for table in stored_records(_rows(connection, SQL["layouts"]), layouts):
         yield from _walk(connection, table.name, ("key",), _record_judge(table))
     yield from _walk(connection, "streams", ("log", "key"), _judge_stream)
     yield from _strays(connection)
@@ -57,17 +63,6 @@ def _structure(connection: apsw.Connection, where: str) -> list[Finding]:
         f"{where}: so much is written that its structure cannot be looked at in one piece. "
         "Verify it while less is written."
     )
-
-
-def _tables(connection: apsw.Connection, layouts: Sequence[Layout]) -> Iterator[Table]:
-    """Every collection of records in the store. One that nobody declared is held to its checksums
-    only, as its index columns cannot be told from its value."""
-    declared = {layout.name: layout for layout in layouts if isinstance(layout, Records)}
-    rows = _rows(connection, SQL["layouts"])
-    for name, _, shape in rows:
-        key, indexes = msgspec.json.decode(shape)
-        if indexes is not None:
-            yield Table(declared.get(name) or Records(name, Any, key=tuple(key)))
 
 
 def _walk(

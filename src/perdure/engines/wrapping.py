@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.core.batch import Batch
-from perdure.core.engine import Engine
+from perdure.core.engine import Engine, Progress, Snapshot, Usage
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
@@ -91,6 +92,12 @@ class Wrapping:
 
     def verify(self) -> AsyncIterator[Finding]:
         return self.engine.verify()
+
+    async def usage(self) -> Usage:
+        return await self.engine.usage()
+
+    async def backup(self, into: Path, progress: Progress) -> Snapshot:
+        return await self.engine.backup(into, progress)
 
     def announce(self, note: str) -> None:
         self.engine.announce(note)

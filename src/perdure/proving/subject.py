@@ -51,13 +51,16 @@ class Subject(msgspec.Struct, frozen=True):
     """How to open the engine that is to be proven.
 
     `open` opens the store in a directory (empty at first); opened there again after `close`, a
-    durable engine finds the same store. `damage`, where it can be given, changes a stored byte of
-    the record of `NOTES` at a key, in a store that is closed.
+    durable engine finds the same store. `restore` makes a store in a directory (the second) of
+    what `Engine.backup` wrote into another; an engine that survives its process needs one.
+    `damage`, where it can be given, changes a stored byte of the record of `NOTES` at a key, in a
+    store that is closed.
     """
 
     name: str
     open: Callable[[Path, Sequence[Layout], Clock], Awaitable[Engine]]
     damage: Callable[[Path, Key], None] | None = None
+    restore: Callable[[Path, Path], Awaitable[None]] | None = None
 
 
 class LateClock(SystemClock):
@@ -97,6 +100,14 @@ class Store:
         """Close the engine and open its store again."""
         await engine.close()
         return await self.open()
+
+    async def restored(self, copy: Path) -> Store:
+        """A store beside this one, made of a backup; whoever asks closes it."""
+        if self.subject.restore is None:
+            raise Invalid(f"{self.subject.name} was given no way to restore a backup.")
+        other = self.directory / "restored"
+        await self.subject.restore(copy, other)
+        return Store(self.subject, other)
 
     def damage(self, key: Key) -> None:
         """Change a stored byte of the record of `NOTES` at `key`; the store is closed."""

@@ -177,6 +177,11 @@ class Config(msgspec.Struct, frozen=True):
         return (*((self.upstream,) if self.upstream.url else ()), *self.upstreams)
 
     @property
+    def blobs_url(self) -> str:
+        """Where blobs are kept: inside the data directory."""
+        return f"file:///{self.data_path.absolute() / 'blobs'}"
+
+    @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the port."""
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import msgspec
 import structlog
@@ -19,7 +21,8 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
-from perdure.engines import open_engine
+from perdure.engines import open_blobs, open_engine
+from perdure.services.backups import BLOBS, Manifest, Progress, back_up
 from perdure.services.compaction import Compactor
 from perdure.services.config import Config
 from perdure.services.config import Upstream as UpstreamSettings
@@ -36,6 +39,8 @@ from perdure.services.tail import Tail
 from perdure.services.tokens import TokenCounter
 from perdure.services.upstream import Upstream
 from perdure.services.upstreams import Member, Upstreams
+from perdure.services.usage import PERIOD_S as MEASURE_S
+from perdure.services.usage import Measuring
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
 from perdure.surfaces.state import LAYOUTS, PROMISES, State
 
@@ -69,6 +74,7 @@ class Node:
         self.url = url
         self.warnings: list[str] = []
         self.state: State
+        self.measuring: Measuring
         self.gateway: Gateway
         self.conversations: Conversations
         self.tokens: TokenCounter
@@ -98,7 +104,11 @@ class Node:
         if self.config.engine_url.startswith("sqlite:"):
             self._disk.make_directory(self.config.data_path)
         engine = await open_engine(
-            self.config.engine_url, LAYOUTS, clock=self.clock, disk=self._disk
+            self.config.engine_url,
+            LAYOUTS,
+            clock=self.clock,
+            disk=self._disk,
+            note=self.startup.note,
         )
         return self._wrap(engine)
 
@@ -107,6 +117,7 @@ class Node:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
+        self.measuring = Measuring(self.state, self.clock)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
             await self._begin_boot()
@@ -131,6 +142,7 @@ class Node:
         self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
+        self._supervisor.every("measure", MEASURE_S, self.measuring.measure)
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
 
     def readiness(self) -> Readiness:
@@ -154,6 +166,17 @@ class Node:
         self.draining = True
         if self.opened:
             await self.gateway.drain(timeout_s)
+
+    async def back_up(self, target: Path, progress: Progress) -> Manifest:
+        """Copy everything as it is now to `target`, while requests go on. See `backups`."""
+        async with AsyncExitStack() as opened:
+            blobs = None
+            if (self.config.data_path / BLOBS).is_dir():
+                blobs = await open_blobs(self.config.blobs_url, read_only=True)
+                opened.push_async_callback(blobs.close)
+            return await back_up(
+                self.state.engine, blobs, target, progress, clock=self.clock, disk=self._disk
+            )
 
     async def close(self) -> None:
         """Stop background work, mark the boot clean, close the engine."""

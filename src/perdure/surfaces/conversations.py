@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import msgspec
 
+from perdure.core import cursors
 from perdure.core.batch import Batch, delete, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.keys import Key
-from perdure.core.layouts import Records
+from perdure.core.layouts import Index, Records
 from perdure.core.promises import Durability, Promise
-from perdure.core.values import Record
+from perdure.core.values import Page, Record
 from perdure.wire.errors import ConversationLocked, NotFound
 
 
@@ -27,7 +28,12 @@ class Conversation(msgspec.Struct, frozen=True):
     held_by: str | None = None
 
 
-CONVERSATIONS = Records("conversations", Conversation, key=("tenant", "conversation_id"))
+CONVERSATIONS = Records(
+    "conversations",
+    Conversation,
+    key=("tenant", "conversation_id"),
+    indexes=(Index("by_age", ("created_at_s",)),),
+)
 
 RETRY_AFTER_MS = 1_000
 """How long a client that finds a conversation held is told to wait."""
@@ -47,7 +53,7 @@ class Conversations:
         recovery="what a dead process held is released with the response that held it",
         retention="until deleted; items stay readable by id",
         layouts=(CONVERSATIONS,),
-        statements=("C3", "C4", "R7", "R8"),
+        statements=("C3", "C4", "R7", "R8", "R13"),
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -59,6 +65,35 @@ class Conversations:
         if record is None:
             raise NotFound("Conversation", conversation_id)
         return record
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        after: Held | None = None,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Held]:
+        """Conversations in the order they were created, going on after the record `after` or at a
+        cursor. Raises `Damaged`, which can resume."""
+        if after is not None and cursor is None:
+            cursor = cursors.at_record(
+                self._engine.store_id,
+                CONVERSATIONS,
+                (tenant,),
+                after,
+                index="by_age",
+                descending=descending,
+            )
+        return await self._engine.scan(
+            CONVERSATIONS,
+            (tenant,),
+            index="by_age",
+            limit=limit,
+            cursor=cursor,
+            descending=descending,
+        )
 
     def create(self, key: Key, conversation: Conversation) -> Batch:
         """A new conversation; `next_position` counts the items that are written with it."""

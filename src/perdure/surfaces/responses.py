@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
+from perdure.core import cursors
 from perdure.core.batch import Batch, append, delete, drop, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, Damaged
@@ -62,12 +63,21 @@ class Response(msgspec.Struct, frozen=True):
     previous_response_id: str | None = None
     conversation_id: str | None = None
 
+    @property
+    def state(self) -> str:
+        """The status as indexes hold it."""
+        return self.status.value
+
 
 RESPONSES = Records(
     "responses",
     Response,
     key=("tenant", "response_id"),
-    indexes=(Index("unfinished", ("runner",), every_tenant=True),),
+    indexes=(
+        Index("unfinished", ("runner",), every_tenant=True),
+        Index("by_age", ("created_at_s",)),
+        Index("by_state", ("state", "created_at_s")),
+    ),
 )
 EVENTS = Log("response_events", msgspec.Raw, key=("tenant", "response_id"))
 
@@ -86,7 +96,7 @@ class Responses:
         recovery="what a dead process was generating ends as failed and keeps its output",
         retention="until deleted",
         layouts=(RESPONSES, EVENTS),
-        statements=("C3", "C4", "R2", "R3", "R4", "R5", "R6", "R7"),
+        statements=("C3", "C4", "R2", "R3", "R4", "R5", "R6", "R7", "R13"),
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -118,6 +128,39 @@ class Responses:
         """Responses of every tenant that have not ended. Raises `Damaged`, which can resume."""
         return await self._engine.scan(
             RESPONSES, (), index="unfinished", limit=limit, cursor=cursor
+        )
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        status: Status | None = None,
+        after: Held | None = None,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Held]:
+        """Responses in the order they were created, those with `status` only if it is given. It
+        goes on after the record `after`, or at a cursor. Raises `Damaged`, which can resume."""
+        index, where = ("by_age", ()) if status is None else ("by_state", (status.value,))
+        if after is not None and cursor is None:
+            cursor = cursors.at_record(
+                self._engine.store_id,
+                RESPONSES,
+                (tenant,),
+                after,
+                index=index,
+                where=where,
+                descending=descending,
+            )
+        return await self._engine.scan(
+            RESPONSES,
+            (tenant,),
+            index=index,
+            where=where,
+            limit=limit,
+            cursor=cursor,
+            descending=descending,
         )
 
     def create(self, key: Key, response: Response, body: bytes, events: Sequence[bytes]) -> Batch:

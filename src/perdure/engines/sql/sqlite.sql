@@ -51,6 +51,19 @@ SELECT name, version, shape FROM layouts
 -- name: add_layout
 INSERT INTO layouts (name, version, shape) VALUES (?, ?, ?)
 
+-- name: trees
+SELECT name, tbl_name FROM sqlite_schema WHERE rootpage > 0
+UNION ALL SELECT 'sqlite_schema', 'sqlite_schema'
+
+-- name: tree_bytes
+SELECT sum(pgsize) FROM dbstat WHERE name = ? AND aggregate = TRUE
+
+-- name: entries_by_log
+SELECT log, sum(last - first + 1) FROM streams WHERE last >= first GROUP BY log
+
+-- name: set_shape
+UPDATE layouts SET shape = ? WHERE name = ?
+
 -- name: has_tombstones
 SELECT EXISTS (SELECT 1 FROM tombstones WHERE collection = ?)
 

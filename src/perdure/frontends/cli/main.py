@@ -8,7 +8,9 @@ import typer
 
 from perdure import __version__
 from perdure.core.errors import PerdureError
+from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
+from perdure.frontends.cli.objects import conversations, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
@@ -23,8 +25,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, status, contract, verify):
+for command in (serve, status, contract, verify, backup, restore):
     app.command()(command)
+app.add_typer(responses)
+app.add_typer(conversations)
 
 
 def _version(asked: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -28,6 +29,9 @@ EXITS: dict[type[PerdureError], int] = {
 _COUNTS = ("loaded", "replayed", "cut", "requeued", "interrupted", "orphaned", "damaged")
 
 console = Console(highlight=False, soft_wrap=True)
+wide = Console(highlight=False, width=1_000)
+"""For tables of ids, which are to be copied and so never cut."""
+
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -52,9 +56,14 @@ def say_error(error: PerdureError, *, as_json: bool) -> None:
     complaints.print(f"[bold red]perdure:[/] {_plain(str(error))}")
 
 
-def table() -> Table:
-    """A table without lines or head."""
-    return Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+def table(*heads: str) -> Table:
+    """A table without lines, and without a head unless columns are named."""
+    return Table(*heads, box=None, show_header=bool(heads), pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def moment(at_s: float) -> str:
+    """A point in time for people."""
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 def seconds(duration_s: float | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 
 import msgspec
 import typer
+from rich.filesize import decimal
 
 from perdure.core.clock import SystemClock
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
@@ -13,6 +14,7 @@ from perdure.frontends.cli.output import (
     EXIT_NOT_READY,
     EXIT_NOT_RUNNING,
     console,
+    moment,
     recovered,
     say_json,
     seconds,
@@ -22,6 +24,7 @@ from perdure.frontends.cli.store import ask, holder
 from perdure.library import open as open_store
 from perdure.services.config import Config
 from perdure.services.reports import InstanceState, StartupReport, instance_state
+from perdure.services.usage import DiskUse
 from perdure.surfaces.boots import Boot, Phase, SurfaceRecovery
 
 _SHOWN = 100
@@ -38,6 +41,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     startup: StartupReport | None
     last_boot: Boot | None
     instances: list[InstanceState]
+    usage: DiskUse | None = None
+
+
+class _Usage(msgspec.Struct):
+    last: DiskUse | None
 
 
 class _Instances(msgspec.Struct):
@@ -69,6 +77,7 @@ async def _status(config: Config) -> Status:
         return await _stored(config)
     startup = await ask(held, "/v1/startup", StartupReport)
     instances = await ask(held, f"/v1/instances?limit={_SHOWN}", _Instances)
+    usage = await ask(held, "/v1/usage", _Usage)
     return Status(
         running=True,
         ready=startup.ready,
@@ -78,6 +87,7 @@ async def _status(config: Config) -> Status:
         startup=startup,
         last_boot=None,
         instances=instances.data,
+        usage=usage.last,
     )
 
 
@@ -127,6 +137,20 @@ def _show(found: Status) -> None:
     for warning in report.warnings:
         console.print(f"  [yellow]warning[/] {warning}")
     _show_recovery(report.recovery, report.phases)
+    if found.usage is not None:
+        _show_usage(found.usage)
+
+
+def _show_usage(usage: DiskUse) -> None:
+    console.print(
+        f"disk: {decimal(usage.total_bytes)} as of {moment(usage.measured_at_s)} UTC, "
+        f"{decimal(usage.free_bytes)} of it free for what comes"
+    )
+    rows = table()
+    for one in usage.surfaces:
+        rows.add_row(f"  {one.surface}", decimal(one.size_bytes))
+    rows.add_row("  the engine's own", decimal(usage.other_bytes))
+    console.print(rows)
 
 
 def _show_last(boot: Boot | None) -> None:

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from perdure.frontends.http.call import Answer, Call
-from perdure.frontends.http.queries import IncludeQuery, ItemsQuery, list_query, query_of
+from perdure.frontends.http.queries import (
+    IncludeQuery,
+    ItemsQuery,
+    ListedQuery,
+    list_query,
+    query_of,
+)
 from perdure.frontends.http.routes import Route
 from perdure.frontends.http.schemas import (
+    ConversationList,
     CreateConversationBody,
     CreateItemsBody,
     ItemList,
     ItemObject,
     UpdateConversationBody,
 )
-from perdure.frontends.http.service import Service, listed, shown
+from perdure.frontends.http.service import Service, encode, listed, listed_objects, shown
+from perdure.services import listing
+from perdure.services.conversations import shown as wire
 from perdure.wire.conversations import Conversation, ConversationDeleted
 
 
 async def create(service: Service, call: Call) -> Answer:
     caller, sent = await service.named(call)
     return Answer(await service.node.conversations.create(caller, sent))
+
+
+async def list_all(service: Service, call: Call) -> Answer:
+    page = list_query(call, ListedQuery)
+    found = await listing.conversations(service.node.state, call.tenant, page)
+    return listed_objects(found, [msgspec.Raw(encode(wire(held))) for held in found.items])
 
 
 async def retrieve(service: Service, call: Call) -> Answer:
@@ -108,6 +125,15 @@ ROUTES = (
         handler=delete_item,
         answer=Conversation,
         statuses=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/v1/conversations",
+        name="list_conversations",
+        summary="Conversations, the newest first unless asked otherwise (an extension).",
+        handler=list_all,
+        query=ListedQuery,
+        answer=ConversationList,
     ),
     Route(
         method="POST",

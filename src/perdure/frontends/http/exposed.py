@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from perdure.frontends.http.metrics import Exposition, struct_metrics
 from perdure.frontends.http.service import Service
+from perdure.services.usage import DiskUse
 
 _ENGINE_TEXTS = {
     "commits": "Batches committed.",
@@ -53,6 +54,7 @@ def _node(service: Service) -> Iterable[Metric]:
     yield _gauge("perdure_boot_number", "How often this instance was started.", node.boot.number)
     yield from struct_metrics("perdure_engine", engine.stats, _ENGINE_TEXTS, gauges=_ENGINE_GAUGES)
     yield from _upstreams(service)
+    yield from _disk_use(node.measuring.last)
     yield from struct_metrics("perdure_runs", node.gateway.stats, {}, gauges=frozenset({"running"}))
 
 
@@ -86,6 +88,20 @@ def _upstreams(service: Service) -> Iterable[Metric]:
         circuit.add_metric((member.name,), member.upstream.breaker.open)
         streaming.add_metric((member.name,), member.upstream.stats.streaming)
     yield from (opened, circuit, streaming)
+
+
+def _disk_use(last: DiskUse | None) -> Iterable[Metric]:
+    """As it was measured last; when that was is a metric too."""
+    if last is None:
+        return
+    family = GaugeMetricFamily(
+        "perdure_surface_size_bytes", "What a surface takes on the disk.", labels=("surface",)
+    )
+    for one in last.surfaces:
+        family.add_metric((one.surface,), one.size_bytes)
+    yield family
+    yield _gauge("perdure_free_size_bytes", "Room in the store's file.", last.free_bytes)
+    yield _gauge("perdure_usage_measured_at_s", "When sizes were measured.", last.measured_at_s)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

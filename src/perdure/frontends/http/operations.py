@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from perdure import __version__
+from perdure.core.errors import Invalid
 from perdure.core.values import Finding
-from perdure.frontends.http.call import Answer, Call
+from perdure.frontends.http.call import Answer, Call, EventStream
 from perdure.frontends.http.metrics import MEDIA
 from perdure.frontends.http.queries import PageQuery, query_of
 from perdure.frontends.http.routes import Route
 from perdure.frontends.http.service import Service, shown
+from perdure.services.backups import Manifest, Progress
 from perdure.services.reports import (
     BootState,
     InstanceState,
@@ -24,6 +29,8 @@ from perdure.services.reports import (
     state_report,
 )
 from perdure.services.startup import Readiness
+from perdure.services.usage import DiskUse
+from perdure.wire.errors import typed
 
 FINDINGS_MAX = 1_000
 
@@ -127,6 +134,76 @@ async def verify(service: Service, call: Call) -> Answer:
     return shown(Verified(ok=not findings, findings=findings, more=False))
 
 
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured last, None before it was measured the first time."""
+
+    object: Literal["perdure.usage"] = "perdure.usage"
+    last: DiskUse | None
+
+
+async def usage(service: Service, call: Call) -> Answer:
+    return shown(Usage(last=service.node.measuring.last))
+
+
+class BackUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to: a directory that does not exist yet, by its absolute path on this machine."""
+
+    target: str
+
+
+class WorkProgress(msgspec.Struct, frozen=True, kw_only=True, tag="perdure.progress"):
+    """How far long work is."""
+
+    sequence_number: int
+    what: str
+    done: int
+    total: int
+
+
+class WorkDone(msgspec.Struct, frozen=True, kw_only=True, tag="perdure.done"):
+    """Long work is done; `result` is what came of it."""
+
+    sequence_number: int
+    result: Manifest
+
+
+async def back_up(service: Service, call: Call) -> EventStream:
+    sent = await call.body(service.limits.body_bytes_max)
+    target = Path(typed(await call.parse(sent), BackUp).target)
+    if not target.is_absolute():
+        raise Invalid(f"the target {target} is relative, and to what, this server cannot know.")
+    return EventStream(_working(lambda progress: service.node.back_up(target, progress)))
+
+
+async def _working(
+    work: Callable[[Progress], Coroutine[Any, Any, Manifest]],
+) -> AsyncGenerator[list[bytes], None]:
+    """Events of long work: how far it is, as often as somebody takes them, and its result. It is
+    given up when nobody listens any more."""
+    told = asyncio.Event()
+    far: list[tuple[str, int, int]] = []
+
+    def note(what: str, done: int, total: int) -> None:
+        far[:] = [(what, done, total)]
+        told.set()
+
+    working = asyncio.create_task(work(note))
+    working.add_done_callback(lambda task: told.set())
+    number = 0
+    try:
+        while not working.done():
+            await told.wait()
+            told.clear()
+            for what, done, total in far:
+                event = WorkProgress(sequence_number=number, what=what, done=done, total=total)
+                yield [msgspec.json.encode(event)]
+                number += 1
+        yield [msgspec.json.encode(WorkDone(sequence_number=number, result=await working))]
+    finally:
+        working.cancel()
+        await asyncio.wait((working,))
+
+
 def _route(path: str, name: str, summary: str, handler: Any, answer: Any, **more: Any) -> Route:
     return Route(
         method="GET",
@@ -200,6 +277,13 @@ ROUTES = (
         query=PageQuery,
     ),
     _route(
+        "/v1/usage",
+        "usage",
+        "What each surface takes on the disk, and when that was measured.",
+        usage,
+        Usage,
+    ),
+    _route(
         "/openapi.json",
         "openapi",
         "This document.",
@@ -227,5 +311,16 @@ CONTROL_ROUTES = (
         verify,
         Verified,
         access="operator",
+    ),
+    Route(
+        method="POST",
+        path="/control/backup",
+        name="backup",
+        summary="Copy everything as it is now to a new directory; progress as events.",
+        handler=back_up,
+        body=BackUp,
+        answer=WorkDone,
+        access="operator",
+        streams=True,
     ),
 )

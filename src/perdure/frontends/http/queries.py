@@ -16,6 +16,7 @@ Q = TypeVar("Q", bound=msgspec.Struct)
 AfterSequence = Annotated[
     int, Meta(ge=-1, le=2**53, description="Leave out events up to this sequence number.")
 ]
+StatusName = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 Include = Annotated[list[str], Meta(description="Fields that are always shown here if present.")]
 
 
@@ -26,6 +27,20 @@ class ItemsQuery(msgspec.Struct, frozen=True):
     order: Order = "desc"
     after: str | None = None
     include: Include = []
+
+
+class ListedQuery(msgspec.Struct, frozen=True):
+    """A page of a tenant's objects. `after` is the id of the last one seen."""
+
+    limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT
+    order: Order = "desc"
+    after: str | None = None
+
+
+class ResponsesQuery(ListedQuery, frozen=True):
+    """The same, of responses."""
+
+    status: StatusName | msgspec.UnsetType = msgspec.UNSET  # "null" is no status either
 
 
 class RetrieveQuery(msgspec.Struct, frozen=True):
@@ -70,9 +85,9 @@ def query_of(call: Call, type: type[Q]) -> Q:
     return type(**values)
 
 
-def list_query(call: Call) -> ListQuery:
-    """The parameters of a list of items. Raises `WireError`."""
-    sent = _known(call, ItemsQuery)
+def list_query(call: Call, type: type[msgspec.Struct] = ItemsQuery) -> ListQuery:
+    """The parameters of a list. Raises `WireError`."""
+    sent = _known(call, type)
     return parse_list_query({name: texts[0] for name, texts in sent.items()})
 
 

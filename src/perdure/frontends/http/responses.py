@@ -5,9 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 from perdure.core import codec
 from perdure.frontends.http.call import Answer, Call, Disconnected, EventStream
-from perdure.frontends.http.queries import ItemsQuery, RetrieveQuery, list_query, query_of
+from perdure.frontends.http.queries import (
+    ItemsQuery,
+    ResponsesQuery,
+    RetrieveQuery,
+    list_query,
+    query_of,
+)
 from perdure.frontends.http.routes import Route
 from perdure.frontends.http.schemas import (
     CompactBody,
@@ -15,10 +23,13 @@ from perdure.frontends.http.schemas import (
     CreateResponseBody,
     InputTokensBody,
     ItemList,
+    ResponseList,
     ResponseObject,
 )
-from perdure.frontends.http.service import Service, listed, shown
+from perdure.frontends.http.service import Service, listed, listed_objects, shown
+from perdure.services import listing
 from perdure.services.gateway import Started
+from perdure.surfaces.responses import Status, wire_body
 from perdure.wire.input_tokens import InputTokens
 from perdure.wire.responses import ResponseDeleted
 
@@ -55,6 +66,14 @@ def notices(notes: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
     if notes.get("store") == "always":
         noted.append((b"x-perdure-store", b"always; the operator stores what this caller asks"))
     return tuple(noted)
+
+
+async def list_all(service: Service, call: Call) -> Answer:
+    page = list_query(call, ResponsesQuery)
+    asked = query_of(call, ResponsesQuery).status
+    status = Status(asked) if asked else None
+    found = await listing.responses(service.node.state, call.tenant, page, status)
+    return listed_objects(found, [msgspec.Raw(wire_body(held)) for held in found.items])
 
 
 async def retrieve(service: Service, call: Call) -> Answer | EventStream:
@@ -141,6 +160,15 @@ ROUTES = (
         body=CompactBody,
         answer=CompactionObject,
         statuses=(404, 422, 502),
+    ),
+    Route(
+        method="GET",
+        path="/v1/responses",
+        name="list_responses",
+        summary="Stored responses, the newest first unless asked otherwise (an extension).",
+        handler=list_all,
+        query=ResponsesQuery,
+        answer=ResponseList,
     ),
     Route(
         method="GET",

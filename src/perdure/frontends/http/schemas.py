@@ -176,6 +176,24 @@ _RESPONSE_FIELDS: Json = {
 ResponseObject = Schema("Response", _object(_RESPONSE_FIELDS, tuple(_RESPONSE_FIELDS)))
 
 
+def _object_list(name: str, item: Json) -> Schema:
+    """The envelope of lists that are Perdure's own."""
+    finding = _object({"where": TEXT, "why": TEXT, "kind": TEXT}, ("where", "why", "kind"))
+    fields = {
+        "object": {"const": "list"},
+        "data": _array(item, maxItems=LIMIT_MAX),
+        "first_id": nullable(TEXT),
+        "last_id": nullable(TEXT),
+        "has_more": {"type": "boolean"},
+        "damaged": _array(finding),
+    }
+    return Schema(name, _object(fields, tuple(fields)))
+
+
+ResponseList = _object_list("ResponseList", ref(ResponseObject))
+ConversationList = _object_list("ConversationList", {"$ref": "#/components/schemas/Conversation"})
+
+
 def _create_response() -> Json:
     """The request's schema, from the struct that validates it, with what nests in it spelled out.
     Fields that no standard knows are accepted and given back."""

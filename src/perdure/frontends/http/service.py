@@ -7,18 +7,19 @@ its list parameters) is decided once.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from perdure.core import codec
 from perdure.core.errors import Invalid
-from perdure.core.values import Page, Record
+from perdure.core.values import Finding, Page, Record
 from perdure.frontends.http.call import Answer, Call
 from perdure.frontends.http.metrics import Exposition, RequestStats
 from perdure.frontends.http.protocol import ConnectionStats
 from perdure.frontends.http.sse import Streams
 from perdure.services.lifecycle import Node
+from perdure.services.listing import Listed
 from perdure.services.requests import Caller
 from perdure.services.stored import Stored
 from perdure.surfaces.items import Item, body
@@ -27,6 +28,17 @@ RETRIES = b"x-stainless-retry-count"
 """How often official SDKs say they have sent a request before."""
 
 encode = msgspec.json.encode
+
+
+class ObjectList(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope of lists that are Perdure's own: OpenAI's, and what is damaged beside it."""
+
+    object: Literal["list"] = "list"
+    data: list[msgspec.Raw]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    damaged: list[Finding]
 
 
 class Service:
@@ -86,6 +98,20 @@ def listed(page: Page[Record[Item]]) -> Answer:
                 "last_id": items[-1].value.id if items else None,
                 "has_more": page.cursor is not None,
             }
+        )
+    )
+
+
+def listed_objects(found: Listed[Any], bodies: list[msgspec.Raw]) -> Answer:
+    """A page of whole objects in the list envelope, with what could not be read by name."""
+    ids = [record.key[-1] for record in found.items]
+    return shown(
+        ObjectList(
+            data=bodies,
+            first_id=ids[0] if ids else None,
+            last_id=ids[-1] if ids else None,
+            has_more=found.more,
+            damaged=found.damaged,
         )
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from perdure.core.batch import append, check, delete, drop, put, trim
+from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Closed, Conflict, Damaged, Invalid
 from perdure.core.layouts import Log, Records
@@ -133,6 +134,70 @@ async def verify_finds_nothing_in_a_sound_store(store: Store) -> None:
     await engine.commit(delete(FACTS, A) + trim(EVENTS, A, 3) + append(EVENTS, B, [Note()]))
     await engine.commit(drop(EVENTS, B) + put(NOTES, ("t", "b", "1"), Note("x", 1, due_s=1)))
     same([finding async for finding in engine.verify()], [])
+
+
+@lifetimes.rule("C17", durable=True)
+async def a_backup_holds_all_that_was_acknowledged_and_nothing_by_half(store: Store) -> None:
+    engine = await store.open()
+    await engine.commit(put(NOTES, ("t", "box", "1"), Note("open", 1, due_s=5), attachment=b"\0"))
+    await engine.commit(put(FACTS, A, Note()) + append(EVENTS, A, [Note()] * 5))
+    await engine.commit(delete(FACTS, A) + trim(EVENTS, A, 3))
+    before = await stored(engine)
+    into = store.directory / "copy"
+    Disk().make_directory(into)
+    told: list[tuple[int, int]] = []
+    backing_up = asyncio.create_task(engine.backup(into, lambda *far: told.append(far)))
+    written = 0
+    while not backing_up.done():
+        key = ("t", "later", f"{written}")
+        await engine.commit(put(NOTES, key, Note()) + append(EVENTS, B, [Note(rank=written)]))
+        written += 1
+    snapshot = await backing_up
+    same(snapshot.store_id, engine.store_id)
+    holds(bool(told) and all(0 <= done <= total for done, total in told), f"progress was {told}")
+    restored = await store.restored(into)
+    try:
+        copy = await restored.open()
+        holds(copy.store_id != engine.store_id, "a restored store has the id of another")
+        same([finding async for finding in copy.verify()], [])
+        for found in before:
+            holds(found in await stored(copy), f"the backup lacks {found}")
+        last = (await copy.tip(EVENTS, B)).last
+        later = await copy.scan(NOTES, ("t", "later"), limit=PAGE_MAX)
+        same(len(later.items), last, "commits that are in the backup by half")
+        holds(last <= written, "the backup has what was never written")
+        await copy.commit(put(FACTS, A, Note(), expect=0))
+    finally:
+        await restored.close()
+    same((await engine.tip(EVENTS, B)).last, written, "the store itself was changed")
+
+
+@lifetimes.rule("R13")
+async def what_a_store_takes_is_told_by_collection(store: Store) -> None:
+    engine = await store.open()
+    for number in range(40):
+        big = put(FACTS, ("t", f"{number}"), Note(body="x" * 10_000), attachment=b"x" * 10_000)
+        await engine.commit(big + append(EVENTS, A, [Note(body="x" * 5_000)]))
+    await engine.commit(put(NOTES, ("t", "box", "1"), Note("open", 1, due_s=1)))
+    usage = await engine.usage()
+    facts, events = usage.collections["facts"], usage.collections["events"]
+    holds(800_000 <= facts < 1_000_000, f"800,000 bytes of records are said to take {facts}")
+    holds(200_000 <= events < 300_000, f"200,000 bytes of entries are said to take {events}")
+    parts = sum(usage.collections.values()) + usage.other_bytes + usage.free_bytes
+    holds(parts <= usage.total_bytes <= parts + 65_536, f"the parts of {usage} are not the whole")
+    await engine.close()
+    await refused(Closed, engine.usage())
+
+
+@lifetimes.rule("C17")
+async def what_does_not_outlive_the_process_is_not_backed_up(store: Store) -> None:
+    engine = await store.open()
+    if not engine.survives.process_crash:
+        into = store.directory / "copy"
+        Disk().make_directory(into)
+        await refused(Invalid, engine.backup(into, lambda done, total: None))
+    await engine.close()
+    await refused(Closed, engine.backup(store.directory, lambda done, total: None))
 
 
 @lifetimes.rule("C9")

@@ -1,0 +1,84 @@
+"""What an operator does with what is stored, with the real commands against a real server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from perdure.proving.waiting import wait_until
+from tests.e2e.http_server import perdure, serving
+
+
+async def respond(client: httpx.AsyncClient, text: str, **more: str) -> str:
+    body = {"model": "perdure-extract", "input": text, **more}
+    answer = await client.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    found: str = answer.json()["id"]
+    return found
+
+
+# proves R13
+async def test_operators_find_show_and_remove_what_is_stored(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    async with serving(tmp_path / "data") as server, server.client() as client:
+        made = [await respond(client, f"text {number}") for number in range(3)]
+        metadata = {"metadata": {"name": "[bold]a[/]"}}
+        conversation = (await client.post("/v1/conversations", json=metadata)).json()["id"]
+        page = (await client.get("/v1/responses", params={"limit": 2})).json()
+        assert (page["object"], page["has_more"], page["damaged"]) == ("list", True, [])
+        for one in page["data"]:
+            assert (await client.get(f"/v1/responses/{one['id']}")).json() == one
+        rest = await client.get("/v1/responses", params={"after": page["last_id"]})
+        ids = [one["id"] for one in page["data"] + rest.json()["data"]]
+        assert sorted(ids) == sorted(made)
+        failed = (await client.get("/v1/responses?status=failed")).json()
+        assert (failed["data"], failed["first_id"], failed["has_more"]) == ([], None, False)
+        for wrong in (
+            "status=done",
+            "status=null",
+            "limit=0",
+            "limit=101",
+            "after=resp_x",
+            "order=up",
+            "x=1",
+        ):
+            for path in ("/v1/responses", "/v1/conversations"):
+                assert (await client.get(f"{path}?{wrong}")).status_code == 400, (path, wrong)
+
+        listed = await perdure("responses", "ls", *data, "--json")
+        assert [one["id"] for one in listed.json()["data"]] == ids
+        shown = await perdure("responses", "ls", *data, "--status", "completed", COLUMNS="40")
+        assert all(f"{one}  completed  20" in shown.out for one in made)
+        one = await perdure("responses", "show", made[0], *data)
+        assert one.json() == (await client.get(f"/v1/responses/{made[0]}")).json()
+        refused = await perdure("responses", "cancel", made[0], *data)
+        assert (refused.code, "Cannot cancel" in refused.err) == (2, True)
+        removed = await perdure("responses", "rm", made[0], *data)
+        assert (removed.code, removed.out) == (0, f"{made[0]}: deleted\n")
+        assert (await perdure("responses", "show", made[0], *data)).code == 3
+        assert "name=[bold]a[/]" in (await perdure("conversations", "ls", *data)).out
+        assert (await perdure("conversations", "rm", conversation, *data)).code == 0
+        assert (await perdure("conversations", "show", conversation, *data)).code == 3
+        assert await server.end() == 0
+    stopped = await perdure("responses", "ls", *data)
+    assert (stopped.code, "perdure serve" in stopped.err) == (5, True)
+
+
+# proves R13
+async def test_status_and_metrics_say_what_each_surface_takes(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    async with serving(tmp_path / "data") as server, server.client() as client:
+
+        async def measured() -> bool:
+            return (await client.get("/v1/usage")).json()["last"] is not None
+
+        await wait_until(measured, 20, "a measurement")
+        status = await perdure("status", *data)
+        assert status.code == 0
+        assert "responses " in status.out.split("disk: ")[1]
+        found = (await perdure("status", *data, "--json")).json()["usage"]
+        assert found["total_bytes"] >= sum(one["size_bytes"] for one in found["surfaces"]) > 0
+        assert (
+            'perdure_surface_size_bytes{surface="responses"}' in (await client.get("/metrics")).text
+        )

@@ -1,0 +1,214 @@
+"""Backups as a whole: the manifest, the blobs, the name, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from perdure import library
+from perdure.core.batch import put
+from perdure.core.clock import SystemClock
+from perdure.core.disk import Disk
+from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, PerdureError, StorageFull
+from perdure.engines import open_blobs, open_engine
+from perdure.services import backups
+from perdure.services.backups import MANIFEST, Manifest
+from perdure.surfaces.conversations import CONVERSATIONS, Conversation
+from perdure.surfaces.state import LAYOUTS
+
+KEY = ("default", "conv_1")
+
+
+def ignored(what: str, done: int, total: int) -> None:
+    pass
+
+
+async def chunks(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def made(data: Path, *blobs: bytes) -> None:
+    """A data directory with a record in it, and blobs."""
+    engine = await open_engine(f"sqlite:///{data / 'perdure.db'}", LAYOUTS)
+    await engine.commit(put(CONVERSATIONS, KEY, Conversation(1, {"a": "b"})))
+    await engine.close()
+    if blobs:
+        kept = await open_blobs(f"file:///{data / 'blobs'}")
+        for blob in blobs:
+            await kept.put(chunks(blob), size_bytes_max=len(blob))
+        await kept.close()
+
+
+async def back_up(data: Path, target: Path) -> Manifest:
+    return await library.back_up(
+        f"sqlite:///{data / 'perdure.db'}", data / "blobs", target, ignored
+    )
+
+
+async def restore(source: Path, data: Path) -> Manifest:
+    return await library.restore(
+        f"sqlite:///{data / 'perdure.db'}", data / "blobs", source, ignored
+    )
+
+
+# proves C17
+async def test_a_restored_store_has_every_record_and_every_blob(tmp_path: Path) -> None:
+    await made(tmp_path / "data", b"one", b"", b"three" * 100_000)
+    manifest = await back_up(tmp_path / "data", tmp_path / "backup")
+    assert manifest.blobs.count == 3
+    assert manifest.size_bytes > 500_000
+    assert sorted(path.name for path in (tmp_path / "backup").iterdir()) == [
+        "blobs",
+        "manifest.json",
+        "perdure.db",
+    ]
+    assert await restore(tmp_path / "backup", tmp_path / "other") == manifest
+    async with library.open(f"sqlite:///{tmp_path / 'other' / 'perdure.db'}") as state:
+        assert (await state.conversations.get(*KEY)).value.metadata == {"a": "b"}
+        assert [finding async for finding in state.engine.verify()] == []
+    blobs = await open_blobs(f"file:///{tmp_path / 'other' / 'blobs'}", read_only=True)
+    assert [finding async for finding in blobs.verify()] == []
+    assert [blob.size_bytes async for blob in blobs.list()] == [
+        blob.stat().st_size for blob in sorted((tmp_path / "backup" / "blobs").iterdir())
+    ]
+
+
+# proves C17
+async def test_every_changed_byte_of_a_backup_is_refused(tmp_path: Path) -> None:
+    await made(tmp_path / "data", b"a blob of some bytes")
+    await back_up(tmp_path / "data", tmp_path / "backup")
+    for path in sorted(path for path in (tmp_path / "backup").rglob("*") if path.is_file()):
+        sound = path.read_bytes()
+        for at in range(0, len(sound), max(1, len(sound) // 40)):
+            if path.name == MANIFEST and chr(sound[at]).isspace():
+                continue
+            path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
+            with pytest.raises(PerdureError):
+                await restore(tmp_path / "backup", tmp_path / "other")
+            assert not (tmp_path / "other" / "perdure.db").exists(), f"{path} at {at}"
+            for part in (tmp_path / "other" / "blobs").rglob("*"):
+                if part.is_file() and len(part.name) == 64:
+                    part.unlink()
+        path.write_bytes(sound)
+    for torn in ("perdure.db", "blobs", MANIFEST):
+        (tmp_path / "backup" / torn).rename(tmp_path / "away")
+        with pytest.raises((Damaged, Missing)):
+            await restore(tmp_path / "backup", tmp_path / "another")
+        (tmp_path / "away").rename(tmp_path / "backup" / torn)
+    (tmp_path / "backup" / "stranger").write_bytes(b"")
+    with pytest.raises(Damaged, match="does not belong"):
+        await restore(tmp_path / "backup", tmp_path / "another")
+
+
+async def test_a_backup_never_overwrites(tmp_path: Path) -> None:
+    await made(tmp_path / "data")
+    (tmp_path / "backup").mkdir()
+    with pytest.raises(Invalid, match="never overwrites"):
+        await back_up(tmp_path / "data", tmp_path / "backup")
+    assert not (tmp_path / "backup.tmp").exists()
+
+
+async def test_a_restore_never_overwrites(tmp_path: Path) -> None:
+    await made(tmp_path / "data", b"blob")
+    await back_up(tmp_path / "data", tmp_path / "backup")
+    for data in (tmp_path / "data", tmp_path / "taken"):
+        (tmp_path / "taken" / "blobs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "taken" / "blobs" / "something").touch()
+        with pytest.raises(Invalid, match="empty place"):
+            await restore(tmp_path / "backup", data)
+
+
+# proves C17
+async def test_what_a_killed_backup_left_is_no_backup_and_no_hindrance(tmp_path: Path) -> None:
+    await made(tmp_path / "data")
+    await back_up(tmp_path / "data", tmp_path / "whole")
+    left = tmp_path / "backup.tmp"
+    (left / "blobs").mkdir(parents=True)
+    (left / "perdure.db").write_bytes((tmp_path / "whole" / "perdure.db").read_bytes()[:50_000])
+    (left / "blobs" / "torn").write_bytes(b"to")
+    with pytest.raises(Missing, match="cut short"):
+        await restore(left, tmp_path / "other")
+    await back_up(tmp_path / "data", tmp_path / "backup")
+    await restore(tmp_path / "backup", tmp_path / "other")
+    assert not left.exists()
+
+
+async def test_a_newer_backup_is_refused(tmp_path: Path) -> None:
+    await made(tmp_path / "data")
+    manifest = await back_up(tmp_path / "data", tmp_path / "backup")
+    newer = msgspec.structs.replace(manifest, format=2)
+    (tmp_path / "backup" / MANIFEST).write_bytes(msgspec.json.encode(newer))
+    with pytest.raises(NewerFormat):
+        await restore(tmp_path / "backup", tmp_path / "other")
+
+
+class Full(Disk):
+    """A disk without room for a manifest."""
+
+    def write_file(self, path: Path, data: bytes) -> None:
+        raise StorageFull(f"no space left to write {path}.")
+
+
+async def test_a_backup_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    await made(tmp_path / "data")
+    engine = await open_engine(f"sqlite:///{tmp_path / 'data' / 'perdure.db'}", LAYOUTS)
+
+    async def tried(disk: Disk, progress: backups.Progress = ignored) -> Manifest:
+        return await backups.back_up(
+            engine, None, tmp_path / "backup", progress, clock=SystemClock(), disk=disk
+        )
+
+    with pytest.raises(StorageFull):
+        await tried(Full())
+    assert not list(tmp_path.glob("backup*"))
+    reached = asyncio.Event()
+    trying = asyncio.create_task(tried(Disk(), lambda what, done, total: reached.set()))
+    await reached.wait()
+    trying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trying
+    assert not list(tmp_path.glob("backup*"))
+    await tried(Disk())
+    await engine.close()
+
+
+class Recording(Disk):
+    """Notes every durable edge, in order."""
+
+    def __init__(self) -> None:
+        self.edges: list[tuple[str, str]] = []
+
+    def sync(self, fd: int, path: Path) -> None:
+        self.edges.append(("sync", path.name))
+        super().sync(fd, path)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.edges.append(("name", target.name))
+        super().replace(source, target)
+
+    def sync_directory(self, path: Path) -> None:
+        self.edges.append(("sync", path.name))
+        super().sync_directory(path)
+
+
+# proves C17
+async def test_a_backup_has_its_name_only_when_all_of_it_is_durable(tmp_path: Path) -> None:
+    await made(tmp_path / "data", b"blob")
+    disk = Recording()
+    engine = await open_engine(f"sqlite:///{tmp_path / 'data' / 'perdure.db'}", LAYOUTS, disk=disk)
+    blobs = await open_blobs(f"file:///{tmp_path / 'data' / 'blobs'}", read_only=True)
+    disk.edges.clear()
+    manifest = await backups.back_up(
+        engine, blobs, tmp_path / "backup", ignored, clock=SystemClock(), disk=disk
+    )
+    await engine.close()
+    named = disk.edges.index(("name", "backup"))
+    (blob,) = (path.name for path in (tmp_path / "backup" / "blobs").iterdir())
+    for name in ("perdure.db", blob, "blobs", "manifest.json.tmp", "backup.tmp"):
+        assert ("sync", name) in disk.edges[:named], f"{name} is not durable"
+    assert disk.edges[named + 1] == ("sync", tmp_path.name)
+    assert manifest.blobs.count == 1
