@@ -97,7 +97,7 @@ async def test_a_claim_that_becomes_a_reference_under_the_sweep_is_left() -> Non
     claim = await keep(keeper)
     (stale,) = [stale async for stale in keeper._claims()]
     await engine.commit(keeper.uses.refer(claim, "files/1"))
-    await keeper._give_up(stale)
+    await keeper.give_up(stale)
     assert keeper.stats.claims_given_up == 0
     await keeper.sweep([])
     assert await digests(keeper.blobs) == [DIGEST]
