@@ -79,9 +79,15 @@ class Client:
         self, op: Op, path: str, content: AsyncIterator[bytes], headers: dict[str, str]
     ) -> Answer:
         """Send an operation whose body is no JSON, piece by piece, and settle it. Raises `Gone`."""
-        answer = await self._send("POST", path, content, headers)
+        answer = await self.send_raw(path, content, headers)
         self._settle(op, answer.status)
         return answer
+
+    async def send_raw(
+        self, path: str, content: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> Answer:
+        """Send a part of an operation, whose body is no JSON. Raises `Gone`."""
+        return await self._send("POST", path, content, headers)
 
     async def send(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None

@@ -107,7 +107,7 @@ class Files:
             caller = sender(encode((request, claim.value.digest)))
             piece = Piece(claim.value.digest, claim.value.size_bytes)
             file_id = self._clock.new_id("file").replace("_", "-")
-            file = self._new(request, (piece,))
+            file = self.new(request, (piece,))
             held = Record((tenant, file_id), 1, file)
             mine = encode(self.shown(held))
             batch = self._state.files.create(held.key, file, summing.sums())
@@ -183,7 +183,7 @@ class Files:
         sums = memoryview(held.attachment or b"")
         for piece in held.value.pieces:
             own, sums = sums[: piece.sums_bytes], sums[piece.sums_bytes :]
-            if start >= piece.size_bytes and piece.size_bytes:
+            if start >= piece.size_bytes:
                 start -= piece.size_bytes
                 continue
             size = min(left, piece.size_bytes - start)
@@ -226,7 +226,8 @@ class Files:
             status_details=f"Its bytes are damaged. {troubles[0]}." if troubles else None,
         )
 
-    def _new(self, request: CreateFile, pieces: tuple[Piece, ...]) -> File:
+    def new(self, request: CreateFile, pieces: tuple[Piece, ...]) -> File:
+        """A file that is created now."""
         now_s = int(self._clock.now_s())
         after_s = request.expires_after_s
         return File(
@@ -241,7 +242,7 @@ class Files:
     async def _delete(self, held: Held) -> None:
         leaving, batch = self._leave(held.key[0], held.value.pieces, owner_of(held.key[-1]))
         await self._state.commit(self._state.files.delete(held) + batch)
-        await self._forget(leaving)
+        await self.forget(leaving)
 
     def _leave(
         self, tenant: str, pieces: Iterable[Piece], owner: str
@@ -251,7 +252,7 @@ class Files:
         leaving = [self._keeper.leaving(tenant, digest, size) for digest, size in sizes.items()]
         return leaving, join(self._keeper.uses.let_go(claim, owner) for claim in leaving)
 
-    async def _forget(self, leaving: Iterable[Record[Claim]]) -> None:
+    async def forget(self, leaving: Iterable[Record[Claim]]) -> None:
         """Take the bytes away. The file is gone already: what cannot be taken now is taken by a
         sweep, which finds it by its claim."""
         for claim in leaving:

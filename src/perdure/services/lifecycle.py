@@ -37,6 +37,7 @@ from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
 from perdure.services.tokens import TokenCounter
+from perdure.services.uploads import Uploads
 from perdure.services.upstream import Upstream
 from perdure.services.upstreams import Member, Upstreams
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
@@ -80,6 +81,7 @@ class Node:
         self.upstreams = Upstreams(())
         self.blobs: BlobKeeper
         self.files: Files
+        self.uploads: Uploads
         self.boot: Boot
         self.heartbeat_at_s = 0.0
         self.opened = False
@@ -146,6 +148,7 @@ class Node:
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("sweep files", _SWEEP_S, self.files.sweep)
+        self._supervisor.every("sweep uploads", _SWEEP_S, self.uploads.sweep)
         self._supervisor.every("tend blobs", _TEND_S, self.blobs.tend)
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
 
@@ -232,6 +235,7 @@ class Node:
         self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         bytes_max = self.config.limits.file_bytes_max
         self.files = Files(self.state, self.blobs, stored, self.clock, bytes_max)
+        self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),

@@ -11,12 +11,12 @@ have one or the other, and what a crash leaves over is found by its claims alone
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
 
-from perdure.core.batch import Batch, check, delete, put
+from perdure.core.batch import Batch, check, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
@@ -129,6 +129,15 @@ class BlobUses:
         reference = Reference(digest, claim.value.size_bytes)
         return delete(CLAIMS, claim.key, expect=claim.version) + put(
             REFERENCES, (tenant, digest, owner), reference
+        )
+
+    def pass_on(self, tenant: str, references: Iterable[tuple[str, Reference]], to: str) -> Batch:
+        """Let `to` refer to the blobs that owners, named here with what they refer to, let go.
+        Commit it with the end of their records, expected as they were read."""
+        owners = list(references)
+        taken = {reference.digest: reference for _, reference in owners}
+        return join(self.release(tenant, it.digest, owner) for owner, it in owners) + join(
+            put(REFERENCES, (tenant, digest, to), it) for digest, it in taken.items()
         )
 
     def share(self, reference: Record[Reference], owner: str) -> Batch:

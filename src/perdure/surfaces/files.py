@@ -1,4 +1,5 @@
-"""Files: the facts about what was uploaded, and the blobs that hold its bytes.
+"""Files: the facts about what was uploaded, and the blobs that hold its bytes; and uploads, which
+become files when their parts are named in order.
 
 A file is a list of pieces, each a blob, so that what arrived in parts becomes one file without
 moving a byte. Its record and its references to the blobs are one commit (surfaces/blobs): facts
@@ -10,15 +11,18 @@ read can start anywhere and still verify each byte before it gives it out.
 
 from __future__ import annotations
 
+import enum
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 import msgspec
 
 from perdure.core import cursors
-from perdure.core.batch import Batch, delete, put
+from perdure.core.batch import Batch, check, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
+from perdure.core.limits import PAGE_MAX
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound
@@ -64,7 +68,49 @@ FILES = Records(
     ),
 )
 
+
+class UploadStatus(enum.Enum):
+    """Where an upload stands; the names are the wire's. Only `pending` can change."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """A file that is announced. `due_at_s` is when somebody must look at it: at its expiry while
+    it is pending, else when it is to be forgotten."""
+
+    size_bytes: int
+    created_at_s: int
+    expires_at_s: int
+    due_at_s: int
+    filename: str
+    purpose: str
+    status: UploadStatus = UploadStatus.PENDING
+    expires_after_s: int | None = None
+    file_id: str | None = None
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of an upload that has arrived; its attachment holds the checksums of its blocks."""
+
+    piece: Piece
+    created_at_s: int
+
+
+UPLOADS = Records(
+    "uploads",
+    Upload,
+    key=("tenant", "upload_id"),
+    indexes=(Index("by_due", ("due_at_s",), every_tenant=True),),
+)
+PARTS = Records("upload_parts", Part, key=("tenant", "upload_id", "part_id"))
+
 Held = Record[File]
+HeldUpload = Record[Upload]
+HeldPart = Record[Part]
 Order = Literal["asc", "desc"]
 
 
@@ -78,8 +124,8 @@ class Files:
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
         owner="whoever commits the file; its bytes never change",
         recovery="none needed: a file is one commit; bytes without a file are swept as blobs",
-        retention="until deleted, or until its expires_after has passed",
-        layouts=(FILES,),
+        retention="until deleted, or until its expires_after has passed; an upload for an hour",
+        layouts=(FILES, UPLOADS, PARTS),
         statements=("C3", "C4", "R10"),
     )
 
@@ -142,6 +188,71 @@ class Files:
         return delete(FILES, held.key, expect=held.version)
 
 
+class Uploads:
+    """Reads of uploads and their parts, and the batches that write them. Parts arrive side by
+    side: each checks that the upload is as it was, none changes it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def get(self, tenant: str, upload_id: str) -> HeldUpload:
+        """The upload's record. Raises `NotFound`."""
+        record = await self._engine.get(UPLOADS, (tenant, upload_id))
+        if record is None:
+            raise NotFound("Upload", upload_id)
+        return record
+
+    async def due(self, now_s: float, *, limit: int) -> list[HeldUpload]:
+        """Uploads of every tenant that somebody must look at, the longest due first."""
+        page = await self._engine.scan(UPLOADS, (), index="by_due", limit=limit)
+        return [held for held in page.items if held.value.due_at_s <= now_s]
+
+    async def named(self, upload: Key, part_ids: Sequence[str]) -> list[HeldPart | None]:
+        """Parts by their ids, in that order."""
+        found: list[HeldPart | None] = []
+        for start in range(0, len(part_ids), PAGE_MAX):
+            keys = [(*upload, part_id) for part_id in part_ids[start : start + PAGE_MAX]]
+            found += await self._engine.get_many(PARTS, keys)
+        return found
+
+    async def parts(self, upload: Key) -> AsyncIterator[HeldPart]:
+        """Every part of an upload, in bounded pages."""
+        cursor: str | None = None
+        while True:
+            page = await self._engine.scan(PARTS, upload, limit=PAGE_MAX, cursor=cursor)
+            for part in page.items:
+                yield part
+            if (cursor := page.cursor) is None:
+                return
+
+    def create(self, key: Key, upload: Upload) -> Batch:
+        """A new upload."""
+        return put(UPLOADS, key, upload, expect=0)
+
+    def add(self, held: HeldUpload, part_id: str, part: Part, sums: bytes) -> Batch:
+        """A part, if the upload has not changed. Commit it with the reference to its bytes."""
+        return check(UPLOADS, held.key, held.version) + put(
+            PARTS, (*held.key, part_id), part, attachment=sums, expect=0
+        )
+
+    def end(
+        self, held: HeldUpload, status: UploadStatus, due_at_s: int, file_id: str | None = None
+    ) -> Batch:
+        """The end of an upload; no part can come after it."""
+        ended = msgspec.structs.replace(
+            held.value, status=status, due_at_s=due_at_s, file_id=file_id
+        )
+        return put(UPLOADS, held.key, ended, expect=held.version)
+
+    def remove(self, parts: Sequence[HeldPart]) -> Batch:
+        """Forget parts, as they were read. Commit it with what becomes of their references."""
+        return join(delete(PARTS, part.key, expect=part.version) for part in parts)
+
+    def forget(self, held: HeldUpload) -> Batch:
+        """Forget an upload that has ended."""
+        return delete(UPLOADS, held.key, expect=held.version)
+
+
 def is_over(file: File, now_s: float) -> bool:
     """Whether the file's time is over."""
     return file.expires_at_s is not None and file.expires_at_s <= now_s
@@ -150,3 +261,8 @@ def is_over(file: File, now_s: float) -> bool:
 def owner_of(file_id: str) -> str:
     """The name under which a file refers to blobs."""
     return f"files/{file_id}"
+
+
+def owner_of_part(part_id: str) -> str:
+    """The name under which a part of an upload refers to its blob."""
+    return f"upload_parts/{part_id}"

@@ -13,7 +13,7 @@ from perdure.core.values import Committed
 from perdure.surfaces.blobs import BlobUses
 from perdure.surfaces.boots import Boots
 from perdure.surfaces.conversations import Conversations
-from perdure.surfaces.files import Files
+from perdure.surfaces.files import Files, Uploads
 from perdure.surfaces.idempotency import Idempotency
 from perdure.surfaces.items import Items
 from perdure.surfaces.responses import Responses
@@ -44,6 +44,7 @@ class State:
         self.responses = Responses(engine)
         self.conversations = Conversations(engine)
         self.files = Files(engine)
+        self.uploads = Uploads(engine)
         self.idempotency = Idempotency(engine)
         self.seals = Seals(engine)
         self.boots = Boots(engine)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from perdure.core import codec
-from perdure.wire.errors import WireError, missing, not_among
+from perdure.wire.errors import WireError, missing, not_among, typed
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 ANCHOR = "created_at"
@@ -16,12 +17,19 @@ EXPIRES_MIN_S = 3_600
 EXPIRES_MAX_S = 2_592_000
 FILENAME_BYTES_MAX = 1_024
 
+UPLOAD_BYTES_MAX = 8 * 1024 * 1024 * 1024
+UPLOAD_KEPT_S = 3_600
+PART_BYTES_MAX = 64 * 1024 * 1024
+PARTS_MAX = 4_000
+
 LIST_MAX = 10_000
 """Most files one list shows, and how many it shows unless asked for fewer."""
 
+UploadState = Literal["pending", "completed", "cancelled", "expired"]
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 FileStatus = Literal["uploaded", "processed", "error"]
 
+_MD5 = re.compile(r"[0-9A-Fa-f]{32}|[A-Za-z0-9+/]{22}==")
 _ANCHOR_FIELD = "expires_after[anchor]"
 _SECONDS_FIELD = "expires_after[seconds]"
 FIELDS = ("purpose", _ANCHOR_FIELD, _SECONDS_FIELD)
@@ -67,6 +75,46 @@ class ExpiresAfter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Annotated[int, msgspec.Meta(ge=EXPIRES_MIN_S, le=EXPIRES_MAX_S)]
 
 
+class UploadObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload as the API shows it; `file` is what it became."""
+
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: UploadState
+    file: FileObject | None = None
+
+
+class UploadPartObject(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of an upload as the API shows it."""
+
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+
+class CreateUpload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Announce a file that will come in parts, `bytes` long in all."""
+
+    bytes: Annotated[int, msgspec.Meta(ge=1, le=UPLOAD_BYTES_MAX)]
+    filename: str
+    mime_type: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    purpose: Purpose
+    expires_after: ExpiresAfter | None = None
+
+
+class CompleteUpload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Make the file of the parts, in this order. `md5`, hex or base64, is that of all bytes."""
+
+    part_ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=PARTS_MAX)]
+    md5: str | None = None
+
+
 class CreateFile(msgspec.Struct, frozen=True):
     """What is said of a file that is sent."""
 
@@ -91,6 +139,23 @@ def parse_create_file(fields: Mapping[str, str], filename: str | None) -> Create
         purpose=check_purpose(fields["purpose"]),
         expires_after_s=_expires_after(fields),
     )
+
+
+def parse_create_upload(body: Any) -> CreateUpload:
+    """Raises `WireError`."""
+    request = typed(body, CreateUpload)
+    check_filename(request.filename, "filename")
+    return request
+
+
+def parse_complete_upload(body: Any) -> CompleteUpload:
+    """Raises `WireError`."""
+    request = typed(body, CompleteUpload)
+    if len(set(request.part_ids)) != len(request.part_ids):
+        raise WireError("A part is named twice in 'part_ids'.", param="part_ids")
+    if request.md5 is not None and not _MD5.fullmatch(request.md5):
+        raise WireError("Invalid 'md5': expected an MD5 in hex or base64.", param="md5")
+    return request
 
 
 def check_purpose(purpose: str) -> str:

@@ -132,7 +132,7 @@ class Form:
             if self._file_bytes > self._bytes_max:
                 raise BodyTooLarge(
                     f"'{self._file}' is over the limit of {self._bytes_max} bytes. "
-                    "Send a smaller one, or in parts by /v1/uploads."
+                    "Send less at once: /v1/uploads takes large files in parts."
                 )
             self._chunk.append(part)
             self._chunk_bytes += len(part)

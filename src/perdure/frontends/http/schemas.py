@@ -271,5 +271,11 @@ CreateFileBody = Schema(
         additionalProperties=False,
     ),
 )
+AddPartBody = Schema(
+    "AddUploadPart",
+    _object(
+        {"data": {"type": "string", "format": "binary"}}, ("data",), additionalProperties=False
+    ),
+)
 PARTS = (INPUT_PART, OUTPUT_PART, INPUT_ITEM, ItemObject)
 """Schemas that only others refer to."""

@@ -26,7 +26,7 @@ from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
-from perdure.frontends.http import conversations, files, models, operations, responses
+from perdure.frontends.http import conversations, files, models, operations, responses, uploads
 from perdure.frontends.http.app import Context, Gate, Perimeter, routed
 from perdure.frontends.http.exposed import exposition
 from perdure.frontends.http.journal import AccessLog
@@ -43,6 +43,7 @@ ROUTES = (
     *conversations.ROUTES,
     *responses.ROUTES,
     *files.ROUTES,
+    *uploads.ROUTES,
     *models.ROUTES,
     *operations.ROUTES,
 )

@@ -15,7 +15,7 @@ from perdure.proving.oracle import Check, History, Verdict
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.workload import Scene
 from perdure.surfaces.blobs import CLAIMS, REFERENCES
-from perdure.surfaces.files import FILES, owner_of
+from perdure.surfaces.files import FILES, PARTS, owner_of, owner_of_part
 
 SURFACE = "blobs"
 
@@ -57,12 +57,16 @@ class BlobsActor:
             for key, kept in store.records[FILES.name].items()
             for piece in kept.value.pieces
         }
+        parts = {
+            (key[0], kept.value.piece.digest, owner_of_part(key[-1]))
+            for key, kept in store.records[PARTS.name].items()
+        }
         referred = set(store.records[REFERENCES.name])
         verdict.holds(
             Check.ATOMIC,
             SURFACE,
-            files == referred,
-            f"files and references are two things: {sorted(files ^ referred)}",
+            files | parts == referred,
+            f"what is kept and references are two things: {sorted((files | parts) ^ referred)}",
         )
         needed = {digest for _, digest, _ in referred}
         claimed = {kept.value.digest for kept in store.records[CLAIMS.name].values()}

@@ -1,7 +1,8 @@
-"""Files: sent, read whole and in part, deleted; there with every byte, or not at all."""
+"""Files: sent whole or in parts, read, deleted; there with every byte, or not at all."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterable
@@ -12,7 +13,7 @@ from perdure.proving.client import Answer, Client
 from perdure.proving.oracle import Check, History, Op, Verdict
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.workload import Scene
-from perdure.surfaces.files import BLOCK_BYTES, FILES, File
+from perdure.surfaces.files import BLOCK_BYTES, FILES, PARTS, UPLOADS, Piece, UploadStatus
 
 SURFACE = "files"
 
@@ -26,6 +27,7 @@ class Sent(msgspec.Struct):
 
     op: Op
     data: bytes
+    in_parts: bool = False
     id: str | None = None
     deletion: Op | None = None
 
@@ -45,6 +47,11 @@ class FilesActor:
             await delete(client, client.rng.choice(own), SURFACE)
         elif own and roll < 0.4:
             await _read(client, client.rng.choice(own))
+        elif roll > 0.75:
+            op = client.history.intend(SURFACE, "create", creates="file")
+            sent = Sent(op, bytes_of(op.mark, client.rng.randint(3, 90_000)), in_parts=True)
+            self._sent[client.worker].append(sent)
+            await _send_in_parts(client, sent)
         else:
             op = client.history.intend(SURFACE, "create", creates="file")
             sent = Sent(op, bytes_of(op.mark, client.rng.choice(_SIZES)))
@@ -71,7 +78,22 @@ class FilesActor:
         for key in kept.keys() - {key for key, _ in named}:
             verdict.holds(Check.INTENDED, SURFACE, False, f"{key[-1]} was never sent")
         for key, it in kept.items():
-            verdict.none(Check.WHOLE, SURFACE, list(_lacks(store, key[-1], it.value)))
+            verdict.none(Check.WHOLE, SURFACE, list(_lacks(store, key[-1], it.value.pieces)))
+        uploads = store.records[UPLOADS.name]
+        for key, it in store.records[PARTS.name].items():
+            verdict.none(Check.WHOLE, SURFACE, list(_lacks(store, key[-1], [it.value.piece])))
+            verdict.holds(Check.ATOMIC, SURFACE, key[:2] in uploads, f"{key[-1]} has no upload")
+        for key, it in uploads.items():
+            made = it.value.file_id
+            done = it.value.status is UploadStatus.COMPLETED
+            gone = any(op.detail.get("id") == made for op in history.ops if op.verb == "delete")
+            there = (key[0], made) in kept
+            verdict.holds(
+                Check.ATOMIC,
+                SURFACE,
+                (there or gone) if done else made is None,
+                f"{key[-1]} is {it.value.status.value}, and its file is {made}",
+            )
 
 
 async def send(client: Client, sent: Sent, *, repeat: bool = False) -> Answer:
@@ -84,6 +106,43 @@ async def send(client: Client, sent: Sent, *, repeat: bool = False) -> Answer:
     if answer.status == 200:
         sent.id = answer.json()["id"]
     return answer
+
+
+async def _send_in_parts(client: Client, sent: Sent) -> None:
+    """Announce a file, send its parts at once and one of them twice, and complete it, unless the
+    seed has it cancelled."""
+    announced = {
+        "bytes": len(sent.data),
+        "filename": f"{sent.op.mark} .bin",
+        "mime_type": "application/octet-stream",
+        "purpose": "user_data",
+    }
+    upload = (await client.send("POST", "/v1/uploads", announced)).json()["id"]
+    cuts = sorted(client.rng.sample(range(1, len(sent.data)), 2))
+    parts = [
+        sent.data[start:end] for start, end in zip((0, *cuts), (*cuts, len(sent.data)), strict=True)
+    ]
+    cancels = client.rng.random() < 0.2
+    headers = {"content-type": f"multipart/form-data; boundary={_BOUNDARY}"}
+    works = [
+        client.send_raw(f"/v1/uploads/{upload}/parts", _parts(("data", "part", part)), headers)
+        for part in (*parts, parts[0])
+    ]
+    answers = await asyncio.gather(*works, return_exceptions=True)
+    part_ids = []
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+        part_ids.append(answer.json().get("id"))
+    if cancels:
+        sent.op.detail["creates"] = "nothing"
+        await client.do(sent.op, "POST", f"/v1/uploads/{upload}/cancel")
+        client.history.settle(sent.op, "refused", 200)
+        return
+    body = {"part_ids": part_ids[:3], "md5": hashlib.md5(sent.data).hexdigest()}
+    answer = await client.do(sent.op, "POST", f"/v1/uploads/{upload}/complete", body)
+    if answer.status == 200:
+        sent.id = answer.json()["file"]["id"]
 
 
 async def delete(client: Client, sent: Sent, surface: str) -> None:
@@ -100,7 +159,8 @@ async def judge_files(scene: Scene, surface: str, sent: Iterable[Sent]) -> None:
         for op in scene.history.named_in(kept.value.filename)
     }
     for one in scene.chosen([(max(_operations(it), key=lambda op: op.cycle), it) for it in sent]):
-        if one.op.outcome == "unknown" and one.op.cycle == scene.history.cycle:
+        fresh = one.op.cycle == scene.history.cycle
+        if one.op.outcome == "unknown" and fresh and not one.in_parts:
             answer = await send(scene.client, one, repeat=True)
             there = found.get(one.op.number)
             scene.verdict.holds(
@@ -159,18 +219,24 @@ async def _read(client: Client, sent: Sent) -> None:
         client.history.complaints.append(f"{sent.id} was answered {answer.status}, other bytes")
 
 
-async def _form(sent: Sent) -> AsyncIterator[bytes]:
-    head = f'--{_BOUNDARY}\r\ncontent-disposition: form-data; name="'
-    yield f'{head}purpose"\r\n\r\nuser_data\r\n'.encode()
-    yield f'{head}file"; filename="{sent.op.mark} .bin"\r\n\r\n'.encode()
-    for at in range(0, len(sent.data), _CHUNK_BYTES):
-        yield sent.data[at : at + _CHUNK_BYTES]
-    yield f"\r\n--{_BOUNDARY}--\r\n".encode()
+def _form(sent: Sent) -> AsyncIterator[bytes]:
+    return _parts(("purpose", None, b"user_data"), ("file", f"{sent.op.mark} .bin", sent.data))
 
 
-def _lacks(store: Snapshot, id: str, file: File) -> Iterable[str]:
-    """What a stored file lacks of its bytes."""
-    for piece in file.pieces:
+async def _parts(*parts: tuple[str, str | None, bytes]) -> AsyncIterator[bytes]:
+    """A form of fields with name, filename and content, in pieces."""
+    for name, filename, data in parts:
+        named = f'name="{name}"' + (f'; filename="{filename}"' if filename else "")
+        yield f"--{_BOUNDARY}\r\ncontent-disposition: form-data; {named}\r\n\r\n".encode()
+        for at in range(0, len(data), _CHUNK_BYTES):
+            yield data[at : at + _CHUNK_BYTES]
+        yield b"\r\n"
+    yield f"--{_BOUNDARY}--\r\n".encode()
+
+
+def _lacks(store: Snapshot, id: str, pieces: Iterable[Piece]) -> Iterable[str]:
+    """What is lacking of the bytes that something is made of."""
+    for piece in pieces:
         data = store.blobs.get(piece.digest)
         if data is None or len(data) != piece.size_bytes:
             yield f"{id} needs {piece.digest}, of which there is {data and len(data)}"
