@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from perdure.core.values import Committed
 from perdure.engines.failing import Edge, Failing, Fault, raising
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.waiting import wait_until
-from perdure.services.files import Summing
+from perdure.services.files import Summing, ahead
 from perdure.services.lifecycle import Node
 from perdure.surfaces.blobs import CLAIMS
 from perdure.surfaces.files import BLOCK_BYTES, FILES
@@ -43,7 +43,7 @@ class OnlyFiles(Failing):
         return await (super().commit(batch) if ours else Wrapping.commit(self, batch))
 
 
-async def chunks(data: bytes) -> AsyncIterator[bytes]:
+async def chunks(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data[:5]
     yield data[5:]
 
@@ -164,3 +164,24 @@ def test_sums_do_not_depend_on_how_bytes_arrive() -> None:
     assert len(whole) == 16
     assert asyncio.run(sums(1, BLOCK_BYTES, BLOCK_BYTES + 3)) == whole
     assert asyncio.run(sums(BLOCK_BYTES - 1)) == whole
+
+
+async def test_a_source_that_is_read_ahead_is_closed_and_its_error_is_told() -> None:
+    closed: list[bool] = []
+
+    async def failing() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"one"
+            raise Unavailable("as planned")
+        finally:
+            closed.append(True)
+
+    told = ahead(failing())
+    assert await anext(told) == b"one"
+    with pytest.raises(Unavailable):
+        await anext(told)
+    assert closed == [True]
+    left = ahead(failing())
+    assert await anext(left) == b"one"
+    await left.aclose()
+    assert closed == [True, True]

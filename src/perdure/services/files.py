@@ -7,6 +7,7 @@ out were verified first, block by block, wherever a read starts.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -75,6 +76,20 @@ class Summing:
         self._left = BLOCK_BYTES
 
 
+async def ahead(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The same chunks, the next one on its way while the last is used: so the network and the disk
+    work at once."""
+    coming = asyncio.ensure_future(anext(chunks, b""))
+    try:
+        while chunk := await coming:
+            coming = asyncio.ensure_future(anext(chunks, b""))
+            yield chunk
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+        await chunks.aclose()
+
+
 class Files:
     """Files of one state and their blobs; every method names the caller or tenant first."""
 
@@ -90,7 +105,7 @@ class Files:
     async def create(
         self,
         tenant: str,
-        chunks: AsyncIterator[bytes],
+        chunks: AsyncGenerator[bytes, None],
         described: Callable[[], CreateFile],
         sender: Callable[[bytes], Caller],
     ) -> bytes:
@@ -100,7 +115,7 @@ class Files:
         Raises what `chunks` and `described` raise, `LimitExceeded` and `StorageFull`; then there
         is no file, and no bytes.
         """
-        summing = Summing(chunks)
+        summing = Summing(ahead(chunks))
         claim = await self._keeper.put(tenant, aiter(summing), size_bytes_max=self._bytes_max)
         try:
             request = described()

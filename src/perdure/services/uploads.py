@@ -19,7 +19,7 @@ from perdure.core.errors import Conflict, LimitExceeded, PerdureError
 from perdure.core.offload import off_loop
 from perdure.core.values import Record
 from perdure.services.blobs import BlobKeeper
-from perdure.services.files import Files, Summing
+from perdure.services.files import Files, Summing, ahead
 from perdure.services.requests import Caller, Requests
 from perdure.surfaces.blobs import Reference
 from perdure.surfaces.files import (
@@ -96,7 +96,7 @@ class Uploads:
         kept."""
         held = await self._pending(tenant, upload_id)
         await self._check_room(held)
-        summing = Summing(chunks)
+        summing = Summing(ahead(chunks))
         claim = await self._keeper.put(tenant, aiter(summing), size_bytes_max=PART_BYTES_MAX)
         try:
             caller = sender(claim.value.digest.encode())

@@ -14,7 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from perdure.frontends.http.call import BodyTooLarge, Call
 from perdure.wire.errors import WireError, missing
 
-CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = 256 * 1024
 """Bytes of the file are handed on in pieces of at least this, but for the last."""
 
 FIELD_BYTES_MAX = 4_096
