@@ -156,3 +156,20 @@ def test_a_file_is_read_in_chunks_from_any_place(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abcdefg")
     assert list(Disk().read_chunks(tmp_path / "f", 2, 2)) == [b"cd", b"ef", b"g"]
     assert list(Disk().read_chunks(tmp_path / "f", 9, 2)) == []
+
+
+def test_a_large_file_is_written_out_while_it_grows(tmp_path: Path) -> None:
+    written: list[tuple[int, int]] = []
+
+    class Watched(Disk):
+        def write_out(self, fd: int, offset: int, size_bytes: int) -> None:
+            super().write_out(fd, offset, size_bytes)
+            written.append((offset, size_bytes))
+
+    chunk = bytes(range(256)) * 4_096
+    writer = Watched().writer(tmp_path / "large.tmp")
+    for _ in range(20):
+        writer.write(chunk)
+    writer.publish(tmp_path / "large")
+    assert (tmp_path / "large").read_bytes() == chunk * 20
+    assert written == [(0, 8 * len(chunk)), (8 * len(chunk), 8 * len(chunk))]

@@ -50,6 +50,13 @@ CASES = {
     "recovers-twice": Case({Check.DENSE}, "responses", edges(4, 8)),
     "keeps-locks": Case({Check.CLEAN}, "conversations", edges(5, 12), 8),
     "always-clean": Case({Check.REPORTED}, "boots", edges(3, 3)),
+    "refers-later": Case({Check.ATOMIC}, "blobs", edges(4, 9)),
+    "names-before-bytes": Case(
+        {Check.WHOLE, Check.KEPT}, "files", (Death("after", 9),) * 3, steps=8, power=True
+    ),
+    "keeps-no-claim": Case(
+        {Check.CLEAN}, "files", tuple(Death("after", n) for n in range(7, 20)), steps=10
+    ),
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
 ELSEWHERE = {"trusts-rows"}

@@ -282,6 +282,8 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         "responses",
         "conversations",
         "items",
+        "files",
+        "blobs",
         "idempotency",
         "seals",
         "boots",

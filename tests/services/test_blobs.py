@@ -70,6 +70,19 @@ async def test_a_sweep_leaves_what_is_claimed_or_referred_to() -> None:
     await engine.close()
 
 
+# proves C17
+async def test_what_a_backup_may_name_is_kept_until_it_is_made() -> None:
+    keeper, _, engine = await open_keeper()
+    claim = await keep(keeper)
+    await engine.commit(keeper.uses.refer(claim, "files/1"))
+    with keeper.holding():
+        await engine.commit(keeper.uses.release("t", DIGEST, "files/1"))
+        await keeper.sweep([BOOT])
+        assert await digests(keeper.blobs) == [DIGEST]
+    await keeper.sweep([BOOT])
+    assert await digests(keeper.blobs) == []
+
+
 # proves C4
 async def test_claims_of_dead_boots_and_old_ones_are_given_up() -> None:
     for living, late_s in (([], 0.0), (["boot_3"], 0.0), ([BOOT], CLAIM_KEPT_S + 2.0)):
@@ -97,7 +110,7 @@ async def test_a_claim_that_becomes_a_reference_under_the_sweep_is_left() -> Non
     claim = await keep(keeper)
     (stale,) = [stale async for stale in keeper._claims()]
     await engine.commit(keeper.uses.refer(claim, "files/1"))
-    await keeper._give_up(stale)
+    await keeper.give_up(stale)
     assert keeper.stats.claims_given_up == 0
     await keeper.sweep([])
     assert await digests(keeper.blobs) == [DIGEST]

@@ -105,6 +105,7 @@ async def test_a_node_that_has_not_opened_says_what_it_waits_for(tmp_path: Path)
     names = [phase.name for phase in node.startup.phases]
     assert names == [
         "open engine",
+        "open blobs",
         "check promises",
         "record boot",
         "recover",

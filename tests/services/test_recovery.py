@@ -46,6 +46,7 @@ async def die(node: Node) -> None:
     await node._supervisor.stop()
     await node.gateway.close()
     await node.upstreams.close()
+    await node.blobs.blobs.close()
     await engine.engine.close()
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from perdure.core.errors import StorageFull, StoreLocked, Unavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WRITE_BEHIND_BYTES = 8 * 1024 * 1024
 TEMPORARY = ".tmp"
 """Suffix of files that are not published yet; recovery and verify may remove them."""
 
@@ -51,10 +52,17 @@ class Writer:
         self._disk = disk
         self._temporary = temporary
         self._fd = disk.open_new(temporary)
+        self._size_bytes = 0
+        self._sent_bytes = 0
 
     def write(self, data: bytes) -> None:
         """Add bytes. Raises `StorageFull`."""
         self._disk.write_all(self._fd, data, self._temporary)
+        self._size_bytes += len(data)
+        waiting = self._size_bytes - self._sent_bytes
+        if waiting >= _WRITE_BEHIND_BYTES:
+            self._disk.write_out(self._fd, self._sent_bytes, waiting)
+            self._sent_bytes = self._size_bytes
 
     def publish(self, path: Path) -> None:
         """Give the file its name, durably, replacing what had it."""
@@ -184,6 +192,13 @@ class Disk:
             self.sync(fd, path)
         finally:
             os.close(fd)
+
+    def write_out(self, fd: int, offset: int, size_bytes: int) -> None:
+        """Let the system start to write these bytes while more are coming, so that a large file
+        neither fills memory with unwritten pages nor is written all at once by `sync`, which
+        alone makes it durable."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, size_bytes, os.POSIX_FADV_DONTNEED)
 
     def sync(self, fd: int, path: Path) -> None:
         """Make a file's bytes durable."""

@@ -75,12 +75,35 @@ class Client:
         self._settle(op, answer.status)
         return answer
 
+    async def do_raw(
+        self, op: Op, path: str, content: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> Answer:
+        """Send an operation whose body is no JSON, piece by piece, and settle it. Raises `Gone`."""
+        answer = await self.send_raw(path, content, headers)
+        self._settle(op, answer.status)
+        return answer
+
+    async def send_raw(
+        self, path: str, content: AsyncIterator[bytes], headers: dict[str, str]
+    ) -> Answer:
+        """Send a part of an operation, whose body is no JSON. Raises `Gone`."""
+        return await self._send("POST", path, content, headers)
+
     async def send(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> Answer:
         """Send what is no operation: a read, or a repeat. Raises `Gone`."""
         content = None if body is None else msgspec.json.encode(body)
         sent = {"content-type": "application/json"} | (headers or {})
+        return await self._send(method, path, content, sent)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        content: bytes | AsyncIterator[bytes] | None,
+        sent: dict[str, str],
+    ) -> Answer:
         try:
             response = await self._http.request(method, path, content=content, headers=sent)
         except httpx.TransportError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of
+from perdure.core.disk import Writer
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict
 from perdure.core.keys import Key
@@ -26,8 +28,10 @@ from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines import sqlite, sqlite_recovery, sqlite_schema
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.wrapping import Wrapping
+from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
 from perdure.surfaces.conversations import CONVERSATIONS
+from perdure.surfaces.files import FILES
 from perdure.surfaces.idempotency import IDEMPOTENCY
 
 T = TypeVar("T")
@@ -246,7 +250,27 @@ def _trust_rows() -> None:
     _replace("checked_record", unchecked, sqlite, sqlite_schema)
 
 
-def _replace(name: str, function: Callable[..., Any], *modules: ModuleType) -> None:
+def _names_before_bytes() -> None:
+    """The file's name is given, and the bytes follow when they are written."""
+
+    def hasty(self: Writer, path: Path) -> None:
+        self._disk.replace(self._temporary, path)
+        self._disk.sync_directory(path.parent)
+
+    _replace("publish", hasty, Writer)
+
+
+def _keeps_no_claim() -> None:
+    """A reference ends, and the bytes go when somebody gets round to it."""
+
+    def forgets(self: BlobUses, claim: Record[Claim], owner: str) -> Batch:
+        tenant, digest, _ = claim.key
+        return self.release(tenant, digest, owner)
+
+    _replace("let_go", forgets, BlobUses)
+
+
+def _replace(name: str, function: Callable[..., Any], *modules: ModuleType | type) -> None:
     for module in modules:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
         setattr(module, name, function)
@@ -291,6 +315,16 @@ PLANTS: dict[str, Plant] = {
     "always-clean": Plant(
         "every boot is recorded as one that ended clean",
         engine=lambda engine: Changes(engine, _always_clean),
+    ),
+    "refers-later": Plant(
+        "a file is committed before the references to its bytes",
+        engine=lambda engine: Splits(engine, lambda op: layout_of(op) is FILES),
+    ),
+    "names-before-bytes": Plant(
+        "a blob gets its name before its bytes are synced", patch=_names_before_bytes
+    ),
+    "keeps-no-claim": Plant(
+        "a deleted file leaves bytes that nothing leads to", patch=_keeps_no_claim
     ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

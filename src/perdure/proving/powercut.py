@@ -73,8 +73,10 @@ class Platter:
         name was removed."""
         self._seen: dict[Path, _Content] = {}
         """The same files under the names that programs see."""
+        self._fresh: set[Path] = set()
+        """Directories whose own name no sync of their parent covers yet."""
         if directory.exists():
-            for path in directory.iterdir():
+            for path in directory.rglob("*"):
                 if path.is_file() and not path.name.endswith(_VOLATILE):
                     self._files[path] = self._seen[path] = _Content(path.read_bytes())
 
@@ -93,10 +95,14 @@ class Platter:
                 names.pop(path, None)
                 if content is not None:
                     names[path] = content
+        lost = {folder for folder in sorted(self._fresh) if rng.random() < 0.5}
+        names = {path: names[path] for path in names if lost.isdisjoint(path.parents)}
         unfinished = into.with_name(into.name + "-unfinished")
         unfinished.mkdir(parents=True)
         for path, content in names.items():
-            (unfinished / path.name).write_bytes(content.survives(rng))
+            survivor = unfinished / path.relative_to(self._directory)
+            survivor.parent.mkdir(parents=True, exist_ok=True)
+            survivor.write_bytes(content.survives(rng))
         unfinished.rename(into)
 
     def opened(self, path: Path) -> None:
@@ -131,12 +137,24 @@ class Platter:
                 self._names.append((source, None))
             self._names.append((path, content))
 
-    def names_synced(self, directory: Path) -> None:
-        """The names in a directory are safe, also those of files just made."""
+    def made(self, directory: Path) -> None:
+        """A directory was made, if it was not there."""
         with self._lock:
-            if directory == self._directory:
-                self._files = dict(self._seen)
-                self._names.clear()
+            if not directory.exists():
+                self._fresh.add(directory)
+
+    def names_synced(self, directory: Path) -> None:
+        """The names in a directory are safe, also those of files and directories just made."""
+        with self._lock:
+            for path in [path for path in self._files if path.parent == directory]:
+                del self._files[path]
+            self._files |= {
+                path: content for path, content in self._seen.items() if path.parent == directory
+            }
+            self._names = [
+                (path, content) for path, content in self._names if path.parent != directory
+            ]
+            self._fresh = {path for path in self._fresh if path.parent != directory}
 
 
 class PlatterDisk(Disk):
@@ -171,6 +189,10 @@ class PlatterDisk(Disk):
     def overwrite(self, fd: int, data: bytes, offset: int) -> None:
         super().overwrite(fd, data, offset)
         self._platter.changed(self._paths[fd], (offset, data))
+
+    def add_directory(self, path: Path) -> None:
+        self._platter.made(path)
+        super().add_directory(path)
 
     def replace(self, source: Path, target: Path) -> None:
         super().replace(source, target)

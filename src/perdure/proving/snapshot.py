@@ -23,6 +23,7 @@ from perdure.surfaces.boots import BOOTS, INSTANCES
 from perdure.surfaces.state import LAYOUTS
 
 STORE = "perdure.db"
+BLOBS = "blobs"
 _OF_BOOTS = {BOOTS.name, INSTANCES.name}
 
 
@@ -50,7 +51,7 @@ class Snapshot:
         self.streams: dict[str, dict[Key, Stream]] = {}
         self.findings: list[str] = []
         self.files: dict[str, bytes] = {}
-        """Every file of the store as it lay dead."""
+        """Every file of the store as it lay dead, by its path."""
         self._indexes: dict[tuple[str, int], dict[Key, dict[Key, Kept]]] = {}
 
     @classmethod
@@ -88,6 +89,16 @@ class Snapshot:
     def events(self, log: Log[Any], key: Key) -> Stream:
         """One stream; an empty one where there is none."""
         return self.streams[log.name].get(key, Stream(Tip(), ()))
+
+    @property
+    def blobs(self) -> dict[str, bytes]:
+        """What is published, by the name it has."""
+        paths = {name: Path(name) for name in self.files}
+        return {
+            path.name: self.files[name]
+            for name, path in paths.items()
+            if path.parts[0] == BLOBS and len(path.parts) == 3 and path.parts[1] != "incoming"
+        }
 
     def names_on_disk(self, text: str) -> list[str]:
         """The files that hold a text."""
@@ -129,7 +140,11 @@ def _copy(data: Path, scratch: Path) -> dict[str, bytes]:
     if scratch.exists():
         shutil.rmtree(scratch)
     shutil.copytree(data, scratch, ignore=shutil.ignore_patterns("*.sock"))
-    return {path.name: path.read_bytes() for path in sorted(scratch.iterdir())}
+    return {
+        str(path.relative_to(scratch)): path.read_bytes()
+        for path in sorted(scratch.rglob("*"))
+        if path.is_file()
+    }
 
 
 async def _records(engine: Engine, records: Records[Any]) -> dict[Key, Kept]:

@@ -120,6 +120,7 @@ class Limits(msgspec.Struct, frozen=True):
     """What one client may take. A rate of 0 is no limit."""
 
     body_bytes_max: Annotated[int, Meta(ge=1024, le=VALUE_BYTES_MAX)] = VALUE_BYTES_MAX
+    file_bytes_max: Annotated[int, Meta(ge=1, le=2**40)] = 512 * 1024 * 1024
     head_bytes_max: Annotated[int, Meta(ge=1024, le=2**24)] = 64 * 1024
     head_timeout_s: Seconds = 10.0
     read_timeout_s: Seconds = 30.0
@@ -150,6 +151,7 @@ class Config(msgspec.Struct, frozen=True):
 
     data: str = "./perdure-data"
     engine: str | None = None
+    blobs: str | None = None
     host: str = "127.0.0.1"
     port: Port = 8420
     profile: Profile = "local"
@@ -178,8 +180,11 @@ class Config(msgspec.Struct, frozen=True):
 
     @property
     def blobs_url(self) -> str:
-        """Where blobs are kept: inside the data directory."""
-        return f"file:///{self.data_path.absolute() / 'blobs'}"
+        """Where the bytes of files are kept: beside the engine, in memory if that is, unless
+        another place was asked for."""
+        if self.blobs is None and self.engine == "memory://":
+            return "memory://"
+        return self.blobs or f"file:///{self.data_path.absolute() / 'blobs'}"
 
     @property
     def loopback(self) -> bool:

@@ -59,7 +59,7 @@ class Conversations:
         )
         key = (caller.tenant, conversation_id)
         answer = encode(shown(Record(key, 1, conversation)))
-        return await self._once(
+        return await self._requests.once(
             caller,
             self._state.conversations.create(key, conversation)
             + self._state.items.add(key, "items", new_items(items)),
@@ -78,7 +78,7 @@ class Conversations:
             held = await self._state.conversations.get(caller.tenant, conversation_id)
             changed = msgspec.structs.replace(held.value, metadata=metadata)
             answer = encode(shown(Record(held.key, held.version + 1, changed)))
-            return await self._once(
+            return await self._requests.once(
                 caller, self._state.conversations.describe(held, metadata), answer
             )
 
@@ -104,7 +104,7 @@ class Conversations:
             held = await self._state.conversations.get(caller.tenant, conversation_id)
             if named and await self._requests.recall(caller) is None:
                 await self._refuse_repeats(held, named)
-            return await self._once(
+            return await self._requests.once(
                 caller, append_items(self._state, held, new_items(items)), answer
             )
 
@@ -154,19 +154,6 @@ class Conversations:
             with suppress(NotFound):
                 await self._state.items.within(held.key, "items", item_id)
                 raise duplicate(item_id, f"items[{place}].id")
-
-    async def _once(self, caller: Caller, batch: Batch, answer: bytes) -> bytes:
-        """Commit, or give the answer that an earlier sending of this request was given."""
-        async with self._requests.alone(caller):
-            if (seen := await self._requests.recall(caller)) is not None and seen.attachment:
-                return seen.attachment
-            try:
-                await self._state.commit(batch + self._requests.remember(caller, answer=answer))
-            except Conflict:
-                if (seen := await self._requests.recall(caller)) is not None and seen.attachment:
-                    return seen.attachment
-                raise
-            return answer
 
 
 async def resolve_items(

@@ -8,8 +8,7 @@ more. A boot that lacks its last write was killed. Nothing acknowledged depends 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,13 +20,16 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
+from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
-from perdure.services.backups import BLOBS, Manifest, Progress, back_up
+from perdure.services.backups import Manifest, Progress, back_up
+from perdure.services.blobs import BlobKeeper
 from perdure.services.compaction import Compactor
 from perdure.services.config import Config
 from perdure.services.config import Upstream as UpstreamSettings
 from perdure.services.context import Context
 from perdure.services.conversations import Conversations
+from perdure.services.files import Files
 from perdure.services.gateway import Gateway, Store
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
@@ -37,6 +39,7 @@ from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
 from perdure.services.tokens import TokenCounter
+from perdure.services.uploads import Uploads
 from perdure.services.upstream import Upstream
 from perdure.services.upstreams import Member, Upstreams
 from perdure.services.usage import PERIOD_S as MEASURE_S
@@ -47,6 +50,7 @@ from perdure.surfaces.state import LAYOUTS, PROMISES, State
 HEARTBEAT_S = 5.0
 _SWEEP_S = 60.0
 _PROBE_S = 15.0
+_TEND_S = 3600.0
 
 _log = structlog.get_logger("perdure.lifecycle")
 
@@ -80,6 +84,9 @@ class Node:
         self.tokens: TokenCounter
         self.compactor: Compactor
         self.upstreams = Upstreams(())
+        self.blobs: BlobKeeper
+        self.files: Files
+        self.uploads: Uploads
         self.boot: Boot
         self.heartbeat_at_s = 0.0
         self.opened = False
@@ -95,7 +102,14 @@ class Node:
         with self.startup.phase("open engine"):
             engine = await self._open_engine()
         try:
-            await self._open_over(engine, control_socket)
+            with self.startup.phase("open blobs"):
+                blobs = await open_blobs(self.config.blobs_url, clock=self.clock, disk=self._disk)
+            self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
+            try:
+                await self._open_over(engine, control_socket)
+            except BaseException:
+                await blobs.close()
+                raise
         except BaseException:
             await engine.close()
             raise
@@ -124,6 +138,7 @@ class Node:
         with self.startup.phase("recover"):
             found = [engine_recovery(engine.recovered)]
             found += await Recovery(self.state, self.clock).run(self.startup.note)
+            found.append(await self.blobs.recover())
             self.startup.recovery = tuple(found)
             self.warnings += _damage(found)
         with self.startup.phase("connect upstream"):
@@ -143,6 +158,9 @@ class Node:
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("measure", MEASURE_S, self.measuring.measure)
+        self._supervisor.every("sweep files", _SWEEP_S, self.files.sweep)
+        self._supervisor.every("sweep uploads", _SWEEP_S, self.uploads.sweep)
+        self._supervisor.every("tend blobs", _TEND_S, self.blobs.tend)
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
 
     def readiness(self) -> Readiness:
@@ -159,7 +177,14 @@ class Node:
             Check("accepting", not self.draining, "draining" if self.draining else "yes"),
         )
         trouble = [f"{name}: {why}" for name, why in self._supervisor.failing.items()]
-        return Readiness(all(check.ok for check in checks), checks, (*self.warnings, *trouble))
+        warnings = (*self.warnings, *self.blobs.warnings, *trouble)
+        return Readiness(all(check.ok for check in checks), checks, warnings)
+
+    async def verify(self) -> AsyncIterator[Finding]:
+        """Everything stored that is not as it was written: rows, bytes, and rows without bytes."""
+        for source in (self.state.engine.verify, self.blobs.blobs.verify, self.blobs.verify):
+            async for finding in source():
+                yield finding
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new work; let what runs end within `timeout_s`; interrupt what does not."""
@@ -169,14 +194,15 @@ class Node:
 
     async def back_up(self, target: Path, progress: Progress) -> Manifest:
         """Copy everything as it is now to `target`, while requests go on. See `backups`."""
-        async with AsyncExitStack() as opened:
-            blobs = None
-            if (self.config.data_path / BLOBS).is_dir():
-                blobs = await open_blobs(self.config.blobs_url, read_only=True)
-                opened.push_async_callback(blobs.close)
-            return await back_up(
-                self.state.engine, blobs, target, progress, clock=self.clock, disk=self._disk
-            )
+        return await back_up(
+            self.state.engine,
+            self.blobs.blobs,
+            target,
+            progress,
+            clock=self.clock,
+            disk=self._disk,
+            holding=self.blobs.holding(),
+        )
 
     async def close(self) -> None:
         """Stop background work, mark the boot clean, close the engine."""
@@ -195,6 +221,7 @@ class Node:
         except Unavailable as error:
             _log.error("the boot could not be marked clean", error=str(error))
         await self._transient.engine.close()
+        await self.blobs.blobs.close()
         await self.state.engine.close()
 
     async def _begin_boot(self) -> None:
@@ -229,6 +256,9 @@ class Node:
         self.conversations = Conversations(self.state, stored, sealing, self.clock)
         context = Context(self.state, sealing, self.config.tools.orphans)
         self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
+        bytes_max = self.config.limits.file_bytes_max
+        self.files = Files(self.state, self.blobs, stored, self.clock, bytes_max)
+        self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
         self.gateway = Gateway(
             Store(self.state, Tail(self.state.engine), stored),
             Store(self._transient, Tail(self._transient.engine), transient),

@@ -107,6 +107,19 @@ class Requests:
             raise result_lost()
         return record
 
+    async def once(self, caller: Caller, batch: Batch, answer: bytes) -> bytes:
+        """Commit, or give the answer that an earlier sending of this request was given."""
+        async with self.alone(caller):
+            if (seen := await self.recall(caller)) is not None and seen.attachment:
+                return seen.attachment
+            try:
+                await self._state.commit(batch + self.remember(caller, answer=answer))
+            except Conflict:
+                if (seen := await self.recall(caller)) is not None and seen.attachment:
+                    return seen.attachment
+                raise
+            return answer
+
     def remember(
         self,
         caller: Caller,

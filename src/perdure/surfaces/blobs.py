@@ -4,22 +4,30 @@ A claim is committed before the bytes it is for can be seen; a reference takes i
 same commit as the record that names the blob. Since `refer` deletes the claim at the version it
 was made with, that commit fails if the claim was swept: no record ever names bytes that a sweep
 may have taken. A digest without claims and references is nobody's, and its bytes may go.
+
+Who ends a reference leaves a claim of nobody's behind (`let_go`). So bytes that are there always
+have one or the other, and what a crash leaves over is found by its claims alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import msgspec
 
-from perdure.core.batch import Batch, check, delete, put
+from perdure.core.batch import Batch, check, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.layouts import Index, Records
+from perdure.core.limits import PAGE_MAX
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 
 CLAIM_KEPT_S = 24 * 3600
 """A claim that has not become a reference after this long is given up, even by a living boot."""
+
+NOBODY = ""
+"""The boot of a claim that will never become a reference: its bytes are to go."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -87,6 +95,19 @@ class BlobUses:
                 return True
         return False
 
+    async def needed(self, digest: str, living_boots: Collection[str]) -> bool:
+        """Whether a record names this digest, or a living boot is about to name it in one. Claims
+        are looked at first, as in `used`."""
+        cursor: str | None = None
+        while True:
+            page = await self._engine.scan(
+                CLAIMS, (), index="by_digest", where=(digest,), limit=PAGE_MAX, cursor=cursor
+            )
+            if any(claim.value.boot_id in living_boots for claim in page.items):
+                return True
+            if (cursor := page.cursor) is None:
+                return await self._any(REFERENCES, digest)
+
     async def claims(self, *, limit: int, cursor: str | None = None) -> Page[Record[Claim]]:
         """Claims of all tenants, the oldest first."""
         return await self._engine.scan(CLAIMS, (), index="by_age", limit=limit, cursor=cursor)
@@ -110,6 +131,15 @@ class BlobUses:
             REFERENCES, (tenant, digest, owner), reference
         )
 
+    def pass_on(self, tenant: str, references: Iterable[tuple[str, Reference]], to: str) -> Batch:
+        """Let `to` refer to the blobs that owners, named here with what they refer to, let go.
+        Commit it with the end of their records, expected as they were read."""
+        owners = list(references)
+        taken = {reference.digest: reference for _, reference in owners}
+        return join(self.release(tenant, it.digest, owner) for owner, it in owners) + join(
+            put(REFERENCES, (tenant, digest, to), it) for digest, it in taken.items()
+        )
+
     def share(self, reference: Record[Reference], owner: str) -> Batch:
         """Let another record of the tenant refer to a blob that is referred to already."""
         tenant, digest, _ = reference.key
@@ -120,6 +150,17 @@ class BlobUses:
     def release(self, tenant: str, digest: str, owner: str) -> Batch:
         """End a reference; commit it with the end of the record that is `owner`."""
         return delete(REFERENCES, (tenant, digest, owner))
+
+    def let_go(self, claim: Record[Claim], owner: str) -> Batch:
+        """End a reference like `release`, leaving a claim of nobody's, not yet written, in its
+        place."""
+        tenant, digest, claim_id = claim.key
+        return self.release(tenant, digest, owner) + self.claim(tenant, claim_id, claim.value)
+
+    def disown(self, claim: Record[Claim]) -> Batch:
+        """Make a claim nobody's: it can no more become a reference. Raises `Conflict` if it has."""
+        nobodys = msgspec.structs.replace(claim.value, boot_id=NOBODY)
+        return put(CLAIMS, claim.key, nobodys, expect=claim.version)
 
     def give_up(self, claim: Record[Claim]) -> Batch:
         """End a claim that has not become a reference. Raises `Conflict` if it has."""

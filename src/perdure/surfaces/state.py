@@ -10,8 +10,10 @@ from perdure.core.engine import Engine
 from perdure.core.layouts import Layout
 from perdure.core.promises import Promise
 from perdure.core.values import Committed
+from perdure.surfaces.blobs import BlobUses
 from perdure.surfaces.boots import Boots
 from perdure.surfaces.conversations import Conversations
+from perdure.surfaces.files import Files, Uploads
 from perdure.surfaces.idempotency import Idempotency
 from perdure.surfaces.items import Items
 from perdure.surfaces.responses import Responses
@@ -21,6 +23,8 @@ PROMISES: tuple[Promise, ...] = (
     Responses.promise,
     Conversations.promise,
     Items.promise,
+    Files.promise,
+    BlobUses.promise,
     Idempotency.promise,
     Seals.promise,
     Boots.promise,
@@ -39,6 +43,8 @@ class State:
         self.items = Items(engine)
         self.responses = Responses(engine)
         self.conversations = Conversations(engine)
+        self.files = Files(engine)
+        self.uploads = Uploads(engine)
         self.idempotency = Idempotency(engine)
         self.seals = Seals(engine)
         self.boots = Boots(engine)

@@ -15,7 +15,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.core.clock import Clock
-from perdure.frontends.http.call import CALL, Call, EventStream, Principal
+from perdure.frontends.http.call import CALL, Call, Download, EventStream, Principal
 from perdure.frontends.http.errors import Answered, Forbidden, NoRoute, NotReady, WrongMethod
 from perdure.frontends.http.journal import AccessLog
 from perdure.frontends.http.metrics import RequestStats
@@ -102,6 +102,9 @@ class Endpoint:
         if isinstance(given, EventStream):
             call.answered_s = context.clock.monotonic_s()
             await context.streams.serve(call, given)
+        elif isinstance(given, Download):
+            call.answered_s = context.clock.monotonic_s()
+            await call.download(given)
         else:
             await call.reply(given)
 

@@ -1,13 +1,15 @@
 """One request as a handler sees it, and the answers a handler may give.
 
-A handler takes the node and a call and returns an `Answer` or an `EventStream`; it never touches
-ASGI. Every byte that leaves goes through `Call.reply` or `Call.write`, so the request id is on all
-answers and none is given twice.
+A handler takes the node and a call and returns an `Answer`, a `Download` or an `EventStream`; it
+never touches ASGI. Every byte that leaves goes through `Call.reply` or `Call.write`, so the request
+id is on all answers and none is given twice.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -58,6 +60,16 @@ class EventStream(msgspec.Struct, frozen=True):
     groups: AsyncGenerator[list[bytes], None]
     left: Callable[[], Awaitable[None]] | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Download(msgspec.Struct, frozen=True):
+    """Bytes sent as they come, `size_bytes` of them."""
+
+    chunks: AsyncGenerator[bytes, None]
+    size_bytes: int
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    media: bytes = b"application/octet-stream"
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -177,6 +189,26 @@ class Call:
                 return b"".join(parts)
             message = await self._receive()
 
+    async def stream(self, bytes_max: int) -> AsyncGenerator[bytes, None]:
+        """The request body as it arrives. Raises `BodyTooLarge` past `bytes_max`, before anything
+        is read where the client announces more."""
+        announced = self.headers.get(b"content-length")
+        if announced is not None and announced.isdigit() and int(announced) > bytes_max:
+            raise _too_large(int(announced), bytes_max)
+        size_bytes = 0
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected("the client left before its request was complete.")
+            part: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            size_bytes += len(part)
+            if size_bytes > bytes_max:
+                raise _too_large(size_bytes, bytes_max)
+            if part:
+                yield part
+
     async def parse(self, body: bytes) -> Any:
         """The body as plain values, strictly parsed; None where there is none."""
         if not body:
@@ -199,13 +231,29 @@ class Call:
         )
         await self._send({"type": "http.response.body", "body": answer.body})
 
+    async def download(self, given: Download) -> None:
+        """Send bytes until their end, or until the client has left."""
+        async with aclosing(given.chunks) as chunks:
+            headers = [(b"content-length", b"%d" % given.size_bytes), *given.headers]
+            await self._start(given.status, given.media, headers)
+            left = asyncio.ensure_future(self.disconnected())
+            try:
+                if self.scope["method"] != "HEAD":
+                    async for chunk in chunks:
+                        if left.done():
+                            return
+                        await self.write(chunk)
+                await self.write(b"", last=True)
+            finally:
+                left.cancel()
+
     async def begin(self, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         """Start an event stream."""
         await self._start(200, EVENTS, [(b"cache-control", b"no-store"), *headers])
         await self.write(b"")
 
     async def write(self, part: bytes, *, last: bool = False) -> None:
-        """Send a part of an event stream; it returns when the connection can take more."""
+        """Send a part of an answer; it returns when the connection can take more."""
         await self._send({"type": "http.response.body", "body": part, "more_body": not last})
 
     async def _start(self, status: int, media: bytes, headers: list[tuple[bytes, bytes]]) -> None:

@@ -57,6 +57,16 @@ class WrongMethod(errors.Invalid):
         super().__init__(f"{method[:20]} is not possible on {template}; use {self.allowed}.")
 
 
+class NoSuchRange(errors.Invalid):
+    """The part asked for lies behind the end."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        super().__init__(f"The part asked for lies behind the end: there are {size_bytes} bytes.")
+
+
 class TooManyRequests(errors.Unavailable):
     """The key has used up its rate."""
 
@@ -91,6 +101,7 @@ STATUSES: dict[type[PerdureError], tuple[int, Headers]] = {
     Forbidden: (403, ()),
     BodyTooLarge: (413, NO_RETRY),
     WrongMethod: (405, ()),
+    NoSuchRange: (416, NO_RETRY),
     TooManyRequests: (429, RETRY),
     Disconnected: (400, ()),
 }
@@ -144,6 +155,8 @@ def answer_to(error: PerdureError) -> Answer:
             (b"retry-after-ms", b"%d" % wait_ms),
             (b"retry-after", b"%d" % seconds),
         )
+    if isinstance(error, NoSuchRange):
+        headers = (*headers, (b"content-range", b"bytes */%d" % error.size_bytes))
     if isinstance(error, WrongMethod):
         headers = (*headers, (b"allow", error.allowed.encode()))
     return Answer(msgspec.json.encode(body_of(error)), status, headers)

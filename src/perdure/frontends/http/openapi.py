@@ -16,6 +16,7 @@ _REF = "#/components/schemas/{name}"
 
 _MEANINGS = {
     200: "Done.",
+    206: "The part that was asked for.",
     400: "The request cannot be served as sent.",
     401: "No API key, or one that is not known.",
     403: "This caller may not do that.",
@@ -23,6 +24,7 @@ _MEANINGS = {
     408: "The request did not arrive in time.",
     409: "Something changed meanwhile; read it again.",
     413: "The request body is too large.",
+    416: "The part that was asked for lies behind the end.",
     422: "The upstream does not take this request.",
     429: "The key's rate is used up; `retry-after` says for how long.",
     431: "The request's headers are too large.",
@@ -72,6 +74,8 @@ def statuses(route: Route, *, keyed: bool) -> list[int]:
         found |= {409, 507}
     if route.body is not None:
         found.add(413)
+    if route.ranged:
+        found.add(416)
     return sorted(found)
 
 
@@ -91,16 +95,19 @@ def _operation(route: Route, by_type: dict[str, Json], keyed: bool) -> Json:
             *_path_parameters(route),
             *_query_parameters(route),
             *(_IDEMPOTENCY if route.idempotent else ()),
+            *(_RANGE if route.ranged else ()),
         ],
         "responses": {"200": _answer(route, by_type)},
     }
+    if route.ranged:
+        made["responses"]["206"] = {"description": _MEANINGS[206], "content": _bytes(route)}
     for status in statuses(route, keyed=keyed):
         kind = route.refusal if status == 503 and route.refusal is not None else ErrorBody
         made["responses"][str(status)] = _json(_MEANINGS[status], by_type[repr(kind)])
     if route.body is not None:
         made["requestBody"] = {
             "required": route.body_required,
-            "content": {"application/json": {"schema": by_type[repr(route.body)]}},
+            "content": {route.body_media: {"schema": by_type[repr(route.body)]}},
         }
     if keyed and route.access != "open":
         made["security"] = [{"key": []}]
@@ -109,11 +116,15 @@ def _operation(route: Route, by_type: dict[str, Json], keyed: bool) -> Json:
 
 def _answer(route: Route, by_type: dict[str, Json]) -> Json:
     if route.answer is None:
-        return {"description": _MEANINGS[200], "content": {route.media: {"schema": _TEXT}}}
+        return {"description": _MEANINGS[200], "content": _bytes(route)}
     made = _json(_MEANINGS[200], by_type[repr(route.answer)])
     if route.streams:
         made["content"]["text/event-stream"] = {"schema": _TEXT}
     return made
+
+
+def _bytes(route: Route) -> Json:
+    return {route.media: {"schema": _TEXT}}
 
 
 def _json(meaning: str, schema: Json) -> Json:
@@ -164,5 +175,15 @@ _IDEMPOTENCY: tuple[Json, ...] = (
         "description": "Names this request: sent again with the same body within a day, it has "
         "one effect and gets the first answer.",
         "schema": {"type": "string", "minLength": 1, "pattern": "^[!-~]+$"},
+    },
+)
+_RANGE: tuple[Json, ...] = (
+    {
+        "name": "Range",
+        "in": "header",
+        "required": False,
+        "description": "One part of the bytes, as `bytes=FIRST-LAST`, `bytes=FIRST-` or "
+        "`bytes=-LENGTH`. Anything else gets all of them.",
+        "schema": _TEXT,
     },
 )

@@ -127,7 +127,7 @@ async def openapi(service: Service, call: Call) -> Answer:
 
 async def verify(service: Service, call: Call) -> Answer:
     findings: list[Finding] = []
-    async for finding in service.node.state.engine.verify():
+    async for finding in service.node.verify():
         if len(findings) == FINDINGS_MAX:
             return shown(Verified(ok=False, findings=findings, more=True))
         findings.append(finding)

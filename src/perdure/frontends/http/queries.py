@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from perdure.frontends.http.call import Call
 from perdure.wire.errors import WireError
+from perdure.wire.files import LIST_MAX
 from perdure.wire.lists import LIMIT_DEFAULT, LIMIT_MAX, ListQuery, Order, parse_list_query
 
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -62,6 +63,15 @@ class PageQuery(msgspec.Struct, frozen=True):
     """A page of what operators list. `after` is the cursor of the page before."""
 
     limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT
+    after: str | None = None
+
+
+class FilesQuery(msgspec.Struct, frozen=True):
+    """A page of files. `after` is the id of the last file seen."""
+
+    purpose: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=LIST_MAX)] = LIST_MAX
+    order: Order = "desc"
     after: str | None = None
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from perdure.frontends.http.call import Answer, Call, EventStream
+from perdure.frontends.http.call import Answer, Call, Download, EventStream
 
 Access = Literal["open", "key", "operator"]
 """`open`: anyone, for probes. `key`: whoever admission lets in. `operator`: control socket only."""
@@ -22,13 +22,13 @@ _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One operation. `body`, `query`, `answer` and `refusal` (of a 503) are the types from which
     schemas are made; a query's type has one field a parameter, all optional. `statuses` are the
-    ways it can fail beyond those of every route like it."""
+    ways it can fail beyond those of every route like it; `ranged` ones can be asked for a part."""
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
     name: str
     summary: str
-    handler: Callable[[Any, Call], Awaitable[Answer | EventStream]]
+    handler: Callable[[Any, Call], Awaitable[Answer | Download | EventStream]]
     answer: Any
     refusal: Any = None
     body: Any = None
@@ -37,7 +37,9 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     statuses: tuple[int, ...] = ()
     access: Access = "key"
     needs_ready: bool = True
+    body_media: str = "application/json"
     idempotent: bool = False
+    ranged: bool = False
     streams: bool = False
     media: str = "application/json"
 

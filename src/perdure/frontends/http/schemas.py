@@ -11,6 +11,7 @@ import msgspec
 
 from perdure.wire.compaction import COMPACTED
 from perdure.wire.conversations import ITEMS_MAX
+from perdure.wire.files import ANCHOR, EXPIRES_MAX_S, EXPIRES_MIN_S, PURPOSES
 from perdure.wire.input_tokens import COUNTED
 from perdure.wire.items import INPUT_ROLES, KINDS, REFERENCE, STATUSES, TEXT_FIELDS
 from perdure.wire.lists import LIMIT_MAX
@@ -266,6 +267,33 @@ CreateItemsBody = Schema(
 UpdateConversationBody = Schema(
     "UpdateConversation",
     _object({"metadata": nullable(METADATA)}, ("metadata",), additionalProperties=False),
+)
+CreateFileBody = Schema(
+    "CreateFile",
+    _object(
+        {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"enum": list(PURPOSES)},
+            "expires_after[anchor]": {"const": ANCHOR},
+            "expires_after[seconds]": {
+                "type": "integer",
+                "minimum": EXPIRES_MIN_S,
+                "maximum": EXPIRES_MAX_S,
+            },
+        },
+        ("file", "purpose"),
+        dependentRequired={
+            "expires_after[anchor]": ["expires_after[seconds]"],
+            "expires_after[seconds]": ["expires_after[anchor]"],
+        },
+        additionalProperties=False,
+    ),
+)
+AddPartBody = Schema(
+    "AddUploadPart",
+    _object(
+        {"data": {"type": "string", "format": "binary"}}, ("data",), additionalProperties=False
+    ),
 )
 PARTS = (INPUT_PART, OUTPUT_PART, INPUT_ITEM, ItemObject)
 """Schemas that only others refer to."""

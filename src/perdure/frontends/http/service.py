@@ -71,6 +71,10 @@ class Service:
         request, or one that says how often it has sent it.
         """
         sent = await call.body(self.limits.body_bytes_max)
+        return self.caller(call, sent), await call.parse(sent)
+
+    def caller(self, call: Call, sent: bytes) -> Caller:
+        """Who sends a POST, known again by `sent`. Raises `Invalid` for an empty name."""
         key = call.text_header(b"idempotency-key")
         if key == "":
             raise Invalid("the header idempotency-key is empty; leave it out or name the request.")
@@ -82,8 +86,7 @@ class Service:
             state.update(sent)
             digest = state.hexdigest()
         retried = count is not None and count.isdigit() and int(count) > 0
-        caller = Caller(call.tenant, digest, key, retried, call.principal.store_always)
-        return caller, await call.parse(sent)
+        return Caller(call.tenant, digest, key, retried, call.principal.store_always)
 
 
 def listed(page: Page[Record[Item]]) -> Answer:

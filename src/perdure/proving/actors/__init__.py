@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from perdure.proving.actors.blobs import BlobsActor
 from perdure.proving.actors.boots import BootsActor
 from perdure.proving.actors.conversations import ConversationsActor
+from perdure.proving.actors.files import FilesActor
 from perdure.proving.actors.idempotency import IdempotencyActor
 from perdure.proving.actors.items import ItemsActor
 from perdure.proving.actors.responses import ResponsesActor
@@ -17,6 +19,8 @@ def actors() -> list[Actor]:
         ResponsesActor(),
         ConversationsActor(),
         ItemsActor(),
+        FilesActor(),
+        BlobsActor(),
         IdempotencyActor(),
         SealsActor(),
         BootsActor(),
