@@ -291,6 +291,8 @@ async def _payloads(response: httpx.Response, line_bytes_max: int) -> AsyncItera
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
+            elif line.startswith(b"error:"):  # of llama.cpp's server
+                yield b'{"error":%b}' % line[6:].strip()
     if streams is False:
         yield rest
     elif rest.startswith(b"data:"):

@@ -73,18 +73,21 @@ class CompletionDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens read and written."""
+    """Tokens read and written. Reasoning tokens stand among the details, or beside the others."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
+    reasoning_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """One `chat.completion.chunk`, or the error object that took its place."""
+    """One `chat.completion.chunk`, or the error that took its place: under `error`, or, where
+    `object` says that it is one, the chunk itself."""
 
+    object: str | None = None
     choices: list[Choice] | None = None
     usage: Usage | None = None
     error: Any = None
