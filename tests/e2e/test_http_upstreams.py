@@ -176,3 +176,30 @@ async def test_tools_that_nobody_runs_are_refused_or_dropped_by_name(
             plain = await raw.create(model="m", input="echo hi", tools=tools[1:2])
             assert "x-perdure-dropped-tools" not in plain.headers
     assert {len(sent["tools"]) for sent in await upstream.received()} == {1}
+
+
+# proves R12
+async def test_chat_completions_pass_through_for_the_official_client(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    (tmp_path / "perdure.toml").write_text(
+        f"""
+        [[upstreams]]
+        name = "up"
+        url = "{upstream.url}"
+        aliases = {{best = "scripted"}}
+        """
+    )
+    said: Any = [{"role": "user", "content": "count 3"}]
+    async with serving(tmp_path / "data") as server, server.sdk() as sdk:
+        create = sdk.chat.completions.create
+        whole = await create(model="best", messages=said)
+        assert whole.choices[0].message.content == "1 2 3"
+        chunks = [chunk async for chunk in await create(model="best", messages=said, stream=True)]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "1 2 3"
+        with pytest.raises(openai.BadRequestError, match="POST /v1/responses"):
+            await create(model="best", messages=said, store=True)
+        cut: Any = [{"role": "user", "content": "cut 3"}]
+        with pytest.raises(openai.APIError, match="broke off"):
+            _ = [chunk async for chunk in await create(model="best", messages=cut, stream=True)]
+    assert {sent["model"] for sent in await upstream.received()} == {"scripted"}

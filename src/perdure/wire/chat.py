@@ -1,14 +1,24 @@
-"""The part of chat completions that is read back: the chunks of a streamed answer.
+"""The part of chat completions that is read here: of a request what decides where it goes, and the
+chunks of a streamed answer.
 
-Model servers differ in what they leave out, send as null or send at once, so nearly everything may
-be absent. What is asked of them is a plain dict, built in services/bridge.py.
+Model servers differ in what they leave out, send as null or send at once, so nearly everything in
+a chunk may be absent. What is asked of them is a plain dict, built in services/bridge.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+
+class CreateChat(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a chat completion; all else in it is the upstream's business."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    messages: list[Any]
+    stream: bool | None = None
+    store: bool | None = None
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):

@@ -26,7 +26,7 @@ from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
-from perdure.frontends.http import conversations, models, operations, responses
+from perdure.frontends.http import chat, conversations, models, operations, responses
 from perdure.frontends.http.app import Context, Gate, Perimeter, routed
 from perdure.frontends.http.exposed import exposition
 from perdure.frontends.http.journal import AccessLog
@@ -39,7 +39,13 @@ from perdure.library import open as open_store
 from perdure.services.config import Config, api_keys
 from perdure.services.lifecycle import Node
 
-ROUTES = (*conversations.ROUTES, *responses.ROUTES, *models.ROUTES, *operations.ROUTES)
+ROUTES = (
+    *conversations.ROUTES,
+    *responses.ROUTES,
+    *chat.ROUTES,
+    *models.ROUTES,
+    *operations.ROUTES,
+)
 """The table, hot paths first."""
 
 LAST_EVENTS_S = 1.0
