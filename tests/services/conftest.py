@@ -119,9 +119,9 @@ async def over(tmp_path: Path) -> AsyncIterator[Over]:
     """Opens nodes over upstreams, and closes them at the end."""
     async with AsyncExitStack() as stack:
 
-        async def open(*upstreams: dict[str, Any]) -> Driver:
+        async def open(*upstreams: dict[str, Any], **made: Any) -> Driver:
             flags = {"engine": "memory://", "data": str(tmp_path), "upstreams": list(upstreams)}
-            node = Node(load(environment={}, flags=flags), environment={})
+            node = Node(load(environment={}, flags=flags), environment={}, **made)
             await node.open()
             stack.push_async_callback(node.close)
             return Driver(node)

@@ -62,14 +62,17 @@ def chat_chunks(script: Script, body: dict[str, Any]) -> Iterator[dict[str, Any]
 _UNFINISHED = ("error", "cut", "hang")
 
 
-def _usage(script: Script, body: dict[str, Any]) -> dict[str, int]:
-    """Counted so that a judge can: a token is a word read or a chunk written."""
+def _usage(script: Script, body: dict[str, Any]) -> dict[str, Any]:
+    """Counted so that a judge can: a token is a word read or a chunk written, and half of what is
+    read was cached."""
     read = len(_prompt(body).split())
     written = len(script.chunks) + len(script.thoughts)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
         "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": read // 2},
+        "completion_tokens_details": {"reasoning_tokens": len(script.thoughts)},
     }
 
 

@@ -335,8 +335,8 @@ class ChatReader:
         except msgspec.ValidationError as error:
             self._failure = failed(f"The upstream sent a chunk that cannot be read: {error}.")
             return []
-        if read.error:
-            self._failure = upstream_error(read.error)
+        if read.error or read.object == "error":
+            self._failure = upstream_error(read.error or chunk)
             return []
         self._usage = read.usage or self._usage
         for choice in read.choices or ():
@@ -476,7 +476,7 @@ def response_usage(usage: Usage | None) -> dict[str, Any] | None:
         "input_tokens": read,
         "input_tokens_details": {"cached_tokens": cached or 0, "cache_write_tokens": 0},
         "output_tokens": written,
-        "output_tokens_details": {"reasoning_tokens": thought or 0},
+        "output_tokens_details": {"reasoning_tokens": thought or usage.reasoning_tokens or 0},
         "total_tokens": read + written if usage.total_tokens is None else usage.total_tokens,
     }
 

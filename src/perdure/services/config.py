@@ -141,9 +141,12 @@ class Retention(msgspec.Struct, frozen=True):
 
 class Tools(msgspec.Struct, frozen=True):
     """Tools that clients run. `orphans` are calls of earlier turns whose output never came: they
-    are given one that says so, or the request that builds on them is refused."""
+    are given one that says so, or the request that builds on them is refused. A tool that is
+    `unsupported` (nobody here can run it) has its request refused, or is dropped and named in a
+    header of the answer."""
 
     orphans: OrphanPolicy = "repair"
+    unsupported: Literal["refuse", "drop"] = "refuse"
 
 
 class Config(msgspec.Struct, frozen=True):

@@ -36,6 +36,7 @@ _CHUNK_BYTES_MAX = 1024 * 1024
 _EVENT_BYTES_MAX = 8 * 1024 * 1024
 """Of one line: the last event of a response holds all of it."""
 _DRAINED_WITHIN_S = 0.2
+_JSON = {"content-type": "application/json"}
 
 Api = Literal["chat", "responses"]
 ApiChoice = Literal["chat", "responses", "auto"]
@@ -69,6 +70,13 @@ class CircuitOpen(UpstreamFailed):
         )
         self.status = 503
         self.retry_after_ms = max(1, int(wait_s * 1000))
+
+
+class Passage(msgspec.Struct, frozen=True):
+    """An answer on its way through: its media type, and its bytes in groups, as they come."""
+
+    media: str
+    groups: AsyncGenerator[list[bytes], None]
 
 
 class UpstreamStats(msgspec.Struct):
@@ -132,7 +140,7 @@ class Upstream:
 
     async def _speaks(self) -> Api:
         try:
-            response = await self._start("responses", {})
+            response = await self._start("responses", b"{}")
         except UpstreamFailed as refused:
             if refused.answered in _UNKNOWN_ROUTE:
                 return "chat"
@@ -155,7 +163,7 @@ class Upstream:
     async def _stream(
         self, route: str, request: dict[str, Any], line_bytes_max: int
     ) -> AsyncGenerator[dict[str, Any], None]:
-        response = await self._start(route, request)
+        response = await self._start(route, msgspec.json.encode(request))
         self.stats.streaming += 1
         try:
             lines = _payloads(response, line_bytes_max)
@@ -169,11 +177,7 @@ class Upstream:
             await _drain(lines)
             self.breaker.succeeded()
         except (httpx.HTTPError, ValueError) as error:  # a decoder's errors are all of the latter
-            failure = UpstreamFailed(
-                f"the upstream {self.url} broke off its answer: {_say(error)}."
-            )
-            self._failed(failure)
-            raise failure from error
+            raise self._broken(error) from error
         finally:
             self.stats.streaming -= 1
             await response.aclose()
@@ -223,7 +227,37 @@ class Upstream:
         """Close pooled connections."""
         await self._client.aclose()
 
-    async def _start(self, route: str, request: dict[str, Any]) -> httpx.Response:
+    async def pass_chat(self, body: bytes) -> Passage:
+        """A chat completion as the upstream answers it, streamed or not: nothing of it is read
+        here. Raises `UpstreamFailed`."""
+        response = await self._start("chat/completions", body)
+        groups = self._passed(response)
+        await anext(groups)  # begun, so that closing it closes the connection
+        return Passage(response.headers.get("content-type", "application/json"), groups)
+
+    async def _passed(self, response: httpx.Response) -> AsyncGenerator[list[bytes], None]:
+        """The body: whole events of a stream, as they come, or all of an answer."""
+        self.stats.streaming += 1
+        try:
+            yield []
+            rest = b""
+            async for chunk in response.aiter_bytes():
+                rest += chunk
+                if end := _end_of_events(rest):
+                    yield [rest[:end]]
+                    rest = rest[end:]
+                if len(rest) > _EVENT_BYTES_MAX:
+                    raise ValueError(f"it is longer than {_EVENT_BYTES_MAX} bytes")
+            if rest:
+                yield [rest]
+            self.breaker.succeeded()
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._broken(error) from error
+        finally:
+            self.stats.streaming -= 1
+            await response.aclose()
+
+    async def _start(self, route: str, body: bytes) -> httpx.Response:
         """The response whose status is good and whose body has not been read yet."""
         if not self.breaker.admit():
             self.stats.refused += 1
@@ -233,7 +267,9 @@ class Upstream:
             failure: UpstreamFailed
             try:
                 response = await self._client.send(
-                    self._client.build_request("POST", f"{self.url}/{route}", json=request),
+                    self._client.build_request(
+                        "POST", f"{self.url}/{route}", content=body, headers=_JSON
+                    ),
                     stream=True,
                 )
                 if response.status_code < 300:
@@ -255,6 +291,12 @@ class Upstream:
             self.stats.retries += 1
             await self._clock.sleep(_BACKOFF_FIRST_S * 2 ** (attempt - 1))
         raise AssertionError("a loop of at least one attempt returns or raises")
+
+    def _broken(self, error: Exception) -> UpstreamFailed:
+        """Count an answer that broke off, and say so."""
+        failure = UpstreamFailed(f"the upstream {self.url} broke off its answer: {_say(error)}.")
+        self._failed(failure)
+        return failure
 
     def _failed(self, failure: UpstreamFailed) -> None:
         """Count a request that got no answer. One that was refused was answered: it says nothing
@@ -291,10 +333,19 @@ async def _payloads(response: httpx.Response, line_bytes_max: int) -> AsyncItera
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
+            elif line.startswith(b"error:"):  # of llama.cpp's server
+                yield b'{"error":%b}' % line[6:].strip()
     if streams is False:
         yield rest
     elif rest.startswith(b"data:"):
         yield rest[5:].strip()
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last whole event of a stream ends; 0 where there is none."""
+    return max(
+        at + len(gap) if (at := data.rfind(gap)) >= 0 else 0 for gap in (b"\n\n", b"\r\n\r\n")
+    )
 
 
 async def _drain(lines: AsyncIterator[bytes]) -> None:

@@ -1,14 +1,24 @@
-"""The part of chat completions that is read back: the chunks of a streamed answer.
+"""The part of chat completions that is read here: of a request what decides where it goes, and the
+chunks of a streamed answer.
 
-Model servers differ in what they leave out, send as null or send at once, so nearly everything may
-be absent. What is asked of them is a plain dict, built in services/bridge.py.
+Model servers differ in what they leave out, send as null or send at once, so nearly everything in
+a chunk may be absent. What is asked of them is a plain dict, built in services/bridge.py.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+
+class CreateChat(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for a chat completion; all else in it is the upstream's business."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    messages: list[Any]
+    stream: bool | None = None
+    store: bool | None = None
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
@@ -73,18 +83,21 @@ class CompletionDetails(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens read and written."""
+    """Tokens read and written. Reasoning tokens stand among the details, or beside the others."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
+    reasoning_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """One `chat.completion.chunk`, or the error object that took its place."""
+    """One `chat.completion.chunk`, or the error that took its place: under `error`, or, where
+    `object` says that it is one, the chunk itself."""
 
+    object: str | None = None
     choices: list[Choice] | None = None
     usage: Usage | None = None
     error: Any = None

@@ -42,6 +42,10 @@ INCLUDES = (
 """Accepted in `include`. Except for logprobs they name fields that are always shown if present."""
 
 
+RUN_BY_CLIENT = frozenset({"function"})
+"""Types of tools that need nothing from this server."""
+
+
 class CreateResponse(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a client may send to create a response.
 
@@ -193,6 +197,23 @@ def parse_part_of_create(body: Any, takes: Collection[str]) -> CreateResponse:
     return parse_create_response(body)
 
 
+def without_unsupported_tools(body: Any) -> tuple[Any, list[str]]:
+    """A request's body without the tools that nobody here can run, and what those were: their
+    type, and the name of one that has it. Anything else about the body is left to its check."""
+    tools = body.get("tools") if isinstance(body, dict) else None
+    if not isinstance(tools, list):
+        return body, []
+    kept: list[Any] = []
+    dropped: list[str] = []
+    for tool in tools:
+        if not isinstance(tool, dict) or tool.get("type") in RUN_BY_CLIENT:
+            kept.append(tool)
+        else:
+            named = [str(tool[field]) for field in ("type", "name") if tool.get(field)]
+            dropped.append(":".join(named))
+    return {**body, "tools": kept} if dropped else body, dropped
+
+
 def _check_extra(extra: dict[str, Any]) -> None:
     for name in extra:
         if name in _MOVED:
@@ -225,7 +246,7 @@ def _refuse_unsupported(request: CreateResponse) -> None:
         if value not in INCLUDES:
             raise not_among(f"include[{place}]", value, INCLUDES)
     for place, tool in enumerate(request.tools or ()):
-        if tool.get("type") != "function":
+        if tool.get("type") not in RUN_BY_CLIENT:
             raise unsupported_value(
                 f"the tool type '{tool.get('type')}'",
                 f"tools[{place}].type",

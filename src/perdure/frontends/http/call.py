@@ -55,10 +55,12 @@ class Answer(msgspec.Struct, frozen=True):
 
 class EventStream(msgspec.Struct, frozen=True):
     """Groups of JSON events, sent as they come; the stream ends after the last. `left` is done
-    when the client goes away before that."""
+    when the client goes away before that. `framed` ones are server-sent events already, whole ones,
+    of another's grammar than ours."""
 
     groups: AsyncGenerator[list[bytes], None]
     left: Callable[[], Awaitable[None]] | None = None
+    framed: bool = False
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
 from perdure.core import codec
 from perdure.frontends.http.call import Answer, Call, Disconnected, EventStream
+from perdure.frontends.http.errors import Headers
 from perdure.frontends.http.queries import (
     ItemsQuery,
     ResponsesQuery,
@@ -31,19 +33,23 @@ from perdure.services import listing
 from perdure.services.gateway import Started
 from perdure.surfaces.responses import Status, wire_body
 from perdure.wire.input_tokens import InputTokens
-from perdure.wire.responses import ResponseDeleted
+from perdure.wire.responses import ResponseDeleted, without_unsupported_tools
 
 CALLS_NAMED_MAX = 20
 """In a header; the body's `perdure` field names all of them."""
+
+DROPPED_TOOLS = b"x-perdure-dropped-tools"
+TOOLS_NAMED_MAX = 50
 
 ESTIMATED = ((b"x-perdure-tokens", b"estimate"),)
 
 
 async def create(service: Service, call: Call) -> Answer | EventStream:
     caller, sent = await service.named(call)
+    sent, dropped = _runnable(service, sent)
     gateway = service.node.gateway
     started = await gateway.create(caller, sent)
-    noted = notices(started.notes)
+    noted = (*dropped, *notices(started.notes))
     goes_on = started.stored and service.node.config.on_disconnect == "continue"
     if started.stream:
         return EventStream(
@@ -103,9 +109,10 @@ async def input_items(service: Service, call: Call) -> Answer:
 
 async def input_tokens(service: Service, call: Call) -> Answer:
     sent = await call.parse(await call.body(service.limits.body_bytes_max))
+    sent, dropped = _runnable(service, sent)
     counted = await service.node.tokens.count(call.tenant, sent)
     body = codec.encode(InputTokens(input_tokens=counted.tokens))
-    return Answer(body, headers=() if counted.exact else ESTIMATED)
+    return Answer(body, headers=(*dropped, *(() if counted.exact else ESTIMATED)))
 
 
 async def compact(service: Service, call: Call) -> Answer:
@@ -122,6 +129,16 @@ async def compact(service: Service, call: Call) -> Answer:
         left.cancel()
         await asyncio.wait((compacting, left))
     return Answer(codec.encode(made.answer), headers=() if made.counted else ESTIMATED)
+
+
+def _runnable(service: Service, sent: Any) -> tuple[Any, Headers]:
+    """A request without what nobody here can run, where that is the policy, and the header that
+    names it as far as a header can: the rest is percent-encoded."""
+    if service.node.config.tools.unsupported == "refuse":
+        return sent, ()
+    sent, dropped = without_unsupported_tools(sent)
+    named = ", ".join(quote(tool[:64], safe=":") for tool in dropped[:TOOLS_NAMED_MAX])
+    return sent, ((DROPPED_TOOLS, named.encode()),) if dropped else ()
 
 
 async def _while_connected(service: Service, call: Call, started: Started) -> bytes:

@@ -14,7 +14,7 @@ from contextlib import aclosing
 import msgspec
 import structlog
 
-from perdure.core.errors import PerdureError
+from perdure.core.errors import PerdureError, Unavailable
 from perdure.frontends.http.call import Call, EventStream
 from perdure.wire.errors import body_of
 from perdure.wire.events import ErrorEvent, encode_event, sse, type_of
@@ -73,7 +73,7 @@ class Streams:
             await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
             if pump.cancelled():
                 self.stats.stopped += 1
-                await call.write(FAREWELL, last=True)
+                await call.write(_CUT if stream.framed else FAREWELL, last=True)
             elif not pump.done():
                 self.stats.disconnected += 1
                 if stream.left is not None:
@@ -82,6 +82,7 @@ class Streams:
             pump.cancel()
             watch.cancel()
             await asyncio.wait((pump, watch))
+            await stream.groups.aclose()  # a pump that was cancelled before it began has not
             self._pumps.discard(pump)
             self.stats.open -= 1
         for task in (pump, watch):
@@ -93,6 +94,9 @@ class Streams:
         async with aclosing(stream.groups) as groups:
             try:
                 async for group in groups:
+                    if stream.framed:
+                        await call.write(b"".join(group))
+                        continue
                     heads = [_head.decode(event) for event in group]
                     last = heads[-1].sequence_number
                     parts = [
@@ -102,7 +106,7 @@ class Streams:
             except PerdureError as error:
                 self.stats.failed += 1
                 _log.warning("a stream ended early", request_id=call.request_id, code=error.code)
-                await call.write(_failure(error, last))
+                await call.write(_framed(error) if stream.framed else _failure(error, last))
         await call.write(b"", last=True)
 
     async def _watch(self, call: Call) -> None:
@@ -114,6 +118,14 @@ class Streams:
                 return
             except TimeoutError:
                 await call.write(HEARTBEAT)
+
+
+def _framed(error: PerdureError) -> bytes:
+    """The error as clients of chat completions expect it in a stream."""
+    return b"data: %b\n\n" % msgspec.json.encode(body_of(error))
+
+
+_CUT = _framed(Unavailable("the server is stopping, and this answer was not stored; ask again."))
 
 
 def _failure(error: PerdureError, last: int) -> bytes:
