@@ -85,6 +85,40 @@ async def test_heads_are_bounded_and_nonsense_is_told_so(serve: Serve) -> None:
     assert server.service.connections.malformed == 1
 
 
+# proves R1
+@pytest.mark.parametrize("path", ["/v1/responses", "/livez", "/nowhere", "/v1/responses/compact"])
+async def test_a_websocket_is_refused_on_every_path(
+    serve: Serve, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve()
+    asked = (
+        f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: keep-alive, Upgrade\r\n"
+        "upgrade: WebSocket\r\nsec-websocket-version: 13\r\n"
+        "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ).encode()
+    for sent in (asked, asked + b"\x81\x85frame", asked + asked):
+        answer = await server.raw(sent)
+        status, error = told(answer)
+        assert (status, error["code"]) == (400, "websocket_not_supported")
+        assert error["type"] == "invalid_request_error"
+        assert b"\r\nconnection: close\r\n" in answer
+        assert answer.count(b"HTTP/1.1 ") == 1
+    after = await server.raw(GET + b"\r\n" + asked)
+    assert b"websocket_not_supported" in after
+    assert server.service.connections.upgrades == 4
+    assert caplog.records == [], "nothing of it is a fault of this server"
+    assert (await server.client.get("/livez")).status_code == 200
+
+
+# proves R1
+async def test_another_upgrade_is_an_offer_that_is_left_be(serve: Serve) -> None:
+    server = await serve(limits__idle_timeout_s=1, limits__head_timeout_s=1)
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    answer = await server.raw(GET + offer + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert answer.endswith(b'{"alive":true}')
+
+
 # proves O6
 async def test_connections_are_capped(serve: Serve) -> None:
     server = await serve(limits__connections_max=2)

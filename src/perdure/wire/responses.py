@@ -265,6 +265,8 @@ def _check_nested(request: CreateResponse) -> None:
         typed(request.reasoning, Reasoning, at="reasoning")
         if request.reasoning.get("mode") not in (None, "standard"):
             raise unsupported_value("this mode", "reasoning.mode", "Omit it.")
+        if request.reasoning.get("context") not in (None, "auto"):
+            raise unsupported_value("this context", "reasoning.context", "Omit it.")
     if request.stream_options is not None:
         options = typed(request.stream_options, StreamOptions, at="stream_options")
         if not request.stream:

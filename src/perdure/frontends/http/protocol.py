@@ -66,6 +66,7 @@ class ConnectionStats(msgspec.Struct):
     late: int = 0
     malformed: int = 0
     stalled: int = 0
+    upgrades: int = 0
 
 
 class Connection(HttpToolsProtocol):
@@ -125,6 +126,8 @@ class Connection(HttpToolsProtocol):
         self._discarded_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
+        if self._asks_for_websocket():
+            return  # there is no cycle: the answer is given once the head has been read
         if self.scope["method"] != "HEAD":
             self.cycle.transport = cast(asyncio.Transport, _Joined(self.transport))
 
@@ -139,6 +142,25 @@ class Connection(HttpToolsProtocol):
         self._ended_one = True
         self._stop_timer()
         super().on_message_complete()
+
+    def _asks_for_websocket(self) -> bool:
+        return self.parser.should_upgrade() and self._should_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        return self._get_upgrade() == b"websocket"
+
+    def handle_websocket_upgrade(self) -> None:
+        """Refuse: an answer to the request without the upgrade would be one to another question."""
+        self.stats.upgrades += 1
+        self._refuse(
+            400,
+            "websocket_not_supported",
+            "This server does not speak WebSocket. Send the request as POST, with 'stream': true "
+            "for events as they happen.",
+        )
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Other upgrades are offers that a server may leave be (RFC 9110, section 7.8)."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
