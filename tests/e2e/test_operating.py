@@ -82,3 +82,31 @@ async def test_status_and_metrics_say_what_each_surface_takes(tmp_path: Path) ->
         assert (
             'perdure_surface_size_bytes{surface="responses"}' in (await client.get("/metrics")).text
         )
+
+
+# proves R13
+async def test_prune_says_what_would_go_and_then_removes_it(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    async with serving(tmp_path / "data") as server, server.client() as client:
+        first = await respond(client, "one")
+        second = await respond(client, "two", previous_response_id=first)
+        unset = await perdure("prune", "--dry-run", *data)
+        assert (unset.code, "retention.responses_days" in unset.err) == (2, True)
+        young = await perdure("prune", "--days", "1", *data, "--json")
+        assert young.json()["responses"] == 0
+
+        async def old() -> bool:
+            planned = await perdure("prune", "--dry-run", "--days", "0.0001", *data, "--json")
+            return planned.json()["responses"] == 2
+
+        await wait_until(old, 30, "responses of ten seconds ago")
+        told = await perdure("prune", "--dry-run", "--days", "0.0001", *data)
+        assert sorted(told.out.split("\n")[:2]) == sorted((first, second))
+        assert "2 responses from before" in told.out
+        assert (await client.get(f"/v1/responses/{first}")).status_code == 200
+        assert await server.end() == 0
+    done = await perdure("prune", "--days", "0.0001", *data, "--json")
+    assert done.json()["responses"] == 2
+    assert (await perdure("verify", *data)).code == 0
+    async with serving(tmp_path / "data") as server, server.client() as client:
+        assert (await client.get("/v1/responses")).json()["data"] == []

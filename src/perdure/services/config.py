@@ -134,8 +134,11 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Retention(msgspec.Struct, frozen=True):
-    """How much history is kept. Responses and conversations are kept until they are deleted."""
+    """How much history is kept. Conversations are kept until they are deleted, and so are responses
+    unless `responses_days` is set: then they go that long after they were created, but for those
+    that a later response continues. What a conversation holds is its own and stays."""
 
+    responses_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
     boots_kept: Count = 1_000
 
 

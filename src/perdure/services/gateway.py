@@ -187,6 +187,8 @@ class Gateway:
         )
         if conversation is not None:
             batch += stored.conversations.hold(conversation, key[-1])
+        if request.stored and request.previous_response_id is not None:
+            batch += await stored.responses.continuing(tenant, request.previous_response_id)
         if not request.stored and caller.key is not None:
             await stored.commit(
                 self._stored.requests.remember(caller, response_id=key[-1], transient=True)

@@ -33,6 +33,7 @@ from perdure.services.files import Files
 from perdure.services.gateway import Gateway, Store
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
+from perdure.services.retention import Retention
 from perdure.services.sealing import Sealing
 from perdure.services.startup import Check, Readiness, Startup
 from perdure.services.supervisor import Supervisor
@@ -79,6 +80,7 @@ class Node:
         self.warnings: list[str] = []
         self.state: State
         self.measuring: Measuring
+        self.retention: Retention
         self.gateway: Gateway
         self.conversations: Conversations
         self.tokens: TokenCounter
@@ -132,6 +134,8 @@ class Node:
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
         self.measuring = Measuring(self.state, self.clock)
+        days = self.config.retention.responses_days
+        self.retention = Retention(self.state, self.clock, days)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
             await self._begin_boot()
@@ -157,6 +161,7 @@ class Node:
         self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
+        self._supervisor.every("retention", _SWEEP_S, self.retention.sweep)
         self._supervisor.every("measure", MEASURE_S, self.measuring.measure)
         self._supervisor.every("sweep files", _SWEEP_S, self.files.sweep)
         self._supervisor.every("sweep uploads", _SWEEP_S, self.uploads.sweep)

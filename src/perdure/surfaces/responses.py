@@ -13,14 +13,15 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from perdure.core import cursors
-from perdure.core.batch import Batch, append, delete, drop, put
+from perdure.core.batch import Batch, append, check, delete, drop, put
+from perdure.core.cursors import Position, Question
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
-from perdure.wire.errors import NotFound
+from perdure.wire.errors import NotFound, previous_response_not_found
 
 
 class Status(enum.Enum):
@@ -77,8 +78,22 @@ RESPONSES = Records(
         Index("unfinished", ("runner",), every_tenant=True),
         Index("by_age", ("created_at_s",)),
         Index("by_state", ("state", "created_at_s")),
+        Index("aged", ("created_at_s",), every_tenant=True),
+        Index("by_previous", ("previous_response_id",)),
     ),
 )
+
+
+class Expiring(msgspec.Struct, frozen=True):
+    """Retention is about to remove the response of this id, unless another continues it."""
+
+    since_s: int
+
+
+EXPIRING = Records("responses_expiring", Expiring, key=("tenant", "response_id"))
+"""While a response stands here, nothing new can continue it: what continued it before can be seen,
+and what would continue it afterwards is refused. So none ever loses its ancestor to retention."""
+
 EVENTS = Log("response_events", msgspec.Raw, key=("tenant", "response_id"))
 
 Held = Record[Response]
@@ -94,8 +109,9 @@ class Responses:
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
         owner="the boot that generates it, named in the record",
         recovery="what a dead process was generating ends as failed and keeps its output",
-        retention="until deleted",
-        layouts=(RESPONSES, EVENTS),
+        retention="until deleted, or retention.responses_days after they were created; never what "
+        "a later response continues",
+        layouts=(RESPONSES, EVENTS, EXPIRING),
         statements=("C3", "C4", "R2", "R3", "R4", "R5", "R6", "R7", "R13"),
     )
 
@@ -162,6 +178,48 @@ class Responses:
             cursor=cursor,
             descending=descending,
         )
+
+    async def older_than(
+        self, created_before_s: int, *, limit: int, cursor: str | None = None
+    ) -> Page[Held]:
+        """Responses of every tenant created before a time, the newest of them first, so that one
+        comes before what it continues. Raises `Damaged`, which can resume."""
+        if cursor is None:
+            question = Question(self._engine.store_id, RESPONSES.name, (), "aged", (), True)
+            cursor = cursors.pack(question, Position((created_before_s,), ""))
+        return await self._engine.scan(
+            RESPONSES, (), index="aged", limit=limit, cursor=cursor, descending=True
+        )
+
+    async def continued_by(self, key: Key, *, limit: int) -> list[Key]:
+        """Responses that continue this one directly, at most `limit`."""
+        page = await self._engine.scan(
+            RESPONSES, key[:1], index="by_previous", where=(key[-1],), limit=limit
+        )
+        return [record.key for record in page.items]
+
+    async def expiring(self, *, limit: int) -> list[Key]:
+        """Responses that a removal had begun with and did not come to an end."""
+        page = await self._engine.scan(EXPIRING, (), limit=limit)
+        return [record.key for record in page.items]
+
+    def expire(self, key: Key, since_s: int) -> Batch:
+        """From here on nothing new continues this response."""
+        return put(EXPIRING, key, Expiring(since_s))
+
+    def spare(self, key: Key, marked: int | None) -> Batch:
+        """It stays, and may be continued again; or it is gone. `marked` is the version of the
+        mark: `Conflict` where somebody else took that away."""
+        return delete(EXPIRING, key, expect=marked)
+
+    async def continuing(self, tenant: str, previous_response_id: str) -> Batch:
+        """Commit a response that continues another together with this: `Conflict` where that one
+        was removed since, or is about to be. Raises `WireError` where it is gone already."""
+        try:
+            held = await self.get(tenant, previous_response_id)
+        except NotFound:
+            raise previous_response_not_found(previous_response_id) from None
+        return check(RESPONSES, held.key, held.version) + check(EXPIRING, held.key, 0)
 
     def create(self, key: Key, response: Response, body: bytes, events: Sequence[bytes]) -> Batch:
         """A new response with its first events."""

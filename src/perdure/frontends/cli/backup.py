@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn
-from rich.progress import Progress as Bar
 
 from perdure import library
 from perdure.core.errors import Invalid
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
-from perdure.frontends.cli.output import complaints, console, moment, say_json
+from perdure.frontends.cli.output import console, moment, say_json, shown_progress
 from perdure.frontends.cli.store import holder, work
 from perdure.services.backups import BLOBS, Manifest, Progress
 from perdure.services.config import Config
@@ -31,7 +27,7 @@ def backup(
 ) -> None:
     """Copy everything, as it is at one moment, while the server goes on; the copy is verified."""
     settings = configured(config, data=data, engine=engine)
-    with _shown() as progress:
+    with shown_progress() as progress:
         manifest = asyncio.run(_back_up(settings, target.absolute(), progress))
     if json:
         say_json(manifest)
@@ -48,7 +44,7 @@ def restore(
 ) -> None:
     """Make a store of a backup, in a data directory that is empty or does not exist yet."""
     settings = configured(config, data=data, engine=engine)
-    with _shown() as progress:
+    with shown_progress() as progress:
         manifest = asyncio.run(_restore(settings, source.absolute(), progress))
     if json:
         say_json(manifest)
@@ -77,24 +73,3 @@ def _described(manifest: Manifest) -> str:
         f"{decimal(manifest.size_bytes)}, {manifest.blobs.count} blobs, commit "
         f"{manifest.snapshot.number} of {moment(manifest.taken_at_s)} UTC, verified"
     )
-
-
-@contextmanager
-def _shown() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on standard error, where that is a terminal."""
-    bar = Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        DownloadColumn(),
-        console=complaints,
-        transient=True,
-        disable=not complaints.is_terminal,
-    )
-    with bar:
-        shown = bar.add_task("starting", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(shown, description=what, completed=done, total=total)
-
-        yield progress

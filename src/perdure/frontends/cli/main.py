@@ -12,6 +12,7 @@ from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
 from perdure.frontends.cli.objects import conversations, responses
 from perdure.frontends.cli.output import exit_code, say_error
+from perdure.frontends.cli.prune import prune
 from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
 from perdure.frontends.cli.verify import verify
@@ -25,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, status, contract, verify, backup, restore):
+for command in (serve, status, contract, verify, backup, restore, prune):
     app.command()(command)
 app.add_typer(responses)
 app.add_typer(conversations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -28,6 +28,7 @@ from perdure.services.reports import (
     startup_report,
     state_report,
 )
+from perdure.services.retention import Pruned
 from perdure.services.startup import Readiness
 from perdure.services.usage import DiskUse
 from perdure.wire.errors import typed
@@ -164,7 +165,7 @@ class WorkDone(msgspec.Struct, frozen=True, kw_only=True, tag="perdure.done"):
     """Long work is done; `result` is what came of it."""
 
     sequence_number: int
-    result: Manifest
+    result: Any
 
 
 async def back_up(service: Service, call: Call) -> EventStream:
@@ -175,8 +176,23 @@ async def back_up(service: Service, call: Call) -> EventStream:
     return EventStream(_working(lambda progress: service.node.back_up(target, progress)))
 
 
+class Prune(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Older than how many days, by default what is configured; or only say what would go."""
+
+    days: Annotated[float, msgspec.Meta(gt=0, le=36_500)] | None = None
+    dry_run: bool = False
+
+
+async def prune(service: Service, call: Call) -> EventStream:
+    asked = typed(await call.parse(await call.body(service.limits.body_bytes_max)), Prune)
+    retention = service.node.retention
+    return EventStream(
+        _working(lambda progress: retention.prune(asked.days, progress, dry_run=asked.dry_run))
+    )
+
+
 async def _working(
-    work: Callable[[Progress], Coroutine[Any, Any, Manifest]],
+    work: Callable[[Progress], Coroutine[Any, Any, Manifest | Pruned]],
 ) -> AsyncGenerator[list[bytes], None]:
     """Events of long work: how far it is, as often as somebody takes them, and its result. It is
     given up when nobody listens any more."""
@@ -319,6 +335,17 @@ CONTROL_ROUTES = (
         summary="Copy everything as it is now to a new directory; progress as events.",
         handler=back_up,
         body=BackUp,
+        answer=WorkDone,
+        access="operator",
+        streams=True,
+    ),
+    Route(
+        method="POST",
+        path="/control/prune",
+        name="prune",
+        summary="Remove what is older than it is to be kept, or say what that would be.",
+        handler=prune,
+        body=Prune,
         answer=WorkDone,
         access="operator",
         streams=True,
