@@ -26,11 +26,15 @@ from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
-<<<<<<< HEAD
-from perdure.frontends.http import conversations, files, models, operations, responses, uploads
-=======
-from perdure.frontends.http import chat, conversations, models, operations, responses
->>>>>>> upstreams
+from perdure.frontends.http import (
+    chat,
+    conversations,
+    files,
+    models,
+    operations,
+    responses,
+    uploads,
+)
 from perdure.frontends.http.app import Context, Gate, Perimeter, routed
 from perdure.frontends.http.exposed import exposition
 from perdure.frontends.http.journal import AccessLog
@@ -46,12 +50,9 @@ from perdure.services.lifecycle import Node
 ROUTES = (
     *conversations.ROUTES,
     *responses.ROUTES,
-<<<<<<< HEAD
     *files.ROUTES,
     *uploads.ROUTES,
-=======
     *chat.ROUTES,
->>>>>>> upstreams
     *models.ROUTES,
     *operations.ROUTES,
 )
