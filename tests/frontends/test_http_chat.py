@@ -11,6 +11,7 @@ import pytest
 
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
+from perdure.services.breaker import FAILURES_MAX
 from perdure.surfaces.idempotency import IDEMPOTENCY
 from perdure.surfaces.items import ITEMS
 from perdure.surfaces.responses import RESPONSES
@@ -133,3 +134,26 @@ async def test_without_an_upstream_there_is_nothing_to_pass_to(serve: Serve) -> 
     server = await serve()
     refused = await server.client.post(PATH, json=asked("hi"))
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "model_not_found")
+
+
+# proves R12, O3
+async def test_metrics_tell_each_upstream_by_its_name(
+    serve: Serve, upstream: ScriptedUpstream
+) -> None:
+    one = {"name": "one", "url": upstream.url, "attempts_max": 1}
+    server = await serve(upstreams=[one, one | {"name": "two"}])
+    for said in ("hi", *["fail 503"] * FAILURES_MAX, "hi"):
+        await server.client.post(PATH, json=asked(said, model="one/scripted"))
+    lines = (await server.client.get("/metrics")).text.splitlines()
+    for line in (
+        'perdure_upstream_requests_total{upstream="one"} 6.0',
+        'perdure_upstream_failures_total{upstream="one"} 5.0',
+        'perdure_upstream_circuit_opened_total{upstream="one"} 1.0',
+        'perdure_upstream_circuit_open{upstream="one"} 1.0',
+        'perdure_upstream_circuit_open{upstream="two"} 0.0',
+        'perdure_upstream_streaming{upstream="one"} 0.0',
+    ):
+        assert line in lines
+    refused = await server.client.post(PATH, json=asked("hi", model="one/scripted"))
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after-ms"]) > 0
