@@ -117,3 +117,27 @@ async def test_a_tool_call_that_nobody_answered_is_named_and_the_chain_goes_on(
             model="m", input="echo still on", previous_response_id=went_on.parse().id
         ) as stream:
             assert (await stream.get_final_response()).output_text == "still on"
+
+
+# proves R7
+async def test_the_sdk_waits_for_what_it_builds_on(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """A response that goes on after its client has left, and a client that will not wait."""
+    options = ("--upstream", upstream.url)
+    async with serving(tmp_path / "data", *options) as server, server.sdk() as sdk:
+        stream = await sdk.responses.create(model="m", input="slow 0.1 6", stream=True)
+        created = await anext(aiter(stream))
+        assert created.type == "response.created"
+        with pytest.raises(openai.BadRequestError) as refused:
+            await sdk.responses.create(
+                model="m", input="echo on", previous_response_id=created.response.id
+            )
+        assert refused.value.code == "response_in_progress"
+        assert refused.value.param == "previous_response_id"
+        patient = sdk.with_options(max_retries=2)
+        made = await patient.responses.create(
+            model="m", input="echo on", previous_response_id=created.response.id
+        )
+        assert made.output_text == "on"
+        await stream.close()

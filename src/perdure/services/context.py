@@ -16,7 +16,12 @@ from perdure.services.sealing import Sealing
 from perdure.surfaces.items import Item as StoredItem
 from perdure.surfaces.items import body
 from perdure.surfaces.state import State
-from perdure.wire.errors import NotFound, WireError, previous_response_not_found
+from perdure.wire.errors import (
+    NotFound,
+    ResponseInProgress,
+    WireError,
+    previous_response_not_found,
+)
 from perdure.wire.items import Item
 from perdure.wire.responses import CreateResponse
 
@@ -40,7 +45,8 @@ class Context:
 
     async def given(self, tenant: str, request: CreateResponse, items: Sequence[Item]) -> Given:
         """What the model is given for a request whose own items are `items`. Raises `NotFound`
-        for the conversation, and `WireError` naming what is gone from a chain or cannot be read.
+        for the conversation, `ResponseInProgress`, and `WireError` naming what is gone from a
+        chain or cannot be read.
         """
         history = await self._sealing.opened(tenant, await self._earlier(tenant, request))
         items = await self._sealing.opened(tenant, items, at="input")
@@ -69,12 +75,7 @@ async def _chain(state: State, tenant: str, response_id: str) -> list[Key]:
     try:
         async for held in state.responses.chain(tenant, response_id):
             if not held.value.status.terminal:
-                raise WireError(
-                    f"Response '{held.key[-1]}' is still being generated; wait for its end "
-                    "before continuing from it.",
-                    param="previous_response_id",
-                    code="response_in_progress",
-                )
+                raise ResponseInProgress(held.key[-1])
             owners.append(held.key)
     except NotFound as gone:
         if owners:

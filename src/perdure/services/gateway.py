@@ -439,7 +439,9 @@ def _raise_refusal(ended: dict[str, Any]) -> None:
     """Raises `UpstreamFailed` for a response without output that the upstream is to blame for."""
     reason = ended.get("perdure") or {}
     if reason.get("reason") == "upstream_failed" and not ended["output"]:
-        raise UpstreamFailed(ended["error"]["message"], answered=reason["status"])
+        refusal = UpstreamFailed(ended["error"]["message"], answered=reason["status"])
+        refusal.should_retry = False
+        raise refusal
 
 
 class _Noted(msgspec.Struct):

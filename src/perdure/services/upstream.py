@@ -51,6 +51,8 @@ class UpstreamFailed(Unavailable):
     they are, everything else as a bad gateway."""
 
     code = "upstream_failed"
+    should_retry: bool | None = None
+    """False where the failure is what a response ended with: a repeat is given the same one."""
 
     def __init__(self, message: str, *, answered: int = 0) -> None:
         super().__init__(message)

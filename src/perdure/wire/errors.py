@@ -73,6 +73,22 @@ class ConversationLocked(Unavailable):
         self.retry_after_ms = retry_after_ms
 
 
+class ResponseInProgress(Unavailable):
+    """What a request builds on has no end yet; ask again after the delay."""
+
+    status = 400
+    type = "invalid_request_error"
+    param: str | None = "previous_response_id"
+    code = "response_in_progress"
+    retry_after_ms = 1000
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(
+            f"Response '{response_id}' is still being generated; wait for its end before "
+            "continuing from it."
+        )
+
+
 def unsupported(what: str, param: str, instead: str = "") -> WireError:
     """What the API defines and this server does not do yet: refused by name, never ignored."""
     hint = f" {instead}" if instead else ""

@@ -147,6 +147,8 @@ def places(error: BaseException) -> list[str]:
 def answer_to(error: PerdureError) -> Answer:
     """The answer that tells a client about an error raised on purpose."""
     status, headers = _status(error)
+    if (told := getattr(error, "should_retry", None)) is not None:
+        headers = RETRY if told else NO_RETRY
     wait_ms = getattr(error, "retry_after_ms", None)
     if wait_ms is not None:
         seconds = max(1, -(-wait_ms // 1000))
