@@ -49,6 +49,9 @@ CASES = {
     ),
     "recovers-twice": Case({Check.DENSE}, "responses", edges(4, 8)),
     "keeps-locks": Case({Check.CLEAN}, "conversations", edges(5, 12), 8),
+    "keeps-jobs": Case({Check.CLEAN}, "jobs", edges(7, 10)),
+    "accepts-jobs-later": Case({Check.ATOMIC}, "jobs", edges(4, 6)),
+    "leaves-open": Case({Check.WHOLE}, "jobs", edges(9, 14), choices="f"),
     "always-clean": Case({Check.REPORTED}, "boots", edges(3, 3)),
     "refers-later": Case({Check.ATOMIC}, "blobs", edges(4, 9)),
     "names-before-bytes": Case(

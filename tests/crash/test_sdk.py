@@ -35,6 +35,10 @@ class Place:
         self.victim: Victim
 
     async def start(self, death: Death | None = None) -> None:
+        assert await self.born(death)
+
+    async def born(self, death: Death | None) -> bool:
+        """Start a server; whether it became ready before it died."""
         self.victim = await self.stage.nursery.start(
             Plan(
                 data=str(self.home / "data"),
@@ -43,7 +47,7 @@ class Place:
                 death=death,
             )
         )
-        assert await self.victim.ready() is not None
+        return await self.victim.ready() is not None
 
     async def restart_when_dead(self) -> None:
         await self.victim.death()

@@ -280,6 +280,7 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
     report = await server.json("GET", "/v1/state")
     assert {surface["surface"] for surface in report["surfaces"]} == {
         "responses",
+        "jobs",
         "conversations",
         "items",
         "files",

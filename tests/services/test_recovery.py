@@ -45,6 +45,7 @@ async def die(node: Node) -> None:
     node.opened = False
     await node._supervisor.stop()
     await node.gateway.close()
+    await node.jobs.close()
     await node.upstreams.close()
     await node.blobs.blobs.close()
     await engine.engine.close()

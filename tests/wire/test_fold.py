@@ -244,3 +244,32 @@ def test_a_text_extends_no_other_text_and_none_without_bound() -> None:
     assert ev.extend(first, ev.OutputTextDelta(**at, delta="b" * ev.EXTENDED_CHARS_MAX))
     assert not ev.extend(first, ev.OutputTextDelta(**at, delta="c"))
     assert first.delta == "a" + "b" * ev.EXTENDED_CHARS_MAX
+
+
+# proves R5
+def test_what_stands_before_the_last_beginning_is_abandoned_and_nothing_else() -> None:
+    view = View()
+    take(view, ev.ResponseCreated(response=BODY), ev.ResponseInProgress(response=BODY))
+    for attempt, text in enumerate(("first", "second", "third")):
+        if attempt:
+            take(view, *interrupting(view), ev.ResponseInProgress(response=BODY))
+            assert view.output() == []
+        at = {"output_index": view.next_index, "item_id": f"msg_{attempt}"}
+        take(view, ev.OutputItemAdded(output_index=attempt, item=message(f"msg_{attempt}")))
+        take(view, ev.ContentPartAdded(**at, content_index=0, part=TEXT_PART))
+        take(view, ev.OutputTextDelta(**at, content_index=0, delta=text))
+    texts = [item["content"][0]["text"] for item in view.output()]
+    abandoned = [(item["status"], item["content"][0]["text"]) for item in view.abandoned()]
+    assert texts == ["third"]
+    assert abandoned == [("incomplete", "first"), ("incomplete", "second")]
+
+
+# proves R5
+def test_a_cancelled_response_ends_with_an_event_that_every_client_knows() -> None:
+    body = finished(BODY, Outcome(status="cancelled"), [], completed_at=9)
+    event = ev.terminal(body)
+    assert ev.type_of(event) == "response.incomplete"
+    validate_type(type_=ResponseStreamEvent, value=msgspec.to_builtins(event))
+    view = View()
+    apply(view, event)
+    assert view.ended

@@ -97,6 +97,13 @@ def test_a_body_gives_back_what_was_sent() -> None:
         assert sent.items() <= shown.items()
 
 
+# proves R1
+def test_a_background_response_begins_queued() -> None:
+    body = started(LEAST | {"background": True})
+    strictly(body)
+    assert (body["status"], body["background"]) == ("queued", True)
+
+
 def test_strict_validation_is_a_judge_that_can_say_no() -> None:
     body = started(LEAST)
     del body["output"]
@@ -117,6 +124,7 @@ def test_a_conversation_is_named_by_string_or_object() -> None:
         (Outcome(status="completed"), 9),
         (failed("it broke", perdure={"reason": "process_restart"}), None),
         (Outcome(status="incomplete", incomplete_details={"reason": "max_output_tokens"}), None),
+        (Outcome(status="cancelled"), None),
     ],
 )
 def test_terminal_bodies_pass_strict_validation(outcome: Outcome, completed_at: int | None) -> None:
@@ -131,7 +139,7 @@ def test_terminal_bodies_pass_strict_validation(outcome: Outcome, completed_at: 
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
-        ({"background": True}, "background", "unsupported_parameter"),
+        ({"background": True, "store": False}, "background", "mutually_exclusive_parameters"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"context_management": []}, "context_management", "unsupported_parameter"),
         ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter"),

@@ -28,11 +28,13 @@ from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines import sqlite, sqlite_recovery, sqlite_schema
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.wrapping import Wrapping
+from perdure.services import background
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
 from perdure.surfaces.conversations import CONVERSATIONS
 from perdure.surfaces.files import FILES
 from perdure.surfaces.idempotency import IDEMPOTENCY
+from perdure.surfaces.jobs import JOB_EVENTS, JOBS
 
 T = TypeVar("T")
 
@@ -225,6 +227,10 @@ def _without_release(op: Op) -> Op | None:
     return None if layout_of(op) is CONVERSATIONS else op
 
 
+def _without_requeue(op: Op) -> Op | None:
+    return None if layout_of(op) in (JOBS, JOB_EVENTS) else op
+
+
 def _sync_less() -> None:
     """SQLite's own default advice for WAL: sync at checkpoints only."""
 
@@ -236,6 +242,11 @@ def _sync_less() -> None:
         return connection
 
     _replace("connect", lax, sqlite_recovery)
+
+
+def _leave_open() -> None:
+    """Begin an attempt as if the one before had said nothing."""
+    _replace("close_open", lambda view: [], background)
 
 
 def _trust_rows() -> None:
@@ -311,6 +322,17 @@ PLANTS: dict[str, Plant] = {
     "keeps-locks": Plant(
         "recovery does not release what dead processes held",
         engine=lambda engine: ChangesRecovery(engine, _without_release),
+    ),
+    "keeps-jobs": Plant(
+        "recovery leaves jobs to the dead processes that ran them",
+        engine=lambda engine: ChangesRecovery(engine, _without_requeue),
+    ),
+    "accepts-jobs-later": Plant(
+        "a job is made in another commit than the response it is to make",
+        engine=lambda engine: Splits(engine, lambda op: layout_of(op) not in (JOBS, JOB_EVENTS)),
+    ),
+    "leaves-open": Plant(
+        "a takeover leaves open what the attempt before had open", patch=_leave_open
     ),
     "always-clean": Plant(
         "every boot is recorded as one that ended clean",

@@ -355,7 +355,7 @@ class ChatReader:
             outcome = failed("The upstream closed the stream before it had finished its answer.")
         if outcome is None:
             outcome = _FINISHES.get(self._finish or "", Outcome(status="completed"))
-        if outcome.status == "completed" and not self.view.items:
+        if outcome.status == "completed" and not self.view.output():
             self._write("output_text", "")
         status = "completed" if outcome.status == "completed" else "incomplete"
         for index in self.view.open_indexes():

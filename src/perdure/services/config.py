@@ -133,6 +133,14 @@ class Limits(msgspec.Struct, frozen=True):
     drain_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
 
 
+class Jobs(msgspec.Struct, frozen=True):
+    """Work that goes on while nobody waits for it. A job whose process died `attempts_max` times
+    over it is given up; a stop in good order does not count."""
+
+    running_max: Annotated[int, Meta(ge=1, le=4096)] = 64
+    attempts_max: Annotated[int, Meta(ge=1, le=100)] = 5
+
+
 class Retention(msgspec.Struct, frozen=True):
     """How much history is kept. Conversations are kept until they are deleted, and so are responses
     unless `responses_days` is set: then they go that long after they were created, but for those
@@ -167,6 +175,7 @@ class Config(msgspec.Struct, frozen=True):
     upstream: Upstream = Upstream()
     upstreams: tuple[Upstream, ...] = ()
     limits: Limits = Limits()
+    jobs: Jobs = Jobs()
     retention: Retention = Retention()
     tools: Tools = Tools()
 

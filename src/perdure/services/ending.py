@@ -63,6 +63,9 @@ async def ending(
     """
     assert view.response is not None, f"response {held.key[-1]} has no created event"
     output = [] if bare else view.output()
+    if not bare and (abandoned := view.abandoned()):
+        told = (outcome.perdure or {}) | {"abandoned": abandoned}
+        outcome = msgspec.structs.replace(outcome, perdure=told)
     body = finished(view.response, outcome, output, completed_at=int(clock.now_s()))
     events = ev.encode_events([*pending, ev.terminal(body)], after=after)
     status = Status(outcome.status)

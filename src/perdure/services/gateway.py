@@ -21,10 +21,12 @@ from perdure.core.errors import LimitExceeded, Unavailable
 from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
+from perdure.services.background import job_for, job_key
 from perdure.services.bridge import ChatReader, chat_request
 from perdure.services.context import Context, Given
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
+from perdure.services.jobs import Jobs
 from perdure.services.recovery import STOPPED
 from perdure.services.relay import ResponsesReader, responses_request
 from perdure.services.requests import Caller, Requests, result_lost
@@ -33,6 +35,7 @@ from perdure.services.tail import Tail
 from perdure.services.upstream import UpstreamFailed
 from perdure.services.upstreams import Offered, Upstreams
 from perdure.surfaces.conversations import Conversation, require_free
+from perdure.surfaces.items import body
 from perdure.surfaces.responses import EVENTS, Held, Response, Status, wire_body
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
@@ -72,13 +75,15 @@ Chunks = AsyncGenerator[dict[str, Any], None]
 
 
 class Started(msgspec.Struct, frozen=True):
-    """A response that exists. `stored` says in which state: the durable one or this process's."""
+    """A response that exists. `stored` says in which state: the durable one or this process's.
+    `accepted` is the wire body that answers a request for a background response."""
 
     key: Key
     stored: bool
     stream: bool
     notes: dict[str, Any] = {}
     """What was done that nobody asked for: the body's `perdure` field as the response began."""
+    accepted: bytes | None = None
 
     @property
     def id(self) -> str:
@@ -104,6 +109,7 @@ class Gateway:
         upstreams: Upstreams,
         clock: Clock,
         boot_id: str,
+        jobs: Jobs,
     ) -> None:
         self._stored = stored
         self._transient = transient
@@ -111,6 +117,7 @@ class Gateway:
         self._upstreams = upstreams
         self._clock = clock
         self._boot_id = boot_id
+        self._jobs = jobs
         self._runs: dict[Key, Run] = {}
         self._ended: deque[tuple[float, Key]] = deque()
         self._closed = False
@@ -170,18 +177,13 @@ class Gateway:
         response, first = self._first(request, key[-1], notes, view)
         events = ev.encode_events(first, after=0)
         store = self._store(request.stored)
-        body = msgspec.json.encode(view.response)
-        if len(body) > ECHO_BYTES_MAX:
+        echo = msgspec.json.encode(view.response)
+        if len(echo) > ECHO_BYTES_MAX:
             raise LimitExceeded(
-                "what the response would echo, in bytes,", len(body), ECHO_BYTES_MAX
+                "what the response would echo, in bytes,", len(echo), ECHO_BYTES_MAX
             )
         batch = (
-            store.state.responses.create(
-                key,
-                response,
-                body,
-                events,
-            )
+            store.state.responses.create(key, response, echo, events)
             + store.state.items.add(key, "input", new_items(items))
             + store.requests.remember(caller, response_id=key[-1])
         )
@@ -193,18 +195,17 @@ class Gateway:
             await stored.commit(
                 self._stored.requests.remember(caller, response_id=key[-1], transient=True)
             )
+        if request.background:  # the source told what it refuses; a job makes its own
+            most = self._jobs.attempts_max
+            await stored.commit(batch + job_for(stored, key, response, request, attempts_max=most))
+            self._jobs.enqueue(job_key(key, response))
+            return Started(key, True, bool(request.stream), notes, echo)
         await store.state.commit(batch)
         self.stats.calls_repaired += len(given.orphans)
+        held = Record(key, 1, response)
         self._runs[key] = Run(
-            store.state,
-            store.tail,
-            self._clock,
-            Record(key, 1, response),
-            view,
-            len(first),
-            source,
-            self.stats,
-            self._forget,
+            *(store.state, store.tail, self._clock, held, view, len(first), source),
+            *(self.stats, self._forget),
         )
         return Started(key, request.stored, bool(request.stream), notes)
 
@@ -213,18 +214,20 @@ class Gateway:
     ) -> tuple[Response, list[ev.Event]]:
         """The envelope of a new response, and its first events."""
         created_at_s = int(self._clock.now_s())
+        background = bool(request.background)
         wire = response_body(request, id=response_id, created_at=created_at_s)
         wire |= {"perdure": notes} if notes else {}
         response = Response(
-            status=Status.IN_PROGRESS,
+            status=Status(wire["status"]),
             created_at_s=created_at_s,
             model=request.model,
-            runner=self._boot_id,
+            runner=None if background else self._boot_id,
             previous_response_id=request.previous_response_id,
             conversation_id=request.conversation_id,
+            job_id=self._clock.new_id("job") if background else None,
         )
-        events = take(view, ev.ResponseCreated(response=wire), ev.ResponseInProgress(response=wire))
-        return response, events
+        follows = ev.ResponseQueued if background else ev.ResponseInProgress
+        return response, take(view, ev.ResponseCreated(response=wire), follows(response=wire))
 
     async def events(self, started: Started, *, after: int) -> AsyncGenerator[list[bytes], None]:
         """Wire events numbered above `after` (a sequence number; -1 for all), in groups as they
@@ -255,11 +258,15 @@ class Gateway:
         return answer
 
     async def _ending(self, started: Started) -> Held:
-        """A response that has ended or that is being generated; `Unavailable` for any other."""
-        responses = self._store(started.stored).state.responses
-        held = await responses.get(*started.key)
+        """A response that has ended, is being generated or will be; `Unavailable` for others."""
+        state = self._store(started.stored).state
+        held = await state.responses.get(*started.key)
+        if held.value.job_id is not None and not held.value.status.terminal:
+            job = await state.jobs.find(job_key(held.key, held.value))
+            if job is not None and job.value.owed is not None:
+                return held
         if not held.value.status.terminal and started.key not in self._runs:
-            held = await responses.get(*started.key)  # it may have ended in between
+            held = await state.responses.get(*started.key)  # it may have ended in between
         # Asked without a pause before the log is followed, so that a follower is told of a failure.
         if not held.value.status.terminal and started.key not in self._runs:
             raise Unavailable(
@@ -362,8 +369,10 @@ class Gateway:
                 if (run := self._runs.get(key)) is not None:
                     run.clients += 1
                 held = await self._store(started.stored).state.responses.get(*key)
-                notes = msgspec.json.decode(wire_body(held), type=_Noted).perdure
-                return msgspec.structs.replace(started, notes=notes)
+                stands = wire_body(held)
+                notes = msgspec.json.decode(stands, type=_Noted).perdure
+                accepted = stands if request.background else None
+                return msgspec.structs.replace(started, notes=notes, accepted=accepted)
             await store.state.commit(store.state.idempotency.forget(seen.key, expect=seen.version))
         return None
 
@@ -393,6 +402,13 @@ class Gateway:
         found = await self._stored.state.conversations.get(tenant, request.conversation_id)
         require_free(found, None)
         return found
+
+    async def source_again(self, held: Held, request: CreateResponse, view: View) -> Source:
+        """What generates a response that is stored, once more from its beginning."""
+        stored = [body(item) async for item in self._stored.state.items.all(held.key, "input")]
+        items: list[Item] = [msgspec.json.decode(item) for item in stored]
+        given = await self._context.given(held.key[0], request, items)
+        return await self._source(request, given.history, given.items, view)
 
     async def _source(
         self, request: CreateResponse, history: list[Item], items: list[Item], view: View

@@ -7,6 +7,7 @@ more. A boot that lacks its last write was killed. Nothing acknowledged depends 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
+from perdure.services.background import KIND, BackgroundResponses
 from perdure.services.backups import Manifest, Progress, back_up
 from perdure.services.blobs import BlobKeeper
 from perdure.services.compaction import Compactor
@@ -31,6 +33,7 @@ from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
 from perdure.services.gateway import Gateway, Store
+from perdure.services.jobs import RETRY_S, Jobs
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
 from perdure.services.retention import Retention
@@ -82,6 +85,7 @@ class Node:
         self.measuring: Measuring
         self.retention: Retention
         self.gateway: Gateway
+        self.jobs: Jobs
         self.conversations: Conversations
         self.tokens: TokenCounter
         self.compactor: Compactor
@@ -147,6 +151,7 @@ class Node:
             self.warnings += _damage(found)
         with self.startup.phase("connect upstream"):
             self._make_services()
+            await self.jobs.adopt()
         self.boot = msgspec.structs.replace(
             self.boot,
             ready_at_s=self.clock.now_s(),
@@ -167,6 +172,8 @@ class Node:
         self._supervisor.every("sweep uploads", _SWEEP_S, self.uploads.sweep)
         self._supervisor.every("tend blobs", _TEND_S, self.blobs.tend)
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
+        self._supervisor.every("jobs", 0.0, self.jobs.take)
+        self._supervisor.every("retry jobs", RETRY_S, self.jobs.retry)
 
     def readiness(self) -> Readiness:
         """Whether traffic is welcome now, and every reason why or why not."""
@@ -192,10 +199,11 @@ class Node:
                 yield finding
 
     async def drain(self, timeout_s: float) -> None:
-        """Take no new work; let what runs end within `timeout_s`; interrupt what does not."""
+        """Take no new work; let what runs end within `timeout_s`; interrupt what does not, and let
+        go of what runs in the background."""
         self.draining = True
         if self.opened:
-            await self.gateway.drain(timeout_s)
+            await asyncio.gather(self.gateway.drain(timeout_s), self.jobs.drain(timeout_s))
 
     async def back_up(self, target: Path, progress: Progress) -> Manifest:
         """Copy everything as it is now to `target`, while requests go on. See `backups`."""
@@ -217,6 +225,7 @@ class Node:
         self.draining = True
         await self._supervisor.stop()
         await self.gateway.close()
+        await self.jobs.close()
         await self.upstreams.close()
         self.boot = msgspec.structs.replace(
             self.boot, ended_at_s=self.clock.now_s(), ended_clean=True
@@ -264,13 +273,23 @@ class Node:
         bytes_max = self.config.limits.file_bytes_max
         self.files = Files(self.state, self.blobs, stored, self.clock, bytes_max)
         self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
+        tail, jobs = Tail(self.state.engine), self.config.jobs
+        self.jobs = Jobs(
+            self.state, self.clock, running_max=jobs.running_max, attempts_max=jobs.attempts_max
+        )
         self.gateway = Gateway(
-            Store(self.state, Tail(self.state.engine), stored),
+            Store(self.state, tail, stored),
             Store(self._transient, Tail(self._transient.engine), transient),
             context,
             self.upstreams,
             self.clock,
             self.boot_id,
+            self.jobs,
+        )
+        again, stats = self.gateway.source_again, self.gateway.stats
+        self.jobs.register(
+            KIND,
+            BackgroundResponses(self.state, tail, self.clock, self.boot_id, again, stats),
         )
         self.compactor = Compactor(
             self.state,

@@ -7,17 +7,19 @@ does not keep the rest from recovering.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 import structlog
 
+from perdure.core.batch import Batch
 from perdure.core.clock import Clock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded
 from perdure.core.keys import show
 from perdure.core.limits import PAGE_MAX
-from perdure.core.values import Finding
+from perdure.core.values import Finding, Page
 from perdure.services.ending import TOO_LARGE, close_open, ending
 from perdure.surfaces.boots import SurfaceRecovery
 from perdure.surfaces.responses import EVENTS, Held
@@ -26,8 +28,11 @@ from perdure.wire.events import Event
 from perdure.wire.fold import View, apply
 from perdure.wire.responses import Outcome, failed
 
+T = TypeVar("T")
+
 _PAGE = 100
 _TRIES_MAX = 8
+_NOTHING = Batch()
 
 _log = structlog.get_logger("perdure.recovery")
 
@@ -64,96 +69,125 @@ class Recovery:
 
     async def run(self, progress: Callable[[str], None]) -> list[SurfaceRecovery]:
         """Recover surface by surface; `progress` is told how far it is."""
-        return [await self._recover_responses(progress)]
-
-    async def interrupt(self, held: Held, outcome: Outcome) -> None:
-        """End a response that nobody generates any more, keeping what its events amount to."""
-        bare = False
-        for _ in range(_TRIES_MAX):
-            view, after = await self._replay(held)
-            try:
-                end = await ending(
-                    self._state,
-                    held,
-                    view,
-                    outcome,
-                    self._clock,
-                    after=after,
-                    pending=[] if bare else close_open(view),
-                    bare=bare,
-                )
-                await self._state.commit(end.batch)
-                return
-            except LimitExceeded:
-                if bare:
-                    raise
-                bare, outcome = True, TOO_LARGE
-            except Conflict:
-                held = await self._state.responses.get(*held.key)
-                if held.value.status.terminal:
-                    return
-        raise Conflict(f"the end of response {held.key[-1]}", "no other writer", "another writer")
+        return [await self._recover_responses(progress), await self._recover_jobs(progress)]
 
     async def _recover_responses(self, progress: Callable[[str], None]) -> SurfaceRecovery:
-        """Every response that has not ended belonged to a process that is gone."""
+        """Every response with a runner that has not ended belonged to a process that is gone."""
         began_s = self._clock.monotonic_s()
         interrupted = 0
         findings: list[Finding] = []
-        cursor: str | None = None
-        while True:
+        async for held in unfinished(self._state.responses.unfinished, findings):
             try:
-                page = await self._state.responses.unfinished(limit=_PAGE, cursor=cursor)
+                await interrupt(self._state, held, RESTARTED, self._clock)
+                interrupted += 1
             except Damaged as damage:
                 findings.append(Finding(damage.where, damage.why))
-                if damage.resume is None:
-                    break
-                cursor = damage.resume
-                continue
-            for held in page.items:
-                try:
-                    await self.interrupt(held, RESTARTED)
-                    interrupted += 1
-                except Damaged as damage:
-                    findings.append(Finding(damage.where, damage.why))
-                except Invalid as error:  # its end cannot be written; the others must start
-                    findings.append(Finding(f"responses {show(held.key)}", str(error)))
-                progress(f"responses: {interrupted} interrupted, {len(findings)} damaged")
-            cursor = page.cursor
-            if cursor is None:
-                break
+            except Invalid as error:  # its end cannot be written; the others must start
+                findings.append(Finding(f"responses {show(held.key)}", str(error)))
+            progress(f"responses: {interrupted} interrupted, {len(findings)} damaged")
+        return self._told("responses", findings, began_s, interrupted=interrupted)
+
+    async def _recover_jobs(self, progress: Callable[[str], None]) -> SurfaceRecovery:
+        """Opening a store that one process at a time can hold means that whoever ran a job is dead.
+        Where several can, a job is taken from its runner once that one's heartbeat stands still;
+        what is then committed is the same."""
+        began_s = self._clock.monotonic_s()
+        requeued = 0
+        findings: list[Finding] = []
+        async for held in unfinished(self._state.jobs.unfinished, findings):
+            if held.value.runner is not None:
+                at_s = int(self._clock.now_s())
+                await self._state.commit(
+                    self._state.jobs.requeue(held, "process_restart", at_s=at_s)
+                )
+            requeued += 1
+            progress(f"jobs: {requeued} requeued, {len(findings)} damaged")
+        return self._told("jobs", findings, began_s, requeued=requeued)
+
+    def _told(
+        self, surface: str, findings: list[Finding], began_s: float, **counts: int
+    ) -> SurfaceRecovery:
         for finding in findings:
             _log.error("damaged", where=finding.where, why=finding.why)
         return SurfaceRecovery(
-            surface="responses",
-            loaded=interrupted + len(findings),
-            interrupted=interrupted,
+            surface=surface,
+            loaded=sum(counts.values()) + len(findings),
             damaged=len(findings),
             duration_s=round(self._clock.monotonic_s() - began_s, 6),
             findings=tuple(findings),
+            **counts,
         )
 
-    async def _replay(self, held: Held) -> tuple[View, int]:
-        """What the stored events of a response amount to, and the number of the last one.
 
-        Raises `Damaged` for a log that does not tell of a response from its beginning.
-        """
-        where = f"{EVENTS.name} {show(held.key)}"
-        view = View()
-        after = 0
-        while True:
-            entries = await self._state.engine.read(EVENTS, held.key, after=after, limit=PAGE_MAX)
-            for entry in entries:
-                try:
-                    apply(view, _decode(bytes(entry.value)))
-                except (msgspec.MsgspecError, KeyError) as error:
-                    why = f"it does not follow from those before ({error})"
-                    raise Damaged(f"{where} entry {entry.seq}", why) from error
-                after = entry.seq
-            if len(entries) < PAGE_MAX:
-                break
-        if view.response is None:
-            raise Damaged(where, "there is no event that created the response")
-        return view, after
+async def unfinished(
+    page: Callable[..., Awaitable[Page[T]]], findings: list[Finding]
+) -> AsyncIterator[T]:
+    """Everything that a scan of unfinished work yields; what is damaged goes to `findings`."""
+    cursor: str | None = None
+    while True:
+        try:
+            found = await page(limit=_PAGE, cursor=cursor)
+        except Damaged as damage:
+            findings.append(Finding(damage.where, damage.why))
+            if damage.resume is None:
+                return
+            cursor = damage.resume
+            continue
+        for held in found.items:
+            yield held
+        cursor = found.cursor
+        if cursor is None:
+            return
+
+
+async def interrupt(
+    state: State, held: Held, outcome: Outcome, clock: Clock, also: Batch = _NOTHING
+) -> None:
+    """End a response that nobody generates, keeping what its events amount to, in one commit with
+    `also`. Raises `Conflict` where other writers keep coming between, or `also` does not fit."""
+    bare = False
+    for _ in range(_TRIES_MAX):
+        view, after = await replay(state, held)
+        pending = [] if bare else close_open(view)
+        try:
+            end = await ending(
+                state, held, view, outcome, clock, after=after, pending=pending, bare=bare
+            )
+            await state.commit(end.batch + also)
+            return
+        except LimitExceeded:
+            if bare:
+                raise
+            bare, outcome = True, TOO_LARGE
+        except Conflict:
+            held = await state.responses.get(*held.key)
+            if held.value.status.terminal:
+                return
+    raise Conflict(f"the end of response {held.key[-1]}", "no other writer", "another writer")
+
+
+async def replay(state: State, held: Held) -> tuple[View, int]:
+    """What the stored events of a response amount to, and the number of the last one.
+
+    Raises `Damaged` for a log that does not tell of a response from its beginning.
+    """
+    where = f"{EVENTS.name} {show(held.key)}"
+    view = View()
+    after = 0
+    while True:
+        entries = await state.engine.read(EVENTS, held.key, after=after, limit=PAGE_MAX)
+        for entry in entries:
+            try:
+                apply(view, _decode(bytes(entry.value)))
+            except (msgspec.MsgspecError, KeyError) as error:
+                why = f"it does not follow from those before ({error})"
+                raise Damaged(f"{where} entry {entry.seq}", why) from error
+            after = entry.seq
+        if len(entries) < PAGE_MAX:
+            break
+    if view.response is None:
+        raise Damaged(where, "there is no event that created the response")
+    return view, after
 
 
 _decode = msgspec.json.Decoder(Event).decode

@@ -24,6 +24,7 @@ from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, Damaged, Invalid
 from perdure.core.keys import Key
 from perdure.core.values import Finding
+from perdure.services.background import job_removal
 from perdure.surfaces.responses import Held
 from perdure.surfaces.state import State
 
@@ -162,11 +163,12 @@ class Retention:
         batch, going = Batch(), list[Held]()
         for held in await self._free(wanted, set()):
             try:
-                items = await self._state.items.removal(held.key)
+                owned = await self._state.items.removal(held.key)
+                owned += await job_removal(self._state, held)
             except Damaged as damage:
                 pruned.note(damage)
                 continue
-            batch += responses.delete(held) + marks[held.key] + items
+            batch += responses.delete(held) + marks[held.key] + owned
             going.append(held)
             if len(batch.ops) > _OPS_MAX:
                 removed += await self._commit(batch, going)

@@ -18,6 +18,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import structlog
 
+from perdure.core.batch import Batch
 from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, LimitExceeded, PerdureError, StorageFull, Unavailable
 from perdure.core.limits import VALUE_BYTES_MAX
@@ -69,6 +70,19 @@ class RunStats(msgspec.Struct):
     events: int = 0
     lost: int = 0
     calls_repaired: int = 0
+    fenced: int = 0
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """In whose name a run writes. `fence` goes with every commit, and refuses those of an owner who
+    was replaced; `end` makes what goes with the last."""
+
+    fence: Batch
+    end: Callable[[Outcome], Batch]
+
+
+NOBODY = Owner(Batch(), lambda outcome: Batch())
+"""A response whose client waits for it has one writer as long as its process lives."""
 
 
 class Run:
@@ -86,6 +100,7 @@ class Run:
         source: Source,
         stats: RunStats,
         forget: Callable[[Run], None],
+        owner: Owner = NOBODY,
     ) -> None:
         self.key = held.key
         self.state = state
@@ -96,12 +111,17 @@ class Run:
         self._source = source
         self._stats = stats
         self._forget = forget
+        self._owner = owner
         self._durable = durable
         self._pending: list[ev.Event] = []
         self._storing = False
-        self._output_bytes = 0
+        self._output_bytes = sum(len(_encode(item)) for item in view.abandoned())
         self._flush: asyncio.Task[None] | None = None
         self._stop: Outcome | None = None
+        self.let_go = False
+        """Whether it was left unfinished on purpose."""
+        self.ended = False
+        """Whether the end of the response is durable."""
         self._begun = False
         self._generating = True
         self._halted = False
@@ -116,8 +136,16 @@ class Run:
                 self._halt()
         await self.wait()
 
+    async def release(self) -> None:
+        """Stop generating and write nothing more: what is durable waits for the next owner."""
+        if self._generating:
+            self.let_go = True
+            if self._begun:
+                self._halt()
+        await self.wait()
+
     def drop(self) -> None:
-        """Give the response up where it stands; the next start ends it."""
+        """Give the response up where it stands; the next start goes on with it."""
         self._task.cancel()
 
     @property
@@ -134,9 +162,12 @@ class Run:
         self._stats.started += 1
         self._stats.running += 1
         try:
-            outcome = self._stop or await self._generate()
+            outcome = STOPPED if self.let_go else self._stop or await self._generate()
             self._generating = False
-            await contained("ending a response", self._end(outcome))
+            if self.let_go:
+                await self._flushed()
+            else:
+                await contained("ending a response", self._end(outcome))
         except PerdureError as error:
             self._give_up(error)
         except asyncio.CancelledError:
@@ -146,6 +177,9 @@ class Run:
             self._forget(self)
 
     def _give_up(self, error: PerdureError) -> None:
+        if isinstance(error, Conflict) and self._owner.fence:  # the next owner goes on with it
+            self._stats.fenced += not self.let_go
+            return
         self._stats.lost += 1
         _log.error("a response was given up", response=self.key[-1], error=str(error))
         self._tail.fail(EVENTS, self.key, error)
@@ -223,6 +257,7 @@ class Run:
                 try:
                     await self.state.commit(
                         self.state.responses.append_events(self.key, encoded, after=self._durable)
+                        + self._owner.fence
                     )
                 except StorageFull:
                     if self._clock.monotonic_s() > deadline_s:
@@ -237,11 +272,7 @@ class Run:
 
     async def _end(self, outcome: Outcome) -> None:
         """The terminal commit, tried for as long as the store is only full."""
-        if self._flush is not None:
-            await asyncio.wait([self._flush])
-            broken = self._flush.exception()
-            if broken is not None and not isinstance(broken, StorageFull):
-                raise broken
+        await self._flushed()
         self._pending += close_open(self._view)
         while len(self._pending) > _GROUP_MAX:
             with suppress(StorageFull):
@@ -260,7 +291,7 @@ class Run:
                     pending=self._pending,
                     bare=bare,
                 )
-                await self.state.commit(end.batch)
+                await self.state.commit(end.batch + self._owner.end(outcome))
                 break
             except LimitExceeded:
                 if bare:
@@ -273,8 +304,19 @@ class Run:
                 current = await self.state.responses.get(*self.key)
                 if current.version != self._held.version:
                     raise
+                await self.state.commit(self._owner.fence)
+        self.ended = True
         self._stats.failed += outcome.status == "failed"
         self._stats.completed += outcome.status != "failed"
+
+    async def _flushed(self) -> None:
+        """Wait for a commit of events that is under way. Raises what it failed of, but for a full
+        disk: what could not be stored is still pending."""
+        if self._flush is not None:
+            await asyncio.wait([self._flush])
+            broken = self._flush.exception()
+            if broken is not None and not isinstance(broken, StorageFull):
+                raise broken
 
 
 def _adds_bytes(event: ev.Event) -> int:

@@ -43,19 +43,27 @@ class Status(enum.Enum):
 MOVES: dict[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.IN_PROGRESS, Status.FAILED, Status.CANCELLED}),
     Status.IN_PROGRESS: frozenset(
-        {Status.COMPLETED, Status.INCOMPLETE, Status.FAILED, Status.CANCELLED}
+        {
+            Status.IN_PROGRESS,
+            Status.COMPLETED,
+            Status.INCOMPLETE,
+            Status.FAILED,
+            Status.CANCELLED,
+        }
     ),
     Status.COMPLETED: frozenset(),
     Status.INCOMPLETE: frozenset(),
     Status.FAILED: frozenset(),
     Status.CANCELLED: frozenset(),
 }
-"""Every transition there is. The first terminal state wins; a move needs the version it saw."""
+"""Every transition there is. The first terminal state wins; a move needs the version it saw.
+`IN_PROGRESS` follows itself where a job that was taken over begins another attempt."""
 
 
 class Response(msgspec.Struct, frozen=True):
-    """The envelope. `runner` is the boot that generates it, None once it has ended, so that the
-    sparse index `unfinished` holds exactly what a crash leaves behind."""
+    """The envelope. `runner` is the boot that generates it while its client waits, None once it has
+    ended, so that the sparse index `unfinished` holds exactly what a crash leaves without an owner.
+    One that was asked for in the background has no runner but the job `job_id`, which has."""
 
     status: Status
     created_at_s: int
@@ -63,6 +71,7 @@ class Response(msgspec.Struct, frozen=True):
     runner: str | None
     previous_response_id: str | None = None
     conversation_id: str | None = None
+    job_id: str | None = None
 
     @property
     def state(self) -> str:
@@ -107,8 +116,9 @@ class Responses:
         durability=Durability.SHARED,
         acknowledgement="an event is durable before a client sees it, the end before the answer",
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
-        owner="the boot that generates it, named in the record",
-        recovery="what a dead process was generating ends as failed and keeps its output",
+        owner="the boot that generates it, named in the record, or the job that does",
+        recovery="what a dead process was generating ends as failed and keeps its output; "
+        "in the background it is taken over",
         retention="until deleted, or retention.responses_days after they were created; never what "
         "a later response continues",
         layouts=(RESPONSES, EVENTS, EXPIRING),

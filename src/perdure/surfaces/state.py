@@ -16,11 +16,13 @@ from perdure.surfaces.conversations import Conversations
 from perdure.surfaces.files import Files, Uploads
 from perdure.surfaces.idempotency import Idempotency
 from perdure.surfaces.items import Items
+from perdure.surfaces.jobs import Jobs
 from perdure.surfaces.responses import Responses
 from perdure.surfaces.seals import Seals
 
 PROMISES: tuple[Promise, ...] = (
     Responses.promise,
+    Jobs.promise,
     Conversations.promise,
     Items.promise,
     Files.promise,
@@ -42,6 +44,7 @@ class State:
         self.engine = engine
         self.items = Items(engine)
         self.responses = Responses(engine)
+        self.jobs = Jobs(engine)
         self.conversations = Conversations(engine)
         self.files = Files(engine)
         self.uploads = Uploads(engine)

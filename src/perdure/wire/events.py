@@ -176,7 +176,9 @@ _TERMINAL: dict[str, type[Terminal]] = {
     "completed": ResponseCompleted,
     "incomplete": ResponseIncomplete,
     "failed": ResponseFailed,
+    "cancelled": ResponseIncomplete,
 }
+"""By status. No event type is named after being cancelled; the status in its body says it."""
 
 
 def terminal(body: Body) -> Terminal:

@@ -67,11 +67,14 @@ class View:
     """What the events so far amount to.
 
     `response` is the last body an event carried, and `ended` whether that event was terminal.
+    Every `response.in_progress` begins an attempt; what stands before the last, from item `first`
+    back, was abandoned with the process that made it.
     """
 
     def __init__(self) -> None:
         self.response: Body | None = None
         self.ended = False
+        self.first = 0
         self.items: dict[int, _Open] = {}
 
     @property
@@ -84,8 +87,15 @@ class View:
         return [index for index, item in sorted(self.items.items()) if not item.done]
 
     def output(self, open_status: str = "incomplete") -> list[Item]:
-        """Every item in order; those not done yet are shown with `open_status`."""
-        return [item.built(open_status) for _, item in sorted(self.items.items())]
+        """Every item of the last attempt in order; those not done yet are shown with
+        `open_status`."""
+        items = sorted(self.items.items())
+        return [item.built(open_status) for index, item in items if index >= self.first]
+
+    def abandoned(self) -> list[Item]:
+        """Every item of the attempts before."""
+        items = sorted(self.items.items())
+        return [item.built("incomplete") for index, item in items if index < self.first]
 
 
 def take(view: View, *events: Event) -> list[Event]:
@@ -133,8 +143,11 @@ def apply(view: View, event: Event) -> None:
             view.items[event.output_index].summary[event.summary_index] = _new_part(event.part)
         case ev.ReasoningSummaryPartDone():
             _finish(_summary(view, event), event.part)
-        case ev.ResponseCreated() | ev.ResponseQueued() | ev.ResponseInProgress():
+        case ev.ResponseCreated() | ev.ResponseQueued():
             view.response = event.response
+        case ev.ResponseInProgress():
+            view.response = event.response
+            view.first = view.next_index
         case ev.ResponseCompleted() | ev.ResponseIncomplete() | ev.ResponseFailed():
             view.response = event.response
             view.ended = True

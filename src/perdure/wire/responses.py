@@ -228,8 +228,13 @@ def _check_extra(extra: dict[str, Any]) -> None:
 
 
 def _refuse_unsupported(request: CreateResponse) -> None:
-    if request.background:
-        raise unsupported("Running in the background", "background", "Use 'stream' instead.")
+    if request.background and not request.stored:
+        raise WireError(
+            "A background response has to be stored: whoever asked for it reads it later. "
+            "Omit 'store', or omit 'background'.",
+            param="background",
+            code="mutually_exclusive_parameters",
+        )
     if request.truncation == "auto":
         raise unsupported_value("'auto'", "truncation", "Shorten the input, or omit 'truncation'.")
     for name in (
@@ -317,14 +322,14 @@ def failed(
 
 
 def response_body(request: CreateResponse, *, id: str, created_at: int) -> Body:
-    """The response object at its start, `in_progress`: every field of the specification, null where
-    nothing is known. `finished` makes the terminal one of it."""
+    """The response object at its start: every field of the specification, null where nothing is
+    known. `finished` makes the terminal one of it."""
     conversation = request.conversation_id
     return {
         "id": id,
         "object": "response",
         "created_at": created_at,
-        "status": "in_progress",
+        "status": "queued" if request.background else "in_progress",
         "background": bool(request.background),
         "completed_at": None,
         "conversation": None if conversation is None else {"id": conversation},

@@ -50,7 +50,11 @@ async def create(service: Service, call: Call) -> Answer | EventStream:
     gateway = service.node.gateway
     started = await gateway.create(caller, sent)
     noted = (*dropped, *notices(started.notes))
-    goes_on = started.stored and service.node.config.on_disconnect == "continue"
+    if started.accepted is not None and not started.stream:
+        return Answer(started.accepted, headers=noted)
+    goes_on = started.accepted is not None or (
+        started.stored and service.node.config.on_disconnect == "continue"
+    )
     if started.stream:
         return EventStream(
             gateway.events(started, after=-1),
@@ -202,7 +206,8 @@ ROUTES = (
         method="POST",
         path="/v1/responses",
         name="create_response",
-        summary="Generate a response, stored unless `store` is false; with `stream` as events.",
+        summary="Generate a response, stored unless `store` is false; with `stream` as events; "
+        "with `background` answered at once and generated after.",
         handler=create,
         body=CreateResponseBody,
         answer=ResponseObject,

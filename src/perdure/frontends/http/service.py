@@ -55,7 +55,7 @@ class Service:
 
     @property
     def stored(self) -> Stored:
-        return Stored(self.node.state, self.node.gateway)
+        return Stored(self.node.state, self.node.gateway, self.node.jobs)
 
     def not_ready(self) -> str | None:
         """Why requests cannot be served now, or None."""

@@ -8,6 +8,7 @@ from perdure.proving.actors.conversations import ConversationsActor
 from perdure.proving.actors.files import FilesActor
 from perdure.proving.actors.idempotency import IdempotencyActor
 from perdure.proving.actors.items import ItemsActor
+from perdure.proving.actors.jobs import JobsActor
 from perdure.proving.actors.responses import ResponsesActor
 from perdure.proving.actors.seals import SealsActor
 from perdure.proving.workload import Actor
@@ -17,6 +18,7 @@ def actors() -> list[Actor]:
     """A fresh actor for every surface, in the order in which they judge."""
     return [
         ResponsesActor(),
+        JobsActor(),
         ConversationsActor(),
         ItemsActor(),
         FilesActor(),

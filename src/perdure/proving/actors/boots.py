@@ -92,16 +92,20 @@ def _judge_start(scene: Scene, startup: dict[str, Any]) -> None:
             f"the last server {'stopped' if clean else 'was killed'}, and the boot says "
             f"previous_ended_clean: {startup['previous_ended_clean']}",
         )
-    unfinished = sum(
-        not response.value.status.terminal
+    unfinished = [
+        response.value
         for response in scene.before.records[RESPONSES.name].values()
-    )
+        if not response.value.status.terminal
+    ]
+    waiting = sum(response.job_id is not None for response in unfinished)
     told = {found["surface"]: found for found in startup["recovery"]}
+    counts = told["responses"]["interrupted"], told["jobs"]["requeued"]
     holds(
         Check.REPORTED,
         SURFACE,
-        told["responses"]["interrupted"] == unfinished,
-        f"{unfinished} responses were unfinished, reported are {told['responses']}",
+        counts == (len(unfinished) - waiting, waiting),
+        f"{len(unfinished)} responses were unfinished, {waiting} of them jobs; reported are "
+        f"{counts[0]} interrupted and {counts[1]} requeued",
     )
     holds(
         Check.SOUND,

@@ -75,7 +75,7 @@ class ResponsesActor:
             await client.post_stream(op, "/v1/responses", body | {"stream": True}, asked.seen)
         finally:
             if asked.seen:
-                asked.id = _id_of(asked.seen[0])
+                asked.id = id_of(asked.seen[0])
                 if ends(asked.seen[-1]):
                     asked.body = bytes(head(asked.seen[-1]).response)
 
@@ -91,7 +91,7 @@ class ResponsesActor:
         await client.do(op, "DELETE", f"/v1/responses/{asked.id}")
 
     async def judge(self, scene: Scene) -> None:
-        found = _by_operation(scene.before, scene.history)
+        found = by_operation(scene.before, scene.history)
         things = [
             (max((asked.op, asked.deletion or asked.op), key=lambda op: op.cycle), asked)
             for own in self._asked.values()
@@ -125,7 +125,7 @@ class ResponsesActor:
         log = await scene.client.log(f"/v1/responses/{id}?stream=true")
         _judge_log(scene, asked, id, log)
         _judge_body(scene.verdict, asked, id, answer.json(), log)
-        await _judge_resuming(scene, id, log)
+        await judge_resuming(scene, id, log)
 
     def audit(self, store: Snapshot, history: History, verdict: Verdict, *, settled: bool) -> None:
         counts = Counter(_operations(store, history).values())
@@ -212,7 +212,8 @@ def _judge_body(
     )
 
 
-async def _judge_resuming(scene: Scene, id: str, log: list[bytes]) -> None:
+async def judge_resuming(scene: Scene, id: str, log: list[bytes]) -> None:
+    """A stream read from any of its events on is the rest of it."""
     if not log:
         return
     after = scene.rng.randrange(len(log))
@@ -228,6 +229,7 @@ async def _judge_resuming(scene: Scene, id: str, log: list[bytes]) -> None:
 
 def _audit_one(store: Snapshot, key: Key, record: Kept, verdict: Verdict, *, settled: bool) -> None:
     id, terminal = key[-1], record.value.status.terminal
+    waited_for = record.value.job_id is None
     stream = store.events(EVENTS, key)
     numbers = [head(event).sequence_number for event in stream.entries]
     whole = len(numbers) >= 2 and numbers == list(range(len(numbers))) and stream.tip.first == 1
@@ -236,7 +238,7 @@ def _audit_one(store: Snapshot, key: Key, record: Kept, verdict: Verdict, *, set
     verdict.holds(
         Check.ATOMIC,
         SURFACE,
-        terminal == ended == (record.value.runner is None),
+        terminal == ended and (record.value.runner is None) == (terminal or not waited_for),
         f"{id} is {record.value.status.value}, its last event is "
         f"{'' if ended else 'not '}an end, its runner is {record.value.runner}",
     )
@@ -259,8 +261,8 @@ def _audit_one(store: Snapshot, key: Key, record: Kept, verdict: Verdict, *, set
 
 
 def _operations(store: Snapshot, history: History) -> dict[Key, int]:
-    """Responses in a store by the operation that asked for them, told by its mark in the first
-    input item."""
+    """The operations that asked for the responses in a store, told by their marks in the first
+    input items."""
     found: dict[Key, int] = {}
     for key, item in store.records[ITEMS.name].items():
         owner, part, position = key[:2], key[2], key[3]
@@ -270,9 +272,11 @@ def _operations(store: Snapshot, history: History) -> dict[Key, int]:
     return found
 
 
-def _by_operation(store: Snapshot, history: History) -> dict[int, Key]:
+def by_operation(store: Snapshot, history: History) -> dict[int, Key]:
+    """Responses in a store by the operation that asked for them."""
     return {number: key for key, number in _operations(store, history).items()}
 
 
-def _id_of(created: bytes) -> str:
+def id_of(created: bytes) -> str:
+    """The id of the response that an event tells of."""
     return str(msgspec.json.decode(head(created).response)["id"])

@@ -1,0 +1,210 @@
+"""Background responses: the kind of job that makes a response while nobody waits for it.
+
+An attempt begins with one commit: the job has an owner, what the attempt before left open is closed
+as `incomplete`, and a `response.in_progress` says that the model is asked anew. What stands before
+it leaves the output and is told in the field `perdure`; nothing is said twice within an item.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import msgspec
+
+from perdure.core.batch import Batch
+from perdure.core.clock import Clock
+from perdure.core.errors import Conflict, Damaged, Invalid, Missing
+from perdure.core.keys import Key, show
+from perdure.core.values import Record
+from perdure.services.ending import close_open
+from perdure.services.recovery import interrupt, replay
+from perdure.services.runs import Owner, Run, RunStats, Source
+from perdure.services.tail import Tail
+from perdure.surfaces.jobs import JOBS, Attempt, Job
+from perdure.surfaces.jobs import Held as HeldJob
+from perdure.surfaces.jobs import Status as JobStatus
+from perdure.surfaces.responses import Held, Response, Status
+from perdure.surfaces.state import State
+from perdure.wire import events as ev
+from perdure.wire.fold import View, take
+from perdure.wire.responses import CreateResponse, Outcome, failed
+
+KIND = "background_response"
+
+_RELEASE_WAIT_S = 5.0
+
+CANCELLED = Outcome(status="cancelled")
+
+Sources = Callable[[Held, CreateResponse, View], Awaitable[Source]]
+"""What generates a response that is stored already, once more from its beginning."""
+
+_ENDS = {
+    "completed": JobStatus.SUCCEEDED,
+    "incomplete": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+}
+
+encode = msgspec.json.encode
+
+
+def job_for(
+    state: State, key: Key, response: Response, request: CreateResponse, *, attempts_max: int
+) -> Batch:
+    """The job that makes a response, to be committed with it. Its parameters are the request, but
+    for the input, which is stored as the response's items."""
+    job = Job(KIND, key[-1], response.created_at_s, attempts_max)
+    parameters = msgspec.structs.replace(request, input=None)
+    return state.jobs.create(job_key(key, response), job, encode(parameters))
+
+
+def job_key(key: Key, response: Response) -> Key:
+    """Where the job of a response is."""
+    assert response.job_id is not None, f"response {key[-1]} is not made in the background"
+    return (key[0], response.job_id)
+
+
+async def job_removal(state: State, held: Held) -> Batch:
+    """The batch that deletes the job of a response that has one."""
+    if held.value.job_id is None:
+        return Batch()
+    job = await state.jobs.find(job_key(held.key, held.value))
+    return Batch() if job is None else state.jobs.delete(job)
+
+
+class BackgroundResponses:
+    """See `services.jobs.Kind`."""
+
+    def __init__(
+        self,
+        state: State,
+        tail: Tail,
+        clock: Clock,
+        boot_id: str,
+        sources: Sources,
+        stats: RunStats,
+    ) -> None:
+        self._state = state
+        self._tail = tail
+        self._clock = clock
+        self._boot_id = boot_id
+        self._sources = sources
+        self._stats = stats
+        self._runs: dict[Key, Run] = {}
+        self._released = False
+
+    async def run(self, held: HeldJob) -> bool:
+        """One attempt: generate until the response ends, this run is let go, or the store fails."""
+        request = _request(held)
+        response = await self._state.responses.get(held.key[0], held.value.subject)
+        view, after = await replay(self._state, response)
+        write, begun = self._state.jobs.begin(held, self._boot_id, at_s=self._now_s())
+        events = close_open(view)
+        body = (view.response or {}) | {"status": "in_progress"}
+        if begun.value.attempt > 1:
+            attempts = await self._state.jobs.attempts(held.key)
+            attempts.append(Attempt(begun.value.attempt, self._now_s()))
+            told = {"attempts": msgspec.to_builtins(attempts)}
+            body["perdure"] = body.get("perdure", {}) | told
+        events += take(view, ev.ResponseInProgress(response=body))
+        await self._state.commit(
+            write
+            + self._state.responses.move(response, Status.IN_PROGRESS, encode(body))
+            + self._state.responses.append_events(
+                response.key, ev.encode_events(events, after=after), after=after
+            )
+        )
+        moved = msgspec.structs.replace(response.value, status=Status.IN_PROGRESS)
+        run = self._runs[held.key] = Run(
+            self._state,
+            self._tail,
+            self._clock,
+            Record(response.key, response.version + 1, moved),
+            view,
+            after + len(events),
+            self._told(response, request, view),
+            self._stats,
+            lambda run: None,
+            Owner(self._state.jobs.owned(begun), lambda outcome: self._ended(begun, outcome)),
+        )
+        if self._released:
+            await run.release()
+        await run.wait()
+        del self._runs[held.key]
+        if run.ended:
+            return False
+        reason = "server_stopped" if run.let_go else "attempt_lost"
+        again = self._state.jobs.requeue(begun, reason, at_s=self._now_s(), free=run.let_go)
+        try:
+            await self._state.commit(again)
+        except Conflict:  # this attempt was fenced, and whoever did that knows what is next
+            return False
+        return True
+
+    async def cancel(self, held: HeldJob) -> None:
+        await self._end(held, CANCELLED)
+
+    async def give_up(self, held: HeldJob) -> None:
+        tried = held.value.attempt
+        message = (
+            f"The server went down {tried} times while it generated this response, which may be "
+            "the cause, so it is not tried again. What had been generated is kept."
+        )
+        await self._end(held, failed(message, perdure={"reason": "attempts_exhausted"}))
+
+    async def release(self, key: Key | None = None) -> None:
+        if key is None:
+            self._released = True
+        chosen = [run for at, run in self._runs.items() if key in (None, at)]
+        if chosen:
+            stopping = [asyncio.ensure_future(run.release()) for run in chosen]
+            _, stuck = await asyncio.wait(stopping, timeout=_RELEASE_WAIT_S)
+            if stuck:  # in an end that the store does not take
+                for run in chosen:
+                    run.drop()
+                await asyncio.wait(stopping)
+
+    async def _end(self, held: HeldJob, outcome: Outcome) -> None:
+        """End a response that nobody generates now."""
+        attempts = await self._state.jobs.attempts(held.key)
+        if len(attempts) > 1:
+            told = {"attempts": msgspec.to_builtins(attempts)}
+            outcome = msgspec.structs.replace(outcome, perdure=(outcome.perdure or {}) | told)
+        response = await self._state.responses.get(held.key[0], held.value.subject)
+        also = self._ended(held, outcome)
+        await interrupt(self._state, response, outcome, self._clock, also)
+
+    def _ended(self, held: HeldJob, outcome: Outcome) -> Batch:
+        reason = (outcome.perdure or {}).get("reason")
+        return self._state.jobs.end(held, _ENDS[outcome.status], at_s=self._now_s(), reason=reason)
+
+    async def _told(self, held: Held, request: CreateResponse, view: View) -> Source:
+        """What the model says; a request that can no longer be asked is an outcome too."""
+        try:
+            source = await self._sources(held, request, view)
+        except (Invalid, Missing) as error:
+            yield failed(
+                f"The request cannot be carried out any more: {error}",
+                code="invalid_prompt",
+                perdure={"reason": error.code},
+            )
+            return
+        async with aclosing(source):
+            async for made in source:
+                yield made
+
+    def _now_s(self) -> int:
+        return int(self._clock.now_s())
+
+
+def _request(held: HeldJob) -> CreateResponse:
+    """The request that led to a job. Raises `Damaged` where it cannot be read."""
+    try:
+        return _decode(held.attachment or b"")
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"{JOBS.name} {show(held.key)}", f"no request: {error}") from None
+
+
+_decode: Callable[[bytes], CreateResponse] = msgspec.json.Decoder(CreateResponse).decode

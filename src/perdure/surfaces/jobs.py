@@ -1,0 +1,194 @@
+"""Jobs: durable work, from the moment it was accepted until it ended, however many processes die
+over it.
+
+The record is the fence. Whoever runs a job adds `owned` to everything it writes on its behalf, so
+once another writer has changed the record (to cancel the job, to take it over), what the earlier
+owner still writes is refused whole. Each attempt has a number, which is its owner's epoch; a log
+tells what became of each.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal
+
+import msgspec
+
+from perdure.core.batch import Batch, append, check, delete, drop, put
+from perdure.core.engine import Engine, Survives
+from perdure.core.errors import Conflict
+from perdure.core.keys import Key
+from perdure.core.layouts import Index, Log, Records
+from perdure.core.limits import PAGE_MAX
+from perdure.core.promises import Durability, Promise
+from perdure.core.values import Page, Record
+
+
+class Status(enum.Enum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+MOVES: dict[Status, frozenset[Status]] = {
+    Status.QUEUED: frozenset({Status.RUNNING, Status.FAILED, Status.CANCELLED}),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.SUCCEEDED, Status.FAILED, Status.CANCELLED}),
+    Status.SUCCEEDED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+"""Every transition there is. `RUNNING` to `QUEUED` is an attempt that ended before the job did."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What is to be done is told by `kind`, by `subject` (the id it is done to) and by the
+    attachment, its parameters.
+
+    `owed` is what is still to be done: `run`, or `cancel` once that was asked for, None once it has
+    ended; by its index a boot finds exactly what is unfinished, cancellations first, then the
+    oldest. `runner` is the boot that runs attempt number `attempt`, None while nobody does.
+    """
+
+    kind: str
+    subject: str
+    created_at_s: int
+    attempts_max: int
+    status: Status = Status.QUEUED
+    owed: Literal["cancel", "run"] | None = "run"
+    attempt: int = 0
+    runner: str | None = None
+
+
+class JobEvent(msgspec.Struct, frozen=True):
+    """An attempt began or ended; `reason` says why it ended before the job did."""
+
+    type: Literal["began", "ended"]
+    attempt: int
+    at_s: int
+    runner: str
+    reason: str | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One attempt as it is told to people."""
+
+    attempt: int
+    began_at: int
+    ended_at: int | None = None
+    reason: str | None = None
+
+
+JOBS = Records(
+    "jobs",
+    Job,
+    key=("tenant", "job_id"),
+    indexes=(Index("unfinished", ("owed", "created_at_s"), every_tenant=True),),
+)
+JOB_EVENTS = Log("job_events", JobEvent, key=("tenant", "job_id"))
+
+Held = Record[Job]
+
+
+class Jobs:
+    """Reads of jobs, and the batches that write them."""
+
+    promise = Promise(
+        surface="jobs",
+        durability=Durability.SHARED,
+        acknowledgement="durable in the same commit as what it is to work on",
+        survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
+        owner="the boot that runs its current attempt, named in the record and fenced by it",
+        recovery="what a dead process ran is queued again; what was to be cancelled is, first",
+        retention="as long as the response it makes",
+        layouts=(JOBS, JOB_EVENTS),
+        statements=("C3", "C4", "C23", "R5"),
+    )
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def find(self, key: Key) -> Held | None:
+        """The job's record; its attachment is the parameters."""
+        return await self._engine.get(JOBS, key)
+
+    async def attempts(self, key: Key) -> list[Attempt]:
+        """Every attempt so far, in order. There are few: their number is bounded."""
+        told: list[Attempt] = []
+        for entry in await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX):
+            event = entry.value
+            if event.type == "began":
+                told.append(Attempt(event.attempt, event.at_s))
+            else:
+                told[-1] = msgspec.structs.replace(
+                    told[-1], ended_at=event.at_s, reason=event.reason
+                )
+        return told
+
+    async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
+        """Jobs of every tenant that have not ended, cancellations first. Raises `Damaged`, which
+        can resume."""
+        return await self._engine.scan(JOBS, (), index="unfinished", limit=limit, cursor=cursor)
+
+    def create(self, key: Key, job: Job, parameters: bytes) -> Batch:
+        """A new job, to be committed with what it is to work on."""
+        return put(JOBS, key, job, attachment=parameters, expect=0)
+
+    def begin(self, held: Held, runner: str, *, at_s: int) -> tuple[Batch, Held]:
+        """Make `runner` the owner of the next attempt; also returns the record as it then stands.
+
+        Raises `Conflict` for a job that is not waiting, or that is to be cancelled.
+        """
+        if held.value.owed != "run":
+            raise Conflict(f"job {held.key[-1]}", "one to be run", f"to {held.value.owed}")
+        attempt = held.value.attempt + 1
+        began = JobEvent("began", attempt, at_s, runner)
+        write, begun = self._move(held, Status.RUNNING, runner=runner, attempt=attempt)
+        return write + append(JOB_EVENTS, held.key, [began]), begun
+
+    def owned(self, held: Held) -> Batch:
+        """What an owner adds to each of its writes: a `Conflict` once it was replaced."""
+        return check(JOBS, held.key, held.version)
+
+    def requeue(self, held: Held, reason: str, *, at_s: int, free: bool = False) -> Batch:
+        """End an attempt, its runner being dead or stopping; the job waits for another. `free`:
+        a stop in good order was not its fault, and costs it none of its attempts."""
+        attempts_max = held.value.attempts_max + free
+        write, _ = self._move(held, Status.QUEUED, runner=None, attempts_max=attempts_max)
+        return write + self._ended(held, reason, at_s)
+
+    def cancel(self, held: Held) -> Batch:
+        """The lasting wish that a job be cancelled. It fences the runner: only the end is left."""
+        return put(
+            JOBS,
+            held.key,
+            msgspec.structs.replace(held.value, owed="cancel"),
+            attachment=held.attachment,
+            expect=held.version,
+        )
+
+    def end(self, held: Held, status: Status, *, at_s: int, reason: str | None = None) -> Batch:
+        """End a job, and the attempt that is under way if there is one."""
+        write, _ = self._move(held, status, owed=None, runner=None)
+        return write + self._ended(held, reason, at_s)
+
+    def delete(self, held: Held) -> Batch:
+        """Delete a job and its events."""
+        return delete(JOBS, held.key, expect=held.version) + drop(JOB_EVENTS, held.key)
+
+    def _move(self, held: Held, status: Status, **changes: object) -> tuple[Batch, Held]:
+        if status not in MOVES[held.value.status]:
+            raise Conflict(f"job {held.key[-1]}", status.value, held.value.status.value)
+        changed = msgspec.structs.replace(held.value, status=status, **changes)
+        write = put(JOBS, held.key, changed, attachment=held.attachment, expect=held.version)
+        return write, Record(held.key, held.version + 1, changed, held.attachment)
+
+    def _ended(self, held: Held, reason: str | None, at_s: int) -> Batch:
+        job = held.value
+        if job.runner is None:
+            return Batch()
+        event = JobEvent("ended", job.attempt, at_s, job.runner, reason)
+        return append(JOB_EVENTS, held.key, [event])

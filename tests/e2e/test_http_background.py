@@ -1,0 +1,128 @@
+"""The official SDK and background responses, against the server as people run it, across kills."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+from openai.types.responses import Response
+
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.waiting import wait_until
+from tests.e2e.http_server import Server, serving
+
+TAKEN_OVER_S = 10.0
+TEXT = " ".join(map(str, range(1, 31)))
+
+
+async def polled(sdk: AsyncOpenAI, response_id: str) -> Response:
+    """As the documentation of background responses tells clients to wait."""
+
+    async def over() -> bool:
+        return (await sdk.responses.retrieve(response_id)).status not in ("queued", "in_progress")
+
+    await wait_until(over, TAKEN_OVER_S, f"the end of {response_id}")
+    return await sdk.responses.retrieve(response_id)
+
+
+async def listen(stream: Any, seen: list[Any], server: Server, *, kill_at: int) -> None:
+    async for event in stream:
+        seen.append(event)
+        if len(seen) == kill_at:
+            server.process.kill()
+
+
+# proves R1, R5
+async def test_create_poll_and_cancel(tmp_path: Path) -> None:
+    async with (
+        ScriptedUpstream() as upstream,
+        serving(tmp_path / "data", "--upstream", upstream.url) as server,
+        server.sdk() as sdk,
+    ):
+        made = await sdk.responses.create(model="m", input="count 3", background=True)
+        assert (made.status, made.background) == ("queued", True)
+        ended = await polled(sdk, made.id)
+        assert (ended.status, ended.output_text) == ("completed", "1 2 3")
+        then = await sdk.responses.create(
+            model="m", input="hang 3", background=True, previous_response_id=made.id
+        )
+        assert (await sdk.responses.cancel(then.id)).status == "cancelled"
+        again = await sdk.responses.cancel(then.id)
+        assert again == await sdk.responses.retrieve(then.id)
+        foreground = await sdk.responses.create(model="m", input="echo hello")
+        with pytest.raises(openai.BadRequestError, match="Cannot cancel a synchronous response"):
+            await sdk.responses.cancel(foreground.id)
+        with pytest.raises(openai.NotFoundError):
+            await sdk.responses.cancel("resp_nobody")
+        await sdk.responses.delete(then.id)
+        with pytest.raises(openai.NotFoundError):
+            await sdk.responses.retrieve(then.id)
+
+
+# proves R4, R5
+async def test_a_stream_is_resumed_across_a_kill_and_ends_whole(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    async with ScriptedUpstream() as upstream:
+        options = tmp_path / "data", "--upstream", upstream.url
+        async with serving(*options) as server, server.sdk() as sdk:
+            stream = await sdk.responses.create(
+                model="m", input="slow 0.02 30", background=True, stream=True
+            )
+            with pytest.raises(openai.APIConnectionError):
+                await listen(stream, seen, server, kill_at=12)
+        response_id = seen[0].response.id
+        async with serving(*options) as server, server.sdk() as sdk:
+            assert "1 requeued" in server.said
+            rest = await sdk.responses.retrieve(
+                response_id, stream=True, starting_after=seen[-1].sequence_number
+            )
+            await listen(rest, seen, server, kill_at=-1)
+            assert [event.sequence_number for event in seen] == list(range(len(seen)))
+            assert seen[-1].type == "response.completed"
+            ended = await sdk.responses.retrieve(response_id)
+            assert ended.output_text == TEXT
+            (left,) = ended.model_extra["perdure"]["abandoned"]
+            shown = [e for e in seen if e.type == "response.output_text.delta"]
+            assert left["content"][0]["text"] == "".join(
+                event.delta for event in shown if event.output_index == 0
+            )
+            async with sdk.responses.stream(response_id=response_id) as helper:
+                final = await helper.get_final_response()
+            assert (final.status, final.output_text) == ("completed", TEXT)
+
+
+# proves R5
+async def test_sixty_four_are_taken_over_within_ten_seconds(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream:
+        options = tmp_path / "data", "--upstream", upstream.url
+        async with serving(*options) as server, server.sdk() as sdk:
+            made = await asyncio.gather(
+                *(
+                    sdk.responses.create(model="m", input=f"pace 0.5 number {n}", background=True)
+                    for n in range(64)
+                )
+            )
+            cancelled = await sdk.responses.cancel(made[0].id)
+            await server.end(signal.SIGKILL)
+        async with serving(*options) as server, server.sdk() as sdk:
+            ended = await asyncio.gather(*(polled(sdk, one.id) for one in made[1:]))
+            assert [one.output_text for one in ended] == [f"number {n}" for n in range(1, 64)]
+            assert await sdk.responses.retrieve(made[0].id) == cancelled
+
+
+# proves O2, R5
+async def test_a_stop_in_good_order_leaves_it_to_the_next_start(tmp_path: Path) -> None:
+    async with ScriptedUpstream() as upstream:
+        options = tmp_path / "data", "--upstream", upstream.url
+        hurried = {"PERDURE_LIMITS_DRAIN_S": "0.1"}
+        async with serving(*options, **hurried) as server, server.sdk() as sdk:
+            made = await sdk.responses.create(model="m", input="slow 0.05 30", background=True)
+            assert await server.end(signal.SIGTERM) == 0
+        async with serving(*options) as server, server.sdk() as sdk:
+            assert "the last one ended clean" in server.said
+            assert (await polled(sdk, made.id)).output_text == TEXT

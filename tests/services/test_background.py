@@ -1,0 +1,407 @@
+"""Background responses: run from a job, taken over from dead processes, cancelled for good. The
+death is real in tests/crash; here it is a node that is dropped without a stop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from perdure.core.batch import Append, Batch, put
+from perdure.core.errors import CommitUnknown, Unavailable
+from perdure.core.keys import Key
+from perdure.core.values import Committed
+from perdure.engines.wrapping import Wrapping
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.waiting import wait_until
+from perdure.services.background import job_key
+from perdure.services.gateway import Started
+from perdure.services.stored import Stored
+from perdure.surfaces.jobs import JOB_EVENTS, JOBS, Status
+from perdure.surfaces.jobs import Held as HeldJob
+from perdure.surfaces.responses import EVENTS, RESPONSES
+from perdure.wire.errors import ConversationLocked, NotFound, WireError
+from tests.services.conftest import Driver, Open, someone
+from tests.services.test_recovery import Deaf, die, said
+from tests.services.test_retention import prune
+
+WITHIN_S = 10.0
+
+
+def stored(driver: Driver) -> Stored:
+    return Stored(driver.node.state, driver.node.gateway, driver.node.jobs)
+
+
+async def body(driver: Driver, response_id: str) -> dict[str, Any]:
+    return msgspec.json.decode(await stored(driver).get("default", response_id))
+
+
+async def cancel(driver: Driver, response_id: str) -> dict[str, Any]:
+    return msgspec.json.decode(await stored(driver).cancel("default", response_id))
+
+
+async def job_of(driver: Driver, key: Key) -> HeldJob:
+    held = await driver.node.state.responses.get(*key)
+    job = await driver.node.state.jobs.find(job_key(key, held.value))
+    assert job is not None
+    return job
+
+
+async def heard(
+    driver: Driver, started: Started, text: str, *, attempt: int = 1
+) -> list[dict[str, Any]]:
+    """Follow until that attempt has said so much."""
+    seen: list[dict[str, Any]] = []
+    async for group in driver.node.gateway.events(started, after=-1):
+        seen += [msgspec.json.decode(event) for event in group]
+        begins = [at for at, type in enumerate(types(seen)) if type == "in_progress"]
+        if len(begins) == attempt and said(seen[begins[-1] :]).startswith(text):
+            return seen
+    raise AssertionError(f"it ended before it said {text!r}")
+
+
+async def killed(opened: Open, prompt: str, text: str) -> tuple[Started, list[dict[str, Any]]]:
+    """A background response whose process died when it had said `text`."""
+    first = await opened(wrap=Deaf)
+    started = await first.ask(prompt, background=True)
+    seen = await heard(first, started, text)
+    await die(first.node)
+    return started, seen
+
+
+def types(events: list[dict[str, Any]]) -> list[str]:
+    return [event["type"].removeprefix("response.") for event in events]
+
+
+# proves R1
+async def test_it_is_queued_at_once_and_runs_while_nobody_waits(driver: Driver) -> None:
+    started = await driver.ask("count 3", background=True)
+    first = msgspec.json.decode(started.accepted or b"")
+    assert (first["status"], first["background"], first["output"]) == ("queued", True, [])
+    events = await driver.events(started)
+    assert types(events)[:4] == ["created", "queued", "in_progress", "output_item.added"]
+    assert [event["response"]["status"] for event in events[:3]] == [
+        "queued",
+        "queued",
+        "in_progress",
+    ]
+    ended = await body(driver, started.id)
+    assert (ended["status"], events[-1]["response"]) == ("completed", ended)
+    assert ended["output"][0]["content"][0]["text"] == "1 2 3"
+    assert "perdure" not in ended
+    job = await job_of(driver, started.key)
+    assert (job.value.status, job.value.owed, job.value.attempt) == (Status.SUCCEEDED, None, 1)
+
+
+@pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
+class TestAfterADeath:
+    # proves R5
+    async def test_it_is_taken_over_and_no_text_is_repeated_within_an_item(
+        self, opened: Open
+    ) -> None:
+        started, seen = await killed(opened, "slow 0.02 12", "1 2 3")
+        driver = await opened()
+        events = await driver.events(started)
+        assert events[: len(seen)] == seen
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        over = [at for at, type in enumerate(types(events)) if type == "in_progress"][1]
+        assert types(events)[over - 3 : over] == [
+            "output_text.done",
+            "content_part.done",
+            "output_item.done",
+        ]
+        left = events[over - 1]
+        assert (left["output_index"], left["item"]["status"]) == (0, "incomplete")
+        assert {event["output_index"] for event in events[over + 1 : -1]} == {1}
+        ended = await body(driver, started.id)
+        assert events[-1]["response"] == ended
+        assert ended["status"] == "completed"
+        assert said(events[over:]) == "1 2 3 4 5 6 7 8 9 10 11 12"
+        assert [item["content"][0]["text"] for item in ended["output"]] == [said(events[over:])]
+        perdure = ended["perdure"]
+        assert perdure["abandoned"] == [left["item"]]
+        assert said(events[:over]) == left["item"]["content"][0]["text"]
+        assert [(one["attempt"], one.get("reason")) for one in perdure["attempts"]] == [
+            (1, "process_restart"),
+            (2, None),
+        ]
+        outputs = [item async for item in driver.node.state.items.all(started.key, "output")]
+        assert [item.value.id for item in outputs] == [ended["output"][0]["id"]]
+
+    # proves C13, R5
+    async def test_the_boot_says_that_it_was_requeued_not_interrupted(self, opened: Open) -> None:
+        started, _ = await killed(opened, "hang 3", "1 2 3")
+        driver = await opened()
+        found = {one.surface: one for one in driver.node.boot.recovery}
+        assert (found["jobs"].requeued, found["responses"].interrupted) == (1, 0)
+        await heard(driver, started, "1 2 3", attempt=2)
+        assert (await body(driver, started.id))["status"] == "in_progress"
+        assert (await job_of(driver, started.key)).value.runner == driver.node.boot_id
+
+    # proves R5
+    async def test_what_was_queued_simply_starts(self, opened: Open) -> None:
+        class DiesOfTheBeginning(Deaf):
+            async def commit(self, batch: Batch) -> Committed:
+                begins = any(isinstance(op, Append) and op.log is JOB_EVENTS for op in batch.ops)
+                self.dead = self.dead or begins
+                return await super().commit(batch)
+
+        first = await opened(wrap=DiesOfTheBeginning)
+        started = await first.ask("echo late", background=True)
+        await die(first.node)
+        driver = await opened()
+        events = await driver.events(started)
+        assert types(events)[:4] == ["created", "queued", "in_progress", "output_item.added"]
+        assert types(events).count("in_progress") == 1
+        assert "perdure" not in await body(driver, started.id)
+
+    # proves R5
+    async def test_a_wish_to_cancel_outlives_the_process_and_wins(
+        self, opened: Open, upstream: ScriptedUpstream
+    ) -> None:
+        class DiesOfTheEnd(Deaf):
+            """Dies when the wish is durable and the end of the response is not."""
+
+            async def commit(self, batch: Batch) -> Committed:
+                ends = [op for op in batch.ops if isinstance(op, Append) and op.log is EVENTS]
+                if ends and b"response.incomplete" in ends[-1].entries[-1]:
+                    self.dead = True
+                return await super().commit(batch)
+
+        first = await opened(wrap=DiesOfTheEnd)
+        started = await first.ask("hang 3", background=True)
+        await heard(first, started, "1 2 3")
+        with pytest.raises(ConnectionAbortedError):
+            await stored(first).cancel("default", started.id)
+        await die(first.node)
+        asked = len(await upstream.received())
+        driver = await opened()
+        events = await driver.events(started)
+        assert (await body(driver, started.id))["status"] == "cancelled"
+        assert types(events).count("in_progress") == 1
+        assert len(await upstream.received()) == asked
+
+    # proves R5
+    async def test_one_that_kills_its_server_is_given_up(self, opened: Open) -> None:
+        started, _ = await killed(opened, "hang 3", "1 2 3")
+        for attempt in range(2, 6):
+            again = await opened(wrap=Deaf)
+            await heard(again, started, "1 2 3", attempt=attempt)
+            await die(again.node)
+        driver = await opened()
+        events = await driver.events(started)
+        assert types(events)[-1] == "failed"
+        ended = await body(driver, started.id)
+        assert ended["error"]["code"] == "server_error"
+        assert ended["perdure"]["reason"] == "attempts_exhausted"
+        assert len(ended["perdure"]["attempts"]) == 5
+        assert {one["reason"] for one in ended["perdure"]["attempts"]} == {"process_restart"}
+        texts = [item["content"][0]["text"] for item in ended["perdure"]["abandoned"]]
+        assert [*texts, ended["output"][0]["content"][0]["text"]] == ["1 2 3"] * 5
+
+    # proves R5, R7
+    async def test_a_conversation_is_held_until_its_end_and_gets_the_turn_once(
+        self, opened: Open
+    ) -> None:
+        first = await opened(wrap=Deaf)
+        conversation = await first.conversation("hello")
+        started = await first.ask("slow 0.02 8", background=True, conversation=conversation)
+        await heard(first, started, "1 2")
+        await die(first.node)
+        driver = await opened()
+        with pytest.raises(ConversationLocked):
+            await driver.ask("echo me", conversation=conversation)
+        await driver.events(started)
+        assert await driver.words(conversation) == ["hello", "slow 0.02 8", "1 2 3 4 5 6 7 8"]
+
+    # proves R5
+    async def test_one_whose_events_are_damaged_keeps_no_other_from_being_taken_over(
+        self, opened: Open
+    ) -> None:
+        first = await opened(wrap=Deaf)
+        started = await first.ask("hang 3", background=True)
+        await heard(first, started, "1 2 3")
+        held = await first.node.state.responses.get(*started.key)
+        job = await job_of(first, started.key)
+        orphan, orphans = ("default", "resp_orphan"), ("default", "job_orphan")
+        response = msgspec.structs.replace(held.value, job_id="job_orphan")
+        makes = msgspec.structs.replace(job.value, subject="resp_orphan", attempt=0)
+        await first.node.state.commit(
+            put(RESPONSES, orphan, response, attachment=held.attachment)
+            + put(JOBS, orphans, makes, attachment=job.attachment)
+        )
+        await die(first.node)
+        driver = await opened()
+        await heard(driver, started, "1 2 3", attempt=2)
+
+        async def failed() -> bool:
+            found = await driver.node.state.jobs.find(orphans)
+            return found is not None and found.value.status is Status.FAILED
+
+        await wait_until(failed, WITHIN_S, "the damaged one is set aside")
+        with pytest.raises(Unavailable, match="resp_orphan"):
+            await driver.events(Started(orphan, stored=True, stream=True))
+
+    # proves O2, R5
+    async def test_a_stop_lets_it_go_at_no_cost_of_attempts(self, opened: Open) -> None:
+        first = await opened()
+        started = await first.ask("hang 3", background=True)
+        await heard(first, started, "1 2 3")
+        await first.node.drain(0.05)
+        job = await job_of(first, started.key)
+        assert (job.value.status, job.value.runner) == (Status.QUEUED, None)
+        assert (job.value.attempt, job.value.attempts_max) == (1, 6)
+        assert (await body(first, started.id))["status"] == "in_progress"
+        await first.node.close()
+        driver = await opened()
+        await heard(driver, started, "1 2 3", attempt=2)
+        ended = await cancel(driver, started.id)
+        assert ended["perdure"]["attempts"][0]["reason"] == "server_stopped"
+
+
+# proves R1, R5, R7
+async def test_cancelling_ends_it_and_twice_gives_the_same(driver: Driver) -> None:
+    started = await driver.ask("hang 3", background=True)
+    following = asyncio.create_task(driver.events(started))
+    await heard(driver, started, "1 2 3")
+    ended = await cancel(driver, started.id)
+    assert ended["status"] == "cancelled"
+    assert ended["output"][0]["status"] == "incomplete"
+    events = await following
+    assert types(events)[-1] == "incomplete"
+    assert events[-1]["response"] == ended
+    assert await cancel(driver, started.id) == ended == await body(driver, started.id)
+    job = await job_of(driver, started.key)
+    assert (job.value.status, job.value.runner) == (Status.CANCELLED, None)
+    assert driver.node.gateway.stats.running == 0
+
+
+# proves R7
+async def test_only_background_responses_can_be_cancelled(driver: Driver) -> None:
+    foreground = await driver.answer("echo hello")
+    with pytest.raises(WireError, match=r"^Cannot cancel a synchronous response\.$"):
+        await cancel(driver, foreground["id"])
+    with pytest.raises(NotFound):
+        await cancel(driver, "resp_nobody")
+    done = await driver.ask("echo hello", background=True)
+    await driver.events(done)
+    assert await cancel(driver, done.id) == await body(driver, done.id)
+    assert (await body(driver, done.id))["status"] == "completed"
+
+
+# proves R6
+async def test_what_is_not_to_be_stored_cannot_run_in_the_background(driver: Driver) -> None:
+    with pytest.raises(WireError) as refused:
+        await driver.ask("echo hello", background=True, store=False)
+    assert refused.value.param == "background"
+
+
+# proves R5
+async def test_a_replaced_owner_is_refused_and_the_next_one_ends_it(driver: Driver) -> None:
+    started = await driver.ask("slow 0.03 10", background=True)
+    await heard(driver, started, "1 2")
+    state = driver.node.state
+    job = await job_of(driver, started.key)
+    await state.commit(state.jobs.requeue(job, "process_restart", at_s=0))
+    driver.node.jobs.enqueue(job.key)
+    events = await driver.events(started)
+    assert types(events).count("in_progress") == 2
+    (item,) = (await body(driver, started.id))["output"]
+    assert item["content"][0]["text"] == "1 2 3 4 5 6 7 8 9 10"
+    last = [event for event in events if event.get("output_index") == 1]
+    assert said(last) == "1 2 3 4 5 6 7 8 9 10"
+    assert driver.node.gateway.stats.fenced == 1
+
+
+# proves R6
+async def test_deleting_one_that_runs_cancels_it_and_leaves_nothing(driver: Driver) -> None:
+    started = await driver.ask("hang 3", background=True)
+    await heard(driver, started, "1 2 3")
+    job = await job_of(driver, started.key)
+    await stored(driver).delete("default", started.id)
+    with pytest.raises(NotFound):
+        await body(driver, started.id)
+    state = driver.node.state
+    assert await state.jobs.find(job.key) is None
+    assert await state.engine.read(JOB_EVENTS, job.key, limit=10) == []
+    assert await state.engine.read(EVENTS, started.key, limit=10) == []
+    assert driver.node.gateway.stats.running == 0
+
+
+# proves C22
+async def test_a_repeat_under_its_key_is_the_same_response(driver: Driver) -> None:
+    caller = someone(key="again", digest="same")
+    first, second = [
+        await driver.ask("slow 0.01 5", caller=caller, background=True) for _ in range(2)
+    ]
+    assert first.key == second.key
+    assert second.accepted is not None
+    assert len(await driver.events(second)) > 4
+
+
+# proves R5
+async def test_many_run_at_once_and_those_beyond_wait_their_turn(driver: Driver) -> None:
+    crowd = [await driver.ask("hang 1", background=True) for _ in range(64)]
+    for started in crowd:
+        await heard(driver, started, "1")
+    assert driver.node.gateway.stats.running == 64
+    waits = await driver.ask("echo at last", background=True)
+    assert (await body(driver, waits.id))["status"] == "queued"
+    await cancel(driver, crowd[0].id)
+    await driver.events(waits)
+    assert (await body(driver, waits.id))["output"][0]["content"][0]["text"] == "at last"
+    ended = await asyncio.gather(*(cancel(driver, started.id) for started in crowd))
+    assert {one["status"] for one in ended} == {"cancelled"}
+
+
+# proves R5
+async def test_one_that_cannot_be_asked_any_more_fails_with_the_reason(driver: Driver) -> None:
+    earlier = await driver.answer("echo earlier")
+    crowd = [await driver.ask("hang 1", background=True) for _ in range(64)]
+    waits = await driver.ask("echo on", background=True, previous_response_id=earlier["id"])
+    await stored(driver).delete("default", earlier["id"])
+    await asyncio.gather(*(cancel(driver, started.id) for started in crowd))
+    events = await driver.events(waits)
+    ended = events[-1]["response"]
+    assert (ended["status"], ended["perdure"]["reason"]) == (
+        "failed",
+        "previous_response_not_found",
+    )
+    assert earlier["id"] in ended["error"]["message"]
+
+
+# proves R5
+async def test_an_attempt_that_the_store_failed_is_followed_by_another(opened: Open) -> None:
+    class FailsOnce(Wrapping):
+        """Refuses one commit of text, as a store does that cannot tell what became of it."""
+
+        failed = False
+
+        async def commit(self, batch: Batch) -> Committed:
+            texts = [op for op in batch.ops if isinstance(op, Append) and op.log is EVENTS]
+            if not self.failed and texts and b"text.delta" in texts[0].entries[0]:
+                self.failed = True
+                raise CommitUnknown("the answer to the commit was lost.")
+            return await super().commit(batch)
+
+    driver = await opened(wrap=FailsOnce)
+    started = await driver.ask("slow 0.01 10", background=True)
+
+    async def ended() -> bool:
+        return (await body(driver, started.id))["status"] == "completed"
+
+    await wait_until(ended, WITHIN_S, "another attempt ends it")
+    attempts = (await body(driver, started.id))["perdure"]["attempts"]
+    assert [one.get("reason") for one in attempts] == ["attempt_lost", None]
+
+
+# proves R6
+async def test_what_retention_removes_leaves_no_job(driver: Driver) -> None:
+    started = await driver.ask("echo old", background=True)
+    await driver.events(started)
+    job = await job_of(driver, started.key)
+    assert (await prune(driver.node.state)).responses == 1
+    assert await driver.node.state.jobs.find(job.key) is None
+    assert await driver.node.state.engine.read(JOB_EVENTS, job.key, limit=10) == []
