@@ -18,10 +18,13 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve test lint format bench crash docs lock wheel
+.PHONY: serve demo test lint format bench crash docs lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
+
+demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end: under a minute
+	exec $(BIN)/perdure demo
 
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
 	$(BIN)/python -m pytest $(TESTS)

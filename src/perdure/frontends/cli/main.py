@@ -10,6 +10,7 @@ from perdure import __version__
 from perdure.core.errors import PerdureError
 from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
+from perdure.frontends.cli.demo import demo
 from perdure.frontends.cli.objects import conversations, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.prune import prune
@@ -26,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, status, contract, verify, backup, restore, prune):
+for command in (serve, demo, status, contract, verify, backup, restore, prune):
     app.command()(command)
 app.add_typer(responses)
 app.add_typer(conversations)
