@@ -39,27 +39,27 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[State]:
         await engine.close()
 
 
-async def back_up(url: str, blobs: Path, target: Path, progress: Progress) -> Manifest:
-    """Back up a store that no process holds, and the blobs in the directory `blobs` if there is
-    one; see `services.backups`. A server backs up its own: ask that."""
+async def back_up(url: str, blobs: str, target: Path, progress: Progress) -> Manifest:
+    """Back up a store that no process holds, and the blobs at the URL `blobs` if there are any;
+    see `services.backups`. A server backs up its own: ask that."""
     async with open(url, read_only=True) as state, AsyncExitStack() as opened:
         kept = None
         if not _is_empty(blobs):
-            kept = await open_blobs(_url(blobs), read_only=True)
+            kept = await open_blobs(blobs, read_only=True)
             opened.push_async_callback(kept.close)
         return await backups.back_up(
             state.engine, kept, target, progress, clock=SystemClock(), disk=Disk()
         )
 
 
-async def restore(url: str, blobs: Path, source: Path, progress: Progress) -> Manifest:
-    """Make the store at `url`, and the directory `blobs`, of the backup at `source`. Neither may
-    be there. Raises `Invalid`, and what `backups.check_backup` and `restore_engine` raise."""
+async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Manifest:
+    """Make the store at `url`, and the blobs at the URL `blobs`, of the backup at `source`. Neither
+    may be there. Raises `Invalid`, and what `backups.check_backup` and `restore_engine` raise."""
     if not _is_empty(blobs):
         raise Invalid(f"{blobs} is not empty. A backup is restored into an empty place only.")
     manifest = await backups.check_backup(source, progress)
     if manifest.blobs.count:
-        kept = await open_blobs(_url(blobs))
+        kept = await open_blobs(blobs)
         try:
             await backups.restore_blobs(source, kept, progress)
         finally:
@@ -70,12 +70,9 @@ async def restore(url: str, blobs: Path, source: Path, progress: Progress) -> Ma
     return manifest
 
 
-def _is_empty(directory: Path) -> bool:
+def _is_empty(blobs: str) -> bool:
+    directory = Path(blobs.removeprefix("file:///"))
     return not directory.exists() or not any(directory.iterdir())
-
-
-def _url(directory: Path) -> str:
-    return f"file:///{directory.absolute()}"
 
 
 @contextmanager

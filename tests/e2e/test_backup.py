@@ -148,3 +148,24 @@ async def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     assert (nothing.code, "is not a backup" in nothing.err) == (3, True)
     memory = await perdure("backup", str(tmp_path / "b"), "--engine", "memory://")
     assert memory.code == 3
+
+
+# proves C17
+async def test_files_are_backed_up_wherever_their_bytes_are(tmp_path: Path) -> None:
+    """While a server runs and when none does, also with the blobs in a place of their own."""
+    data, apart = tmp_path / "data", {"PERDURE_BLOBS": f"file:///{tmp_path / 'blobs'}"}
+    async with serving(data, **apart) as server, server.sdk() as sdk:
+        made = await sdk.files.create(file=("a.txt", b"kept" * 10_000), purpose="user_data")
+        running = await perdure("backup", str(tmp_path / "one"), "--data", str(data), **apart)
+        assert (running.code, "1 blobs" in running.out) == (0, True), running
+        assert await server.end() == 0
+    stopped = await perdure("backup", str(tmp_path / "two"), "--data", str(data), **apart)
+    assert (stopped.code, "1 blobs" in stopped.out) == (0, True), stopped
+    for name in ("one", "two"):
+        other = tmp_path / f"from-{name}"
+        back = await perdure("restore", str(tmp_path / name), "--data", str(other))
+        assert back.code == 0, back.err
+        async with serving(other) as server, server.sdk() as sdk:
+            content = await sdk.files.content(made.id)
+            assert content.content == b"kept" * 10_000
+            assert (await perdure("verify", "--data", str(other))).code == 0

@@ -45,13 +45,13 @@ async def made(data: Path, *blobs: bytes) -> None:
 
 async def back_up(data: Path, target: Path) -> Manifest:
     return await library.back_up(
-        f"sqlite:///{data / 'perdure.db'}", data / "blobs", target, ignored
+        f"sqlite:///{data / 'perdure.db'}", f"file:///{data / 'blobs'}", target, ignored
     )
 
 
 async def restore(source: Path, data: Path) -> Manifest:
     return await library.restore(
-        f"sqlite:///{data / 'perdure.db'}", data / "blobs", source, ignored
+        f"sqlite:///{data / 'perdure.db'}", f"file:///{data / 'blobs'}", source, ignored
     )
 
 

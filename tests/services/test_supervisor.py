@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from perdure.core.clock import SystemClock
 from perdure.core.errors import Unavailable
@@ -53,3 +54,25 @@ async def test_errors_raised_on_purpose_pass_and_bugs_are_named() -> None:
         await contained("work", full())
     with pytest.raises(Crashed, match="work stopped"):
         await contained("work", bug())
+
+
+# proves O6
+async def test_the_log_names_the_kind_of_a_failure_and_not_its_words() -> None:
+    supervisor = Supervisor(Hasty())
+    done = asyncio.Event()
+
+    async def work() -> None:
+        done.set()
+        raise ValueError("what a user wrote")
+
+    with capture_logs() as lines:
+        supervisor.every("work", 0.1, work)
+        await done.wait()
+        await asyncio.sleep(0)
+        await supervisor.stop()
+    assert lines[0] == {
+        "event": "background work fails",
+        "log_level": "warning",
+        "work": "work",
+        "error": "ValueError",
+    }

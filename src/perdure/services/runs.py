@@ -181,7 +181,7 @@ class Run:
             self._stats.fenced += not self.let_go
             return
         self._stats.lost += 1
-        _log.error("a response was given up", response=self.key[-1], error=str(error))
+        _log.error("a response was given up", response=self.key[-1], code=error.code)
         self._tail.fail(EVENTS, self.key, error)
 
     def _halt(self) -> None:

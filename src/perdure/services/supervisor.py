@@ -70,7 +70,8 @@ class Supervisor:
                 await work()
             except Exception as error:
                 if name not in self.failing:
-                    _log.warning("background work fails", work=name, error=str(error))
+                    # Its words are shown in readiness; in the log they might quote a user.
+                    _log.warning("background work fails", work=name, error=type(error).__name__)
                 self.failing[name] = str(error)
                 await self._clock.sleep(max(pause_s, period_s))
                 pause_s = min(pause_s * 2, _PAUSE_MAX_S)

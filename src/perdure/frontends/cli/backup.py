@@ -14,7 +14,7 @@ from perdure.core.errors import Invalid
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import console, moment, say_json, shown_progress
 from perdure.frontends.cli.store import holder, work
-from perdure.services.backups import BLOBS, Manifest, Progress
+from perdure.services.backups import Manifest, Progress
 from perdure.services.config import Config
 
 
@@ -56,7 +56,7 @@ async def _back_up(config: Config, target: Path, progress: Progress) -> Manifest
     held = await holder(config)
     if held is not None:
         return await work(held, "/control/backup", {"target": str(target)}, Manifest, progress)
-    return await library.back_up(config.engine_url, config.data_path / BLOBS, target, progress)
+    return await library.back_up(config.engine_url, config.blobs_url, target, progress)
 
 
 async def _restore(config: Config, source: Path, progress: Progress) -> Manifest:
@@ -65,7 +65,7 @@ async def _restore(config: Config, source: Path, progress: Progress) -> Manifest
             f"{config.data_path} is not empty. Name a directory that is, or does not exist, "
             "with --data; move what is there out of the way if it is to be replaced."
         )
-    return await library.restore(config.engine_url, config.data_path / BLOBS, source, progress)
+    return await library.restore(config.engine_url, config.blobs_url, source, progress)
 
 
 def _described(manifest: Manifest) -> str:
