@@ -88,3 +88,36 @@ async def test_uploads_through_the_official_client(tmp_path: Path) -> None:
         assert (await client.uploads.cancel(other.id)).status == "cancelled"
         with pytest.raises(openai.BadRequestError, match="cancelled"):
             await client.uploads.parts.create(other.id, data=b"12345")
+
+
+# proves R10
+async def test_the_built_in_model_quotes_an_attached_file(tmp_path: Path) -> None:
+    async with serving(tmp_path / "data") as server, server.sdk() as client:
+        notes = b"Backups run at night.\n\nThe folder is synced after a rename.\n"
+        file = await client.files.create(file=("notes.markdown", notes), purpose="user_data")
+        answer = await client.responses.create(
+            model="perdure-extract",
+            input=[
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_file", "file_id": file.id},
+                        {"type": "input_text", "text": "What is synced after a rename?"},
+                    ],
+                }
+            ],
+        )
+        assert "notes.markdown, line 3: The folder is synced after a rename." in answer.output_text
+        assert "night" not in answer.output_text
+        with pytest.raises(openai.BadRequestError, match=r"a\.docx"):
+            await client.responses.create(
+                model="perdure-extract",
+                input=[
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "input_file", "filename": "a.docx", "file_data": "UEs="}
+                        ],
+                    }
+                ],
+            )

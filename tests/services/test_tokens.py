@@ -10,6 +10,7 @@ import pytest
 
 from perdure.core.clock import SystemClock
 from perdure.proving.upstream import ScriptedUpstream
+from perdure.services.attachments import Attachments
 from perdure.services.context import Context
 from perdure.services.sealing import Sealing
 from perdure.services.tokens import Counted, TokenCounter
@@ -35,7 +36,7 @@ async def counting(driver: Driver, url: str) -> AsyncIterator[TokenCounter]:
         clock=clock,
     )
     state = driver.node.state
-    context = Context(state, Sealing(state, clock), "repair")
+    context = Context(state, Sealing(state, clock), Attachments(driver.node.files), "repair")
     upstreams = Upstreams([Member("one", upstream)])
     yield TokenCounter(state, context, upstreams, clock)
     await upstreams.close()

@@ -10,6 +10,7 @@ import msgspec
 
 from perdure.core.keys import Key
 from perdure.core.values import Record
+from perdure.services.attachments import Attachments
 from perdure.services.config import OrphanPolicy
 from perdure.services.orphans import repaired
 from perdure.services.sealing import Sealing
@@ -38,9 +39,12 @@ class Given(msgspec.Struct, frozen=True):
 class Context:
     """Finds what requests of one state build on, and makes it readable."""
 
-    def __init__(self, state: State, sealing: Sealing, orphans: OrphanPolicy) -> None:
+    def __init__(
+        self, state: State, sealing: Sealing, attachments: Attachments, orphans: OrphanPolicy
+    ) -> None:
         self._state = state
         self._sealing = sealing
+        self._attachments = attachments
         self._orphans = orphans
 
     async def given(self, tenant: str, request: CreateResponse, items: Sequence[Item]) -> Given:
@@ -49,7 +53,9 @@ class Context:
         chain or cannot be read.
         """
         history = await self._sealing.opened(tenant, await self._earlier(tenant, request))
+        history = await self._attachments.readable(tenant, history)
         items = await self._sealing.opened(tenant, items, at="input")
+        items = await self._attachments.readable(tenant, items, at="input")
         if self._orphans == "refuse":
             return Given(history, items)
         told = repaired(history, items)

@@ -1,8 +1,9 @@
 """`perdure-extract`, the built-in model of a server without an upstream: it quotes, never writes.
 
 An answer is the passages of earlier turns closest to the question, ranked by the BM25 of SQLite's
-FTS5. The question itself is never quoted, nor are answers that were quotes. The result is told as
-chat completion chunks, so that it takes the same way to the client as any other model's.
+FTS5, and of attached files, with name and place. The question itself is never quoted, nor are
+answers that were quotes. The result is told as chat completion chunks, so that it takes the same
+way to the client as any other model's.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from perdure.wire.responses import CreateResponse
 
 MODEL = "perdure-extract"
 
-HEAD = "perdure-extract does not generate text. The closest passages of earlier turns are:"
+HEAD = (
+    "perdure-extract does not generate text. The closest passages of earlier turns and files are:"
+)
 
 NOTHING = (
-    "perdure-extract only quotes earlier turns and found nothing to quote; for generated answers, "
-    "start a model server and run: perdure serve --upstream http://127.0.0.1:11434/v1"
+    "perdure-extract only quotes earlier turns and files, and found nothing to quote; for "
+    "generated answers, start a model server and run: "
+    "perdure serve --upstream http://127.0.0.1:11434/v1"
 )
 
 QUOTES_MAX = 3
 PASSAGES_MAX = 2_000
 PASSAGE_CHARS_MAX = 400
+FILE_PASSAGES_MAX = 20_000
 TERMS_MAX = 64
 
 _CHARS_PER_TOKEN = 4
+_FILE = re.compile(r"\[file: [^\n]+\]\n")
+_PAGE = re.compile(r"\[(page \d+)\]")
 _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s*")
 _STOP_WORDS = frozenset(
@@ -119,8 +126,11 @@ def answer(
     if request.tool_choice not in (None, "none", "auto"):
         raise unsupported_value(f"a forced tool call by {MODEL}", "tool_choice", "Omit it.")
     start = _current(items)
-    question = "\n".join(text_of(item) for item in items[start:] if item.get("role") == "user")
-    quotes = closest(question, _passages((*history, *items[:start])))
+    current = [item for item in items[start:] if item.get("role") == "user"]
+    question = "\n".join(text_of(_apart(item)[0]) for item in current)
+    said = _passages([_apart(item)[0] for item in (*history, *items[:start])])
+    files = [text for item in (*history, *items) for text in _apart(item)[1]]
+    quotes = closest(question, [*said, *_file_passages(files)])
     read = sum(len(text_of(item)) for item in (*history, *items)) + len(request.instructions or "")
     return _chunks(_written(quotes), read, request.max_output_tokens)
 
@@ -179,6 +189,43 @@ def _passages(items: Sequence[Item]) -> list[tuple[str, str]]:
             said[passage] = speaker
     latest = list(said.items())[-PASSAGES_MAX:]
     return [(speaker, passage) for passage, speaker in latest]
+
+
+def _apart(item: Item) -> tuple[Item, list[str]]:
+    """An item without the files attached to it, and their texts."""
+    parts = item.get("content")
+    if not isinstance(parts, list):
+        return item, []
+    files = [part["text"] for part in parts if _FILE.match(part.get("text") or "")]
+    left = [part for part in parts if not _FILE.match(part.get("text") or "")]
+    return (item | {"content": left} if files else item), files
+
+
+def _file_passages(files: Sequence[str]) -> list[tuple[str, str]]:
+    """What can be quoted of files: blocks of lines, each with the file's name and its place."""
+    found: dict[tuple[str, str], None] = {}
+    for text in files:
+        name, body = text.removeprefix("[file: ").split("]\n", 1)
+        page: str | None = None
+        block: list[str] = []
+        first = 1
+        for number, line in enumerate((*body.split("\n"), ""), 1):
+            heading = _PAGE.fullmatch(line)
+            if block and (heading or not line.strip() or _long(block)):
+                place = page or f"line {first}"
+                for passage in _split(" ".join(block)):
+                    found[(f"{name}, {place}", passage)] = None
+                block = []
+            if heading:
+                page = heading[1]
+            elif line.strip():
+                first = first if block else number
+                block.append(line.strip())
+    return list(found)[:FILE_PASSAGES_MAX]
+
+
+def _long(block: list[str]) -> bool:
+    return sum(map(len, block)) >= PASSAGE_CHARS_MAX // 2
 
 
 def _split(text: str) -> Iterator[str]:

@@ -23,6 +23,7 @@ from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
+from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
 from perdure.services.backups import Manifest, Progress, back_up
 from perdure.services.blobs import BlobKeeper
@@ -268,10 +269,11 @@ class Node:
         transient = Requests(self._transient, self.clock, self.boot_id)
         sealing = Sealing(self.state, self.clock)
         self.conversations = Conversations(self.state, stored, sealing, self.clock)
-        context = Context(self.state, sealing, self.config.tools.orphans)
-        self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         bytes_max = self.config.limits.file_bytes_max
         self.files = Files(self.state, self.blobs, stored, self.clock, bytes_max)
+        attachments = Attachments(self.files)
+        context = Context(self.state, sealing, attachments, self.config.tools.orphans)
+        self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
         tail, jobs = Tail(self.state.engine), self.config.jobs
         self.jobs = Jobs(

@@ -65,7 +65,9 @@ INPUT_PART = Schema(
         "anyOf": [
             _part("input_text", text=TEXT),
             _part("input_image", image_url=TEXT),
+            _part("input_image", file_id=TEXT),
             _part("input_file", file_data=TEXT),
+            _part("input_file", file_id=TEXT),
         ]
     },
 )
