@@ -18,7 +18,7 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo test lint format bench crash docs lock wheel
+.PHONY: serve demo recording test lint format bench crash docs lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
@@ -43,6 +43,9 @@ bench: .venv/.dev  ## measure against raw SQLite and peers, in one run
 
 crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
 	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)
+
+recording: .venv/.dev  ## run the demo and put what it prints on the README's first screen
+	$(BIN)/python -m docs.recording
 
 docs: .venv/.dev  ## join statements, promises and test marks into docs/guarantees.md
 	$(BIN)/python -m docs.guarantees

@@ -61,7 +61,7 @@ async def _play(data: Path) -> bool:
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     async with ScriptedUpstream() as model, httpx.AsyncClient(base_url=url, timeout=None) as client:
-        console.print("[dim]A model that speaks slowly, and Perdure in front of it.[/]")
+        console.print("[dim]A model that speaks slowly, and Perdure in front of it.[/]\n")
         async with _served(data, port, model.url, client) as server:
             asked = {"model": "any", "input": f"pace {_PACE_S} {SENTENCE}"}
             console.print(f"\n[bold]POST {url}/v1/responses[/]  background: true, stream: true\n")
@@ -74,7 +74,7 @@ async def _play(data: Path) -> bool:
             console.print(f" [bold red]kill -9 {server.pid}[/]")
         response_id = seen[0].response["id"]
         last = seen[-1].sequence_number
-        console.print("\n[dim]The same command again, on the same data.[/]")
+        console.print("\n[dim]The same command again, on the same data.[/]\n")
         async with _served(data, port, model.url, client) as server:
             await _report(client)
             path = f"/v1/responses/{response_id}?stream=true&starting_after={last}"
@@ -93,7 +93,7 @@ async def _served(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A server that answers; killed at the end if it still runs."""
     command = ("serve", "--data", str(data), "--port", str(port), "--upstream", upstream)
-    console.print(f"$ perdure {' '.join(command)}")
+    console.print(f"$ perdure serve --data DIR --port {port} --upstream {upstream}")
     began_s = SystemClock().monotonic_s()
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "perdure.frontends.cli.main", *command),
@@ -136,7 +136,7 @@ async def _read(
                 console.print(event.delta, end="", markup=False)
                 words += 1
             elif event.type.endswith("output_item.done") and event.item["status"] != "completed":
-                console.print("[dim](what was said before ends here, as incomplete)[/]\n")
+                console.print("[dim](what was said before the kill is kept, as incomplete)[/]\n")
             if words == words_max:
                 break
     finally:
