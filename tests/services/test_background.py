@@ -305,6 +305,13 @@ async def test_a_replaced_owner_is_refused_and_the_next_one_ends_it(driver: Driv
     state = driver.node.state
     job = await job_of(driver, started.key)
     await state.commit(state.jobs.requeue(job, "process_restart", at_s=0))
+    tip = await state.engine.tip(EVENTS, started.key)
+
+    async def refused() -> bool:
+        return driver.node.gateway.stats.fenced == 1
+
+    await wait_until(refused, WITHIN_S, "the replaced owner is refused")
+    assert await state.engine.tip(EVENTS, started.key) == tip
     driver.node.jobs.enqueue(job.key)
     events = await driver.events(started)
     assert types(events).count("in_progress") == 2
