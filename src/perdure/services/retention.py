@@ -137,15 +137,26 @@ class Retention:
         return page.cursor
 
     async def _free(self, piece: Sequence[Held], gone: set[Key]) -> list[Held]:
-        """Those of a piece that nothing continues but what is gone, or goes with this piece."""
+        """Those of a piece that nothing continues but what is gone, or goes with this piece; each
+        after what continues it, however those of one second are ordered."""
+        continued = [
+            (held, await self._state.responses.continued_by(held.key, limit=_CHILDREN_MAX))
+            for held in piece
+        ]
         free: list[Held] = []
         going = set(gone)
-        for held in piece:
-            children = await self._state.responses.continued_by(held.key, limit=_CHILDREN_MAX)
-            if len(children) < _CHILDREN_MAX and going.issuperset(children):
-                free.append(held)
-                going.add(held.key)
-        return free
+        while True:
+            found = [
+                held
+                for held, children in continued
+                if held.key not in going
+                and len(children) < _CHILDREN_MAX
+                and going.issuperset(children)
+            ]
+            if not found:
+                return free
+            free += found
+            going.update(held.key for held in found)
 
     async def _remove(self, piece: Sequence[Held], pruned: Pruned) -> list[Held]:
         """Mark, look, remove. What changed meanwhile stays for the next time."""
