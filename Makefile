@@ -23,7 +23,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
 
-demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end: under a minute
+demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end
 	exec $(BIN)/perdure demo
 
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part

@@ -95,6 +95,29 @@ async def test_it_is_queued_at_once_and_runs_while_nobody_waits(driver: Driver) 
     assert (job.value.status, job.value.owed, job.value.attempt) == (Status.SUCCEEDED, None, 1)
 
 
+# proves R5, R12
+async def test_a_model_that_is_still_loading_is_waited_for(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.services.background._LOADING_PAUSE_S", 0.05)
+    async with ScriptedUpstream() as somewhere:
+        url = somewhere.url
+    driver = await opened({"upstream.url": url})
+    started = await driver.ask("count 3", background=True)
+    upstream = driver.node.upstreams.members[0].upstream
+
+    async def tried() -> bool:
+        return upstream.stats.failures > 0
+
+    await wait_until(tried, WITHIN_S, "the model was asked in vain")
+    assert (await body(driver, started.id))["status"] in ("queued", "in_progress")
+    port = int(url.removesuffix("/v1").rpartition(":")[2])
+    async with ScriptedUpstream(port):
+        events = await driver.events(started)
+    assert events[-1]["response"]["status"] == "completed"
+    assert said(events) == "1 2 3"
+
+
 @pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 class TestAfterADeath:
     # proves R5

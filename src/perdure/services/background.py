@@ -22,6 +22,7 @@ from perdure.services.ending import close_open
 from perdure.services.recovery import interrupt, replay
 from perdure.services.runs import Owner, Run, RunStats, Source
 from perdure.services.tail import Tail
+from perdure.services.upstream import UpstreamFailed
 from perdure.surfaces.jobs import JOBS, Attempt, Job
 from perdure.surfaces.jobs import Held as HeldJob
 from perdure.surfaces.jobs import Status as JobStatus
@@ -34,6 +35,12 @@ from perdure.wire.responses import CreateResponse, Outcome, failed
 KIND = "background_response"
 
 _RELEASE_WAIT_S = 5.0
+
+_LOADING = frozenset({0, 503})
+"""What a model server answers that is not there yet: nothing, or that it is unavailable."""
+
+_LOADING_MAX_S = 120.0
+_LOADING_PAUSE_S = 1.0
 
 CANCELLED = Outcome(status="cancelled")
 
@@ -181,7 +188,25 @@ class BackgroundResponses:
         return self._state.jobs.end(held, _ENDS[outcome.status], at_s=self._now_s(), reason=reason)
 
     async def _told(self, held: Held, request: CreateResponse, view: View) -> Source:
-        """What the model says; a request that can no longer be asked is an outcome too."""
+        """What the model says. After a start of the whole machine it may still be loading: as long
+        as it has said nothing, one that cannot be reached is asked again for a while."""
+        deadline_s = self._clock.monotonic_s() + _LOADING_MAX_S
+        said = False
+        while True:
+            try:
+                async with aclosing(self._asked(held, request, view)) as source:
+                    async for made in source:
+                        said = True
+                        yield made
+                return
+            except UpstreamFailed as error:
+                late = self._clock.monotonic_s() > deadline_s
+                if said or late or error.answered not in _LOADING:
+                    raise
+            await self._clock.sleep(_LOADING_PAUSE_S)
+
+    async def _asked(self, held: Held, request: CreateResponse, view: View) -> Source:
+        """One asking of the model; a request that can no longer be asked is an outcome too."""
         try:
             source = await self._sources(held, request, view)
         except (Invalid, Missing) as error:
