@@ -315,6 +315,14 @@ async def test_only_background_responses_can_be_cancelled(driver: Driver) -> Non
 
 
 # proves R6
+async def test_what_an_operator_stores_may_run_in_the_background(driver: Driver) -> None:
+    caller = someone(store_always=True)
+    started = await driver.ask("echo hello", caller=caller, background=True, store=False)
+    ended = (await driver.events(started))[-1]["response"]
+    assert (ended["status"], ended["store"]) == ("completed", True)
+
+
+# proves R5, R6
 async def test_what_is_not_to_be_stored_cannot_run_in_the_background(driver: Driver) -> None:
     with pytest.raises(WireError) as refused:
         await driver.ask("echo hello", background=True, store=False)

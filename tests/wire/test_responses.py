@@ -139,7 +139,6 @@ def test_terminal_bodies_pass_strict_validation(outcome: Outcome, completed_at: 
 @pytest.mark.parametrize(
     ("change", "param", "code"),
     [
-        ({"background": True, "store": False}, "background", "mutually_exclusive_parameters"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_parameter"),
         ({"context_management": []}, "context_management", "unsupported_parameter"),
         ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter"),

@@ -15,7 +15,7 @@ import msgspec
 
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, Damaged, Invalid, Missing
+from perdure.core.errors import Conflict, Damaged, Invalid, Missing, Unavailable
 from perdure.core.keys import Key, show
 from perdure.core.values import Record
 from perdure.services.ending import close_open
@@ -35,11 +35,11 @@ from perdure.wire.responses import CreateResponse, Outcome, failed
 KIND = "background_response"
 
 _RELEASE_WAIT_S = 5.0
+_REQUEUE_PAUSE_S = 1.0
 
 _LOADING = frozenset({0, 503})
 """What a model server answers that is not there yet: nothing, or that it is unavailable."""
 
-_LOADING_MAX_S = 120.0
 _LOADING_PAUSE_S = 1.0
 
 CANCELLED = Outcome(status="cancelled")
@@ -92,6 +92,8 @@ class BackgroundResponses:
         boot_id: str,
         sources: Sources,
         stats: RunStats,
+        *,
+        upstream_wait_s: float,
     ) -> None:
         self._state = state
         self._tail = tail
@@ -100,6 +102,7 @@ class BackgroundResponses:
         self._sources = sources
         self._stats = stats
         self._runs: dict[Key, Run] = {}
+        self._upstream_wait_s = upstream_wait_s
         self._released = False
 
     async def run(self, held: HeldJob) -> bool:
@@ -144,11 +147,16 @@ class BackgroundResponses:
             return False
         reason = "server_stopped" if run.let_go else "attempt_lost"
         again = self._state.jobs.requeue(begun, reason, at_s=self._now_s(), free=run.let_go)
-        try:
-            await self._state.commit(again)
-        except Conflict:  # this attempt was fenced, and whoever did that knows what is next
-            return False
-        return True
+        while True:  # until it is written, the record says that this attempt still runs
+            try:
+                await self._state.commit(again)
+                return True
+            except Conflict:  # written, or fenced: the record says what is next
+                return True
+            except Unavailable:
+                if self._released:
+                    raise
+            await self._clock.sleep(_REQUEUE_PAUSE_S)
 
     async def cancel(self, held: HeldJob) -> None:
         await self._end(held, CANCELLED)
@@ -156,8 +164,8 @@ class BackgroundResponses:
     async def give_up(self, held: HeldJob) -> None:
         tried = held.value.attempt
         message = (
-            f"The server went down {tried} times while it generated this response, which may be "
-            "the cause, so it is not tried again. What had been generated is kept."
+            f"This response was begun {tried} times, and each time the server went down or its "
+            "store failed, so it is not tried again. What had been generated is kept."
         )
         await self._end(held, failed(message, perdure={"reason": "attempts_exhausted"}))
 
@@ -190,7 +198,7 @@ class BackgroundResponses:
     async def _told(self, held: Held, request: CreateResponse, view: View) -> Source:
         """What the model says. After a start of the whole machine it may still be loading: as long
         as it has said nothing, one that cannot be reached is asked again for a while."""
-        deadline_s = self._clock.monotonic_s() + _LOADING_MAX_S
+        deadline_s = self._clock.monotonic_s() + self._upstream_wait_s
         said = False
         while True:
             try:
@@ -209,10 +217,10 @@ class BackgroundResponses:
         """One asking of the model; a request that can no longer be asked is an outcome too."""
         try:
             source = await self._sources(held, request, view)
-        except (Invalid, Missing) as error:
+        except (Invalid, Missing, Damaged) as error:
             yield failed(
                 f"The request cannot be carried out any more: {error}",
-                code="invalid_prompt",
+                code="server_error" if isinstance(error, Damaged) else "invalid_prompt",
                 perdure={"reason": error.code},
             )
             return

@@ -135,10 +135,12 @@ class Limits(msgspec.Struct, frozen=True):
 
 class Jobs(msgspec.Struct, frozen=True):
     """Work that goes on while nobody waits for it. A job whose process died `attempts_max` times
-    over it is given up; a stop in good order does not count."""
+    over it is given up; a stop in good order does not count. An upstream that cannot be reached, or
+    is left alone for its failures, is waited for."""
 
     running_max: Annotated[int, Meta(ge=1, le=4096)] = 64
     attempts_max: Annotated[int, Meta(ge=1, le=100)] = 5
+    upstream_wait_s: Annotated[float, Meta(ge=0)] = 600.0
 
 
 class Retention(msgspec.Struct, frozen=True):

@@ -141,6 +141,13 @@ class Gateway:
                 param="store",
                 code="mutually_exclusive_parameters",
             )
+        if request.background and not request.stored:
+            raise WireError(
+                "A background response has to be stored: whoever asked for it reads it later. "
+                "Omit 'store', or omit 'background'.",
+                param="background",
+                code="mutually_exclusive_parameters",
+            )
 
         async def attempt() -> Started:
             seen = await self._recall(caller, request)
@@ -195,13 +202,13 @@ class Gateway:
             await stored.commit(
                 self._stored.requests.remember(caller, response_id=key[-1], transient=True)
             )
+        self.stats.calls_repaired += len(given.orphans)
         if request.background:  # the source told what it refuses; a job makes its own
             most = self._jobs.attempts_max
             await stored.commit(batch + job_for(stored, key, response, request, attempts_max=most))
             self._jobs.enqueue(job_key(key, response))
             return Started(key, True, bool(request.stream), notes, echo)
         await store.state.commit(batch)
-        self.stats.calls_repaired += len(given.orphans)
         held = Record(key, 1, response)
         self._runs[key] = Run(
             *(store.state, store.tail, self._clock, held, view, len(first), source),

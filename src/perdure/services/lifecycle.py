@@ -291,7 +291,10 @@ class Node:
         again, stats = self.gateway.source_again, self.gateway.stats
         self.jobs.register(
             KIND,
-            BackgroundResponses(self.state, tail, self.clock, self.boot_id, again, stats),
+            BackgroundResponses(
+                *(self.state, tail, self.clock, self.boot_id, again, stats),
+                upstream_wait_s=self.config.jobs.upstream_wait_s,
+            ),
         )
         self.compactor = Compactor(
             self.state,

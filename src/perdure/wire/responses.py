@@ -228,13 +228,6 @@ def _check_extra(extra: dict[str, Any]) -> None:
 
 
 def _refuse_unsupported(request: CreateResponse) -> None:
-    if request.background and not request.stored:
-        raise WireError(
-            "A background response has to be stored: whoever asked for it reads it later. "
-            "Omit 'store', or omit 'background'.",
-            param="background",
-            code="mutually_exclusive_parameters",
-        )
     if request.truncation == "auto":
         raise unsupported_value("'auto'", "truncation", "Shorten the input, or omit 'truncation'.")
     for name in (
