@@ -78,7 +78,9 @@ async def test_a_compaction_stands_for_its_conversation_also_after_a_kill(
         assert listed.data[0].model_dump(exclude_unset=True) == item
         counted = await sdk.responses.input_tokens.count(model="m", input=[item])
         assert counted.input_tokens > 3
-        changed = item | {"encrypted_content": item["encrypted_content"][:-2] + "A="}
+        sealed = item["encrypted_content"]
+        other = "A=" if sealed[-2:] != "A=" else "E="
+        changed = item | {"encrypted_content": sealed[:-2] + other}
         with pytest.raises(openai.BadRequestError) as refused:
             await sdk.responses.create(model="m", input=[changed, said[1]])
         assert refused.value.code == "invalid_encrypted_content"

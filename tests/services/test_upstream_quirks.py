@@ -18,7 +18,7 @@ from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.services.config import load
 from perdure.services.lifecycle import Node
-from perdure.services.recovery import RESTARTED, Recovery
+from perdure.services.recovery import RESTARTED, interrupt
 from tests.services.conftest import Driver
 
 STREAM = "text/event-stream"
