@@ -140,7 +140,7 @@ async def test_an_end_that_is_too_large_to_be_stored_is_stored_without_the_outpu
             if b"output_text.delta" in b"".join(group):
                 break
         held = await driver.node.state.responses.get(*started.key)
-        await Recovery(driver.node.state, driver.node.clock).interrupt(held, RESTARTED)
+        await interrupt(driver.node.state, held, RESTARTED, driver.node.clock)
     else:
         await driver.node.gateway.finished(started)
     held = await driver.node.state.responses.get(*started.key)
