@@ -415,6 +415,8 @@ class SqliteEngine:
                 reader = self._open_reader()
             self._readers.add(reader)
             try:
+                with suppress(apsw.InterruptError):  # it held the log: once more on the new one
+                    return function(reader, *args)
                 return function(reader, *args)
             finally:
                 self._readers.discard(reader)
