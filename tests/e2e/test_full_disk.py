@@ -33,15 +33,20 @@ async def test_a_full_disk_is_refused_by_name_and_writes_resume_by_themselves(
         route = f"/v1/conversations/{conversation}/items"
         item = {"items": [{"role": "user", "content": "x" * 4000}]}
         acknowledged: list[str] = []
-        while (answer := await client.post(route, json=item)).status_code == 200:
-            acknowledged.append(answer.json()["data"][0]["id"])
-            assert len(acknowledged) < 2000
-        assert answer.status_code == 507
-        assert answer.json()["error"]["code"] == "storage_full"
-        assert answer.headers["x-should-retry"] == "false"
+
+        async def refused_and_unready() -> bool:
+            """Fill the disk, again where a checkpoint made room in the log for smaller writes."""
+            while (answer := await client.post(route, json=item)).status_code == 200:
+                acknowledged.append(answer.json()["data"][0]["id"])
+                assert len(acknowledged) < 2000
+            assert answer.status_code == 507
+            assert answer.json()["error"]["code"] == "storage_full"
+            assert answer.headers["x-should-retry"] == "false"
+            return await readiness(server, 503)
+
+        await wait_until(refused_and_unready, 60, "unreadiness")
         assert (await client.get(f"{route}/{acknowledged[-1]}")).status_code == 200
         assert (await client.get("/livez")).status_code == 200
-        await wait_until(lambda: readiness(server, 503), 20, "unreadiness")
         Path(f"/proc/{server.pid}/root{small}/ballast").unlink()
         await wait_until(lambda: readiness(server, 200), 30, "readiness")
         resumed = await client.post(route, json=item)
