@@ -108,7 +108,7 @@ async def test_a_claim_that_becomes_a_reference_under_the_sweep_is_left() -> Non
     """The sweep has read the claim when it is used."""
     keeper, _, engine = await open_keeper()
     claim = await keep(keeper)
-    (stale,) = [stale async for stale in keeper._claims()]
+    (stale,) = [stale async for stale in keeper.uses.claims()]
     await engine.commit(keeper.uses.refer(claim, "files/1"))
     await keeper.give_up(stale)
     assert keeper.stats.claims_given_up == 0

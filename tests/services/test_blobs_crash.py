@@ -94,7 +94,7 @@ async def violations(state: State, batches: list[Batch], root: Path) -> list[str
     await keeper.sweep(["boot_2"])
     found += [f"lost by the sweep: {finding}" async for finding in keeper.verify()]
     found += [f"damaged: {finding}" async for finding in blobs.verify()]
-    referred = {reference.key[1] for reference in (await keeper.uses.references(limit=99)).items}
+    referred = {reference.key[1] async for reference in keeper.uses.references()}
     found += [f"nobody's: {blob}" async for blob in blobs.list() if blob.digest not in referred]
     await blobs.close()
     return found

@@ -72,8 +72,8 @@ async def test_a_claim_becomes_a_reference_with_the_record_that_names_the_blob()
     assert await uses.used(DIGEST)
     await store.commit(naming(uses, claim))
     assert await uses.used(DIGEST)
-    assert (await uses.claims(limit=9)).items == []
-    (reference,) = (await uses.references(limit=9)).items
+    assert [claim async for claim in uses.claims()] == []
+    (reference,) = [reference async for reference in uses.references()]
     assert reference.key == ("t", DIGEST, "files/file_1")
     assert reference.value == Reference(DIGEST, 5)
     await store.commit(uses.release("t", DIGEST, "files/file_1"))
@@ -118,7 +118,7 @@ async def test_a_shared_reference_must_still_be_there() -> None:
     store = await engine()
     uses = BlobUses(store)
     await store.commit(uses.refer(await claimed(store), "files/file_1"))
-    (reference,) = (await uses.references(limit=9)).items
+    (reference,) = [reference async for reference in uses.references()]
     await store.commit(uses.share(reference, "files/file_2"))
     await store.commit(uses.release("t", DIGEST, "files/file_1"))
     assert await uses.used(DIGEST)
@@ -142,7 +142,4 @@ async def test_claims_are_listed_the_oldest_first() -> None:
     uses = BlobUses(store)
     for at_s in (30, 10, 20):
         await store.commit(uses.claim("t", f"claim_{at_s}", Claim(DIGEST, 1, "boot", at_s)))
-    first = await uses.claims(limit=2)
-    assert [claim.value.claimed_at_s for claim in first.items] == [10, 20]
-    rest = await uses.claims(limit=2, cursor=first.cursor)
-    assert [claim.value.claimed_at_s for claim in rest.items] == [30]
+    assert [claim.value.claimed_at_s async for claim in uses.claims()] == [10, 20, 30]

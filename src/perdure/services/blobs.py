@@ -26,8 +26,6 @@ from perdure.core.values import Finding, Record
 from perdure.surfaces.blobs import CLAIM_KEPT_S, NOBODY, BlobUses, Claim
 from perdure.surfaces.boots import SurfaceRecovery
 
-_PAGE = 200
-
 _log = structlog.get_logger("perdure.blobs")
 
 
@@ -100,7 +98,7 @@ class BlobKeeper:
         """Give up claims of boots that are not living and claims past their time, and drop the
         bytes that nobody else needs."""
         before_s = self._clock.now_s() - CLAIM_KEPT_S
-        async for claim in self._claims():
+        async for claim in self.uses.claims():
             if claim.value.boot_id not in living_boots or claim.value.claimed_at_s < before_s:
                 await self.give_up(claim, living_boots)
 
@@ -161,26 +159,12 @@ class BlobKeeper:
     async def verify(self) -> AsyncIterator[Finding]:
         """References whose bytes are absent or of another size. What the bytes say by themselves
         is `Blobs.verify`'s to find."""
-        cursor: str | None = None
-        while True:
-            page = await self.uses.references(limit=_PAGE, cursor=cursor)
-            for reference in page.items:
-                tenant, digest, owner = reference.key
-                try:
-                    await self.check(digest, reference.value.size_bytes)
-                except Damaged as damage:
-                    yield Finding(f"{damage.where} of {owner} (tenant {tenant})", damage.why)
-            if (cursor := page.cursor) is None:
-                return
-
-    async def _claims(self) -> AsyncIterator[Record[Claim]]:
-        cursor: str | None = None
-        while True:
-            page = await self.uses.claims(limit=_PAGE, cursor=cursor)
-            for claim in page.items:
-                yield claim
-            if (cursor := page.cursor) is None:
-                return
+        async for reference in self.uses.references():
+            tenant, digest, owner = reference.key
+            try:
+                await self.check(digest, reference.value.size_bytes)
+            except Damaged as damage:
+                yield Finding(f"{damage.where} of {owner} (tenant {tenant})", damage.why)
 
     @contextmanager
     def holding(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ have one or the other, and what a crash leaves over is found by its claims alone
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -19,9 +19,9 @@ import msgspec
 from perdure.core.batch import Batch, check, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.layouts import Index, Records
-from perdure.core.limits import PAGE_MAX
+from perdure.core.paging import every
 from perdure.core.promises import Durability, Promise
-from perdure.core.values import Page, Record
+from perdure.core.values import Record
 
 CLAIM_KEPT_S = 24 * 3600
 """A claim that has not become a reference after this long is given up, even by a living boot."""
@@ -98,25 +98,18 @@ class BlobUses:
     async def needed(self, digest: str, living_boots: Collection[str]) -> bool:
         """Whether a record names this digest, or a living boot is about to name it in one. Claims
         are looked at first, as in `used`."""
-        cursor: str | None = None
-        while True:
-            page = await self._engine.scan(
-                CLAIMS, (), index="by_digest", where=(digest,), limit=PAGE_MAX, cursor=cursor
-            )
-            if any(claim.value.boot_id in living_boots for claim in page.items):
+        async for claim in every(self._engine, CLAIMS, (), index="by_digest", where=(digest,)):
+            if claim.value.boot_id in living_boots:
                 return True
-            if (cursor := page.cursor) is None:
-                return await self._any(REFERENCES, digest)
+        return await self._any(REFERENCES, digest)
 
-    async def claims(self, *, limit: int, cursor: str | None = None) -> Page[Record[Claim]]:
+    def claims(self) -> AsyncIterator[Record[Claim]]:
         """Claims of all tenants, the oldest first."""
-        return await self._engine.scan(CLAIMS, (), index="by_age", limit=limit, cursor=cursor)
+        return every(self._engine, CLAIMS, (), index="by_age")
 
-    async def references(self, *, limit: int, cursor: str | None = None) -> Page[Record[Reference]]:
+    def references(self) -> AsyncIterator[Record[Reference]]:
         """References of all tenants, by digest."""
-        return await self._engine.scan(
-            REFERENCES, (), index="by_digest", limit=limit, cursor=cursor
-        )
+        return every(self._engine, REFERENCES, (), index="by_digest")
 
     def claim(self, tenant: str, claim_id: str, claim: Claim) -> Batch:
         """Claim a blob, before its bytes can be seen."""

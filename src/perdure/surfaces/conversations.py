@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
-from perdure.core import cursors
 from perdure.core.batch import Batch, delete, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
+from perdure.core.paging import scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import ConversationLocked, NotFound
@@ -77,21 +77,14 @@ class Conversations:
     ) -> Page[Held]:
         """Conversations in the order they were created, going on after the record `after` or at a
         cursor. Raises `Damaged`, which can resume."""
-        if after is not None and cursor is None:
-            cursor = cursors.at_record(
-                self._engine.store_id,
-                CONVERSATIONS,
-                (tenant,),
-                after,
-                index="by_age",
-                descending=descending,
-            )
-        return await self._engine.scan(
+        return await scan_after(
+            self._engine,
             CONVERSATIONS,
             (tenant,),
             index="by_age",
-            limit=limit,
+            after=after,
             cursor=cursor,
+            limit=limit,
             descending=descending,
         )
 

@@ -17,12 +17,12 @@ from typing import Literal
 
 import msgspec
 
-from perdure.core import cursors
 from perdure.core.batch import Batch, check, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
+from perdure.core.paging import every, scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound
@@ -153,25 +153,16 @@ class Files:
         over are among them until they are swept."""
         index = "by_creation" if purpose is None else "by_purpose"
         where = () if purpose is None else (purpose,)
-        descending = order == "desc"
-        if after is not None:
-            cursor = cursors.at_record(
-                self._engine.store_id,
-                FILES,
-                (tenant,),
-                after,
-                index=index,
-                where=where,
-                descending=descending,
-            )
-        return await self._engine.scan(
+        return await scan_after(
+            self._engine,
             FILES,
             (tenant,),
             index=index,
             where=where,
-            limit=limit,
+            after=after,
             cursor=cursor,
-            descending=descending,
+            limit=limit,
+            descending=order == "desc",
         )
 
     async def over(self, now_s: float, *, limit: int) -> list[Held]:
@@ -215,15 +206,9 @@ class Uploads:
             found += await self._engine.get_many(PARTS, keys)
         return found
 
-    async def parts(self, upload: Key) -> AsyncIterator[HeldPart]:
-        """Every part of an upload, in bounded pages."""
-        cursor: str | None = None
-        while True:
-            page = await self._engine.scan(PARTS, upload, limit=PAGE_MAX, cursor=cursor)
-            for part in page.items:
-                yield part
-            if (cursor := page.cursor) is None:
-                return
+    def parts(self, upload: Key) -> AsyncIterator[HeldPart]:
+        """Every part of an upload."""
+        return every(self._engine, PARTS, upload)
 
     def create(self, key: Key, upload: Upload) -> Batch:
         """A new upload."""

@@ -13,22 +13,17 @@ from typing import Literal
 
 import msgspec
 
-from perdure.core import cursors
 from perdure.core.batch import Batch, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Damaged, Missing
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
-from perdure.core.limits import PAGE_MAX
+from perdure.core.paging import every, scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound, WireError
 
 Part = Literal["input", "output", "items"]
-
-
-_OWNERS = 16
-"""Records of one id read at once: an id seldom stands under more than two owners."""
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -81,17 +76,10 @@ class Items:
 
     async def within(self, owner: Key, part: Part, item_id: str) -> Record[Item]:
         """The item of that id in one part of one owner. Raises `Missing`."""
-        cursor: str | None = None
-        while True:
-            page = await self._engine.scan(
-                ITEMS, owner[:1], index="by_id", where=(item_id,), limit=_OWNERS, cursor=cursor
-            )
-            for record in page.items:
-                if record.key[:3] == (*owner, part):
-                    return record
-            if page.cursor is None:
-                raise NotFound("Item", item_id)
-            cursor = page.cursor
+        async for record in every(self._engine, ITEMS, owner[:1], index="by_id", where=(item_id,)):
+            if record.key[:3] == (*owner, part):
+                return record
+        raise NotFound("Item", item_id)
 
     async def page(
         self,
@@ -106,8 +94,7 @@ class Items:
 
         Raises `WireError` for an `after` that is not among them.
         """
-        prefix = (*owner, part)
-        cursor = None
+        last = None
         if after is not None:
             try:
                 last = await self.within(owner, part, after)
@@ -115,24 +102,15 @@ class Items:
                 raise WireError(
                     f"No item with id '{after}' to list after.", param="after"
                 ) from None
-            cursor = cursors.at_record(
-                self._engine.store_id, ITEMS, prefix, last, descending=descending
-            )
-        return await self._engine.scan(
-            ITEMS, prefix, limit=limit, cursor=cursor, descending=descending
+        return await scan_after(
+            self._engine, ITEMS, (*owner, part), after=last, limit=limit, descending=descending
         )
 
     async def all(self, owner: Key, *parts: Part) -> AsyncIterator[Record[Item]]:
-        """Every item of some parts of `owner` (tenant and id), in order, in bounded pages."""
+        """Every item of some parts of `owner` (tenant and id), in order."""
         for part in parts:
-            cursor: str | None = None
-            while True:
-                page = await self._engine.scan(ITEMS, (*owner, part), limit=PAGE_MAX, cursor=cursor)
-                for record in page.items:
-                    yield record
-                if page.cursor is None:
-                    break
-                cursor = page.cursor
+            async for record in every(self._engine, ITEMS, (*owner, part)):
+                yield record
 
     async def removal(self, owner: Key) -> Batch:
         """The batch that deletes every item a response owns."""

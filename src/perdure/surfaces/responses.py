@@ -19,6 +19,7 @@ from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
+from perdure.core.paging import scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound, previous_response_not_found
@@ -169,23 +170,15 @@ class Responses:
         """Responses in the order they were created, those with `status` only if it is given. It
         goes on after the record `after`, or at a cursor. Raises `Damaged`, which can resume."""
         index, where = ("by_age", ()) if status is None else ("by_state", (status.value,))
-        if after is not None and cursor is None:
-            cursor = cursors.at_record(
-                self._engine.store_id,
-                RESPONSES,
-                (tenant,),
-                after,
-                index=index,
-                where=where,
-                descending=descending,
-            )
-        return await self._engine.scan(
+        return await scan_after(
+            self._engine,
             RESPONSES,
             (tenant,),
             index=index,
             where=where,
-            limit=limit,
+            after=after,
             cursor=cursor,
+            limit=limit,
             descending=descending,
         )
 

@@ -1,0 +1,72 @@
+"""Reading in pages: one page that goes on after a record, or every record one by one.
+
+Here once, because a page loop written by hand is where a record gets left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
+from perdure.core import cursors
+from perdure.core.engine import Engine
+from perdure.core.keys import Key
+from perdure.core.layouts import Column, Records
+from perdure.core.limits import PAGE_MAX
+from perdure.core.values import Page, Record
+
+T = TypeVar("T")
+
+_FIRST = 64
+"""Records in the first page of `every`: most questions have no more answers than that, and an
+engine may answer a small page without leaving its thread."""
+
+
+async def scan_after(
+    engine: Engine,
+    records: Records[T],
+    prefix: Key,
+    *,
+    index: str | None = None,
+    where: Sequence[Column] = (),
+    after: Record[T] | None = None,
+    cursor: str | None = None,
+    limit: int,
+    descending: bool = False,
+) -> Page[Record[T]]:
+    """A page of `Engine.scan` that goes on at `cursor`, or else after the record `after`."""
+    if after is not None and cursor is None:
+        cursor = cursors.at_record(
+            engine.store_id, records, prefix, after, index=index, where=where, descending=descending
+        )
+    return await engine.scan(
+        records,
+        prefix,
+        index=index,
+        where=where,
+        limit=limit,
+        cursor=cursor,
+        descending=descending,
+    )
+
+
+async def every(
+    engine: Engine,
+    records: Records[T],
+    prefix: Key,
+    *,
+    index: str | None = None,
+    where: Sequence[Column] = (),
+) -> AsyncIterator[Record[T]]:
+    """Every record of a scan, in its order, read in bounded pages. Raises `Damaged` at a damaged
+    one."""
+    limit, cursor = _FIRST, None
+    while True:
+        page = await engine.scan(
+            records, prefix, index=index, where=where, limit=limit, cursor=cursor
+        )
+        for record in page.items:
+            yield record
+        if page.cursor is None:
+            return
+        limit, cursor = PAGE_MAX, page.cursor
