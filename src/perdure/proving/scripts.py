@@ -51,11 +51,26 @@ class Script(msgspec.Struct, frozen=True):
     failures: int = 0
     ending: Ending = "stop"
     streams: bool = True
+    given: str = ""
+    repeats: bool = False
 
     @property
     def text(self) -> str:
         """Everything the answer says."""
         return "".join(self.chunks)
+
+    def going_on(self, given: str, *, repeats: bool) -> Script:
+        """The answer of a model that is given the beginning of it: the rest, behind what it was
+        given if it repeats that. A text that is no beginning of it is not gone on with."""
+        if not self.text.startswith(given):
+            return self
+        rest, chunks = len(given), []
+        for chunk in self.chunks:
+            chunks.append(chunk[rest:])
+            rest = max(0, rest - len(chunk))
+        return msgspec.structs.replace(
+            self, chunks=tuple(filter(None, chunks)), thoughts=(), given=given, repeats=repeats
+        )
 
 
 def script_of(prompt: str, model: str = "") -> Script:
@@ -151,6 +166,8 @@ def deltas(script: Script, turn: int) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant", "content": ""}
     for thought in script.thoughts:
         yield {"reasoning_content": thought}
+    if script.repeats:
+        yield {"content": script.given}
     for chunk in script.chunks:
         yield {"content": chunk}
     for word in _words(script.refusal) if script.refusal else ():
