@@ -20,6 +20,7 @@ is echoed:
     flaky N                 503 to the first N requests with this message, then an echo
     cut N                   count N, then the connection is closed
     hang N                  count N, then nothing until the client leaves
+    linger DELAY_S N        slow, its end and its usage, then nothing until the client leaves
 
 A model name is a script too, with dashes for spaces (`slow-0.01-100`), where the message is none.
 """
@@ -51,6 +52,7 @@ class Script(msgspec.Struct, frozen=True):
     failures: int = 0
     ending: Ending = "stop"
     streams: bool = True
+    lingers: bool = False
     given: str = ""
     repeats: bool = False
 
@@ -152,6 +154,7 @@ _VERBS: dict[str, Callable[[str], Script]] = {
     "fail": _fail,
     "flaky": lambda rest: Script(chunks=_words(f"flaky {rest}"), failures=int(rest)),
     "cut": lambda rest: Script(chunks=_count(rest), ending="cut"),
+    "linger": lambda rest: msgspec.structs.replace(_slow(rest), lingers=True),
     "hang": lambda rest: Script(chunks=_count(rest), ending="hang"),
 }
 

@@ -227,7 +227,7 @@ class ScriptedApp:
                     self._note(left=1)
                     return
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            if script.ending == "hang":
+            if script.ending == "hang" or script.lingers:
                 await left
                 self._note(left=1)
             elif script.ending == "cut":
@@ -259,7 +259,7 @@ _BESIDE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def _chat_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
     for chunk in chat_chunks(script, body):
         yield b"data: %b\n\n" % codec.encode(chunk)
-    if script.ending not in _UNFINISHED:
+    if script.ending not in _UNFINISHED and not script.lingers:
         yield b"data: [DONE]\n\n"
 
 
