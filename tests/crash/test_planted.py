@@ -26,6 +26,7 @@ class Case(msgspec.Struct, frozen=True):
     steps: int = 4
     choices: str = "planted"
     power: bool = False
+    continues: bool = False
 
 
 def edges(first: int, last: int) -> tuple[Death, ...]:
@@ -52,6 +53,9 @@ CASES = {
     "keeps-jobs": Case({Check.CLEAN}, "jobs", edges(7, 10)),
     "accepts-jobs-later": Case({Check.ATOMIC}, "jobs", edges(4, 6)),
     "leaves-open": Case({Check.WHOLE}, "jobs", edges(9, 14), choices="f"),
+    "takes-it-for-more": Case(
+        {Check.WHOLE, Check.KEPT}, "jobs", edges(9, 14), choices="f", continues=True
+    ),
     "always-clean": Case({Check.REPORTED}, "boots", edges(3, 3)),
     "refers-later": Case({Check.ATOMIC}, "blobs", edges(4, 9)),
     "names-before-bytes": Case(
@@ -76,6 +80,7 @@ async def live(campaign: Campaign, case: Case) -> None:
             choices=case.choices,
             death=death,
             power=case.power,
+            continues=case.continues,
         )
         if not await campaign.live(life):
             break

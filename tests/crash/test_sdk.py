@@ -16,6 +16,7 @@ from perdure.proving.campaign import Stage
 from perdure.proving.launcher import At, Death, Plan
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.victim import Victim
+from perdure.services.continuing import Continues
 from perdure.surfaces.items import ITEMS
 from perdure.surfaces.responses import RESPONSES
 
@@ -29,9 +30,10 @@ boot, of the boot that is ready, and of its first sign of life. Its events and i
 class Place:
     """One data directory, and the servers that come and go over it."""
 
-    def __init__(self, stage: Stage, home: Path) -> None:
+    def __init__(self, stage: Stage, home: Path, continues: Continues = "no") -> None:
         self.stage = stage
         self.home = home
+        self.continues = continues
         self.victim: Victim
 
     async def start(self, death: Death | None = None) -> None:
@@ -44,6 +46,7 @@ class Place:
                 data=str(self.home / "data"),
                 port=self.stage.port,
                 upstream=self.stage.upstream.url,
+                continues=self.continues,
                 death=death,
             )
         )

@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 from perdure.proving.campaign import Stage
 from perdure.proving.launcher import At, Death
 from perdure.proving.waiting import wait_until
+from perdure.services.continuing import Continues
 from perdure.surfaces.jobs import JOBS
 from perdure.surfaces.responses import RESPONSES
 from tests.crash.test_sdk import CREATED, Place
@@ -87,8 +88,9 @@ async def ended(sdk: AsyncOpenAI, response_id: str) -> float:
     return await wait_until(over, TAKEN_OVER_S, f"the end of {response_id}")
 
 
-def judge(seen: list[Any], response: Any) -> None:
-    """What was seen in all connections together is one stream that makes sense."""
+def judge(seen: list[Any], response: Any, *, continued: bool) -> None:
+    """What was seen in all connections together is one stream that makes sense; where the upstream
+    can go on with a message, there is one item, and nothing was abandoned."""
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert seen[-1].response == response
     assert response.output_text == ANSWER
@@ -102,19 +104,25 @@ def judge(seen: list[Any], response: Any) -> None:
         text = "".join(e.delta for e in deltas if e.output_index == index)
         assert item.content[0].text == text
         assert ANSWER.startswith(text)
-    abandoned = response.model_extra["perdure"]["abandoned"]
+    abandoned = response.model_extra["perdure"].get("abandoned", [])
     assert abandoned == [item.to_dict() for _, item in left]
+    assert (not left) == continued
     attempts = response.model_extra["perdure"]["attempts"]
+    assert [attempt.get("continued", False) for attempt in attempts[1:]] == (
+        [continued] * (len(attempts) - 1)
+    )
     began = sum(event.type == "response.in_progress" for event in seen)
     assert [attempt["attempt"] for attempt in attempts] == list(range(1, began + 1))
 
 
 # proves R4, R5
+@pytest.mark.parametrize("continues", ["no", "continue_final_message"])
 @pytest.mark.parametrize("at", ["before", "after"])
 @pytest.mark.parametrize("n", range(1, EDGES + 1))
 async def test_a_takeover_that_is_killed_is_taken_over(
-    place: Place, sdk: AsyncOpenAI, at: At, n: int
+    place: Place, sdk: AsyncOpenAI, at: At, n: int, continues: Continues
 ) -> None:
+    place.continues = continues
     seen = await begin(place, sdk)
     if await place.born(Death(at, n)):
         with pytest.raises(openai.APIConnectionError):
@@ -123,7 +131,8 @@ async def test_a_takeover_that_is_killed_is_taken_over(
     await place.start()
     await ended(sdk, seen[0].response.id)
     await read_on(sdk, seen)
-    judge(seen, await sdk.responses.retrieve(seen[0].response.id))
+    ended_as = await sdk.responses.retrieve(seen[0].response.id)
+    judge(seen, ended_as, continued=continues != "no")
 
 
 # proves C22, R5

@@ -96,6 +96,49 @@ async def test_a_stream_is_resumed_across_a_kill_and_ends_whole(tmp_path: Path) 
             assert (final.status, final.output_text) == ("completed", TEXT)
 
 
+# proves R4, R5
+async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    async with ScriptedUpstream() as upstream:
+        options = tmp_path / "data", "--upstream", upstream.url
+        knows = {"PERDURE_UPSTREAM_CONTINUES": "continue_final_message"}
+        async with serving(*options, **knows) as server, server.sdk() as sdk:
+            stream = await sdk.responses.create(
+                model="m", input="slow 0.03 30", background=True, stream=True
+            )
+            with pytest.raises(openai.APIConnectionError):
+                await listen(stream, seen, server, kill_at=10)
+        response_id = seen[0].response.id
+        for kill_at in (18, -1):
+            async with serving(*options, **knows) as server, server.sdk() as sdk:
+                rest = await sdk.responses.retrieve(
+                    response_id, stream=True, starting_after=seen[-1].sequence_number
+                )
+                if kill_at > 0:
+                    with pytest.raises(openai.APIConnectionError):
+                        await listen(rest, seen, server, kill_at=kill_at)
+                    continue
+                await listen(rest, seen, server, kill_at=kill_at)
+                ended = await sdk.responses.retrieve(response_id)
+                async with sdk.responses.stream(response_id=response_id) as helper:
+                    final = await helper.get_final_response()
+                unbroken = await sdk.responses.create(model="m", input="slow 0 30")
+    assert [event.sequence_number for event in seen] == list(range(len(seen)))
+    assert [event.type for event in seen].count("response.output_item.added") == 1
+    deltas = [event.delta for event in seen if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == TEXT == unbroken.output_text
+    assert seen[-1].response == ended
+    assert (final.output_text, final.output[0].id) == (TEXT, ended.output[0].id)
+    (item,) = ended.output
+    assert (ended.status, item.status, ended.output_text) == ("completed", "completed", TEXT)
+    told = ended.model_extra["perdure"]
+    assert "abandoned" not in told
+    assert [attempt.get("continued", False) for attempt in told["attempts"]] == [False, True, True]
+    assert ended.usage is not None
+    assert unbroken.usage is not None
+    assert ended.usage.total_tokens == unbroken.usage.total_tokens
+
+
 # proves R5
 async def test_sixty_four_are_taken_over_within_ten_seconds(tmp_path: Path) -> None:
     async with ScriptedUpstream() as upstream:

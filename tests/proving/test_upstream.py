@@ -49,6 +49,7 @@ def said(prompt: str) -> list[Any]:
         ("fail after 2", Script(chunks=("1", " 2"), ending="error")),
         ("cut 1", Script(chunks=("1",), ending="cut")),
         ("hang 1", Script(chunks=("1",), ending="hang")),
+        ("linger 0.1 2", Script(chunks=("1", " 2"), delay_s=0.1, lingers=True)),
         ("length 1", Script(chunks=("1",), ending="length")),
     ],
 )

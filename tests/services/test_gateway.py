@@ -260,6 +260,19 @@ async def test_an_upstream_that_does_not_stream_is_read_all_the_same(
 
 
 # proves R12
+async def test_an_upstream_that_has_ended_its_answer_and_stays_is_not_waited_for(
+    driver: Driver, upstream: ScriptedUpstream
+) -> None:
+    async with asyncio.timeout(20):
+        ended = await driver.answer("linger 0.3 3")
+    assert ended["status"] == "completed"
+    assert ended["output"][0]["content"][0]["text"] == "1 2 3"
+    assert ended["usage"]["output_tokens"] == 3, "what it used came after its end"
+    assert await upstream.left_early(1) == 1
+    assert driver.node.upstreams.members[0].upstream.stats.failures == 0
+
+
+# proves R12
 async def test_only_the_start_of_a_request_is_retried(
     driver: Driver, upstream: ScriptedUpstream
 ) -> None:

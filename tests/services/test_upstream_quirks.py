@@ -108,6 +108,19 @@ async def test_an_upstream_that_reports_an_error_and_stays_is_not_waited_for(
 
 
 # proves R12
+async def test_an_upstream_that_ends_its_answer_and_says_nothing_more_is_not_waited_for(
+    driver: Driver, quirky: tuple[Quirky, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.services.upstream._REST_WITHIN_S", 0.1)
+    quirky[0].closes = False
+    quirky[0].body = chunk({"content": "hi"}, "stop") + b": still there\n\n"
+    async with asyncio.timeout(10):
+        ended = await driver.answer("go")
+    assert (ended["status"], ended["usage"]) == ("completed", None)
+    assert ended["output"][0]["content"][0]["text"] == "hi"
+
+
+# proves R12
 async def test_an_answer_that_was_finished_before_the_connection_broke_is_whole(
     driver: Driver, quirky: tuple[Quirky, str]
 ) -> None:

@@ -265,6 +265,22 @@ def test_what_stands_before_the_last_beginning_is_abandoned_and_nothing_else() -
 
 
 # proves R5
+def test_a_beginning_that_finds_an_item_open_goes_on_with_it() -> None:
+    view = View()
+    take(view, ev.ResponseCreated(response=BODY), ev.ResponseInProgress(response=BODY))
+    at: dict[str, Any] = {"output_index": 0, "item_id": "msg_0"}
+    take(view, ev.OutputItemAdded(output_index=0, item=message("msg_0")))
+    take(view, ev.ContentPartAdded(**at, content_index=0, part=TEXT_PART))
+    for text in ("cut ", "short ", "twice"):
+        take(view, ev.OutputTextDelta(**at, content_index=0, delta=text))
+        take(view, ev.ResponseInProgress(response=BODY))
+    assert view.abandoned() == []
+    assert [item["content"][0]["text"] for item in view.output()] == ["cut short twice"]
+    take(view, *interrupting(view), ev.ResponseInProgress(response=BODY))
+    assert [item["id"] for item in view.abandoned()] == ["msg_0"]
+
+
+# proves R5
 def test_a_cancelled_response_ends_with_an_event_that_every_client_knows() -> None:
     body = finished(BODY, Outcome(status="cancelled"), [], completed_at=9)
     event = ev.terminal(body)

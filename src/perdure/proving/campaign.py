@@ -32,6 +32,7 @@ from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.victim import Nursery, Victim
 from perdure.proving.waiting import TooLate
 from perdure.proving.workload import Actor, Scene, Start, cover
+from perdure.services.continuing import Continues
 from perdure.surfaces.state import PROMISES
 
 RUNNER = "server"
@@ -47,7 +48,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
 
     Without `death` the runner kills the process `kill_after_s` into the work or, where that is
     None, at its end; with `stop` it asks instead. `power` makes planned deaths power cuts.
-    `rebirths` are deaths of the starts that follow; `again` restarts a second time."""
+    `rebirths` are deaths of the starts that follow; `again` restarts a second time. `continues`:
+    its servers are told that the upstream can go on with a message."""
 
     workers: int = 3
     steps: int = 8
@@ -59,6 +61,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     stop: bool = False
     rebirths: tuple[Death, ...] = ()
     again: bool = False
+    continues: bool = False
 
     def __str__(self) -> str:
         if self.death is not None:
@@ -70,7 +73,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
         else:
             how = "killed at rest"
         born = "".join(f", then {death}" for death in self.rebirths)
-        return how + born + (", restarted twice" if self.again else "")
+        goes_on = ", messages going on" if self.continues else ""
+        return how + born + (", restarted twice" if self.again else "") + goes_on
 
 
 class Stage:
@@ -124,6 +128,7 @@ class Campaign:
         self._stopped: set[int] = set()
         self._last: Snapshot | None = None
         self._starts = 0
+        self._continues: Continues = "no"
         self._written: str | None = None
 
     def __enter__(self) -> Campaign:
@@ -136,6 +141,7 @@ class Campaign:
         """One life, death and judgement; whether everything has held so far."""
         self.history.cycle += 1
         self.history.stopping = False
+        self._continues = "continue_final_message" if life.continues else "no"
         self.history.mark("life", how=str(life))
         try:
             await self._live(life)
@@ -293,6 +299,7 @@ class Campaign:
             data=str(self.data),
             port=self._stage.port,
             upstream=self._stage.upstream.url,
+            continues=self._continues,
             death=death,
             power=Power(str(into), f"{self.seed}/{self._starts}") if power and death else None,
             plant=self._plant,

@@ -64,6 +64,7 @@ def life_of(rng: random.Random, *, power: bool) -> Life:
         kill_after_s=kill_after_s,
         rebirths=tuple(rebirths),
         again=rng.random() < 0.25,
+        continues=rng.random() < 0.5,
     )
 
 

@@ -33,6 +33,7 @@ from perdure.frontends.http.server import serve
 from perdure.proving.planted import PLANTS, Plant
 from perdure.proving.powercut import Platter
 from perdure.services.config import load
+from perdure.services.continuing import Continues
 
 _LEAVES_S = 0.002
 """What is sent leaves when the loop turns."""
@@ -68,6 +69,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     port: int
     upstream: str
+    continues: Continues = "no"
     death: Death | None = None
     power: Power | None = None
     plant: str | None = None
@@ -104,6 +106,7 @@ def run(plan: Plan) -> None:
         "data": plan.data,
         "port": plan.port,
         "upstream.url": plan.upstream,
+        "upstream.continues": plan.continues,
         "log_requests": False,
     }
     config = load(environment={}, flags=flags)

@@ -28,7 +28,8 @@ from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines import sqlite, sqlite_recovery, sqlite_schema
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.wrapping import Wrapping
-from perdure.services import background
+from perdure.services import background, gateway
+from perdure.services.continuing import Continuation
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
 from perdure.surfaces.conversations import CONVERSATIONS
@@ -249,6 +250,12 @@ def _leave_open() -> None:
     _replace("close_open", lambda view: [], background)
 
 
+def _take_it_for_more() -> None:
+    """Have the answer begun anew, and add all of it to the message that was open."""
+    _replace("asked_to_go_on", lambda asked, partial, way: asked, gateway)
+    _replace("new", lambda self, said: said, Continuation)
+
+
 def _trust_rows() -> None:
     """Decode what stands in a row, whatever its checksum."""
 
@@ -333,6 +340,9 @@ PLANTS: dict[str, Plant] = {
     ),
     "leaves-open": Plant(
         "a takeover leaves open what the attempt before had open", patch=_leave_open
+    ),
+    "takes-it-for-more": Plant(
+        "an answer from the beginning is added to what was said before", patch=_take_it_for_more
     ),
     "always-clean": Plant(
         "every boot is recorded as one that ended clean",

@@ -20,6 +20,7 @@ is echoed:
     flaky N                 503 to the first N requests with this message, then an echo
     cut N                   count N, then the connection is closed
     hang N                  count N, then nothing until the client leaves
+    linger DELAY_S N        slow, its end and its usage, then nothing until the client leaves
 
 A model name is a script too, with dashes for spaces (`slow-0.01-100`), where the message is none.
 """
@@ -51,11 +52,27 @@ class Script(msgspec.Struct, frozen=True):
     failures: int = 0
     ending: Ending = "stop"
     streams: bool = True
+    lingers: bool = False
+    given: str = ""
+    repeats: bool = False
 
     @property
     def text(self) -> str:
         """Everything the answer says."""
         return "".join(self.chunks)
+
+    def going_on(self, given: str, *, repeats: bool) -> Script:
+        """The answer of a model that is given the beginning of it: the rest, behind what it was
+        given if it repeats that. A text that is no beginning of it is not gone on with."""
+        if not self.text.startswith(given):
+            return self
+        rest, chunks = len(given), []
+        for chunk in self.chunks:
+            chunks.append(chunk[rest:])
+            rest = max(0, rest - len(chunk))
+        return msgspec.structs.replace(
+            self, chunks=tuple(filter(None, chunks)), thoughts=(), given=given, repeats=repeats
+        )
 
 
 def script_of(prompt: str, model: str = "") -> Script:
@@ -137,6 +154,7 @@ _VERBS: dict[str, Callable[[str], Script]] = {
     "fail": _fail,
     "flaky": lambda rest: Script(chunks=_words(f"flaky {rest}"), failures=int(rest)),
     "cut": lambda rest: Script(chunks=_count(rest), ending="cut"),
+    "linger": lambda rest: msgspec.structs.replace(_slow(rest), lingers=True),
     "hang": lambda rest: Script(chunks=_count(rest), ending="hang"),
 }
 
@@ -151,6 +169,8 @@ def deltas(script: Script, turn: int) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant", "content": ""}
     for thought in script.thoughts:
         yield {"reasoning_content": thought}
+    if script.repeats:
+        yield {"content": script.given}
     for chunk in script.chunks:
         yield {"content": chunk}
     for word in _words(script.refusal) if script.refusal else ():

@@ -2,7 +2,8 @@
 
 It speaks `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streamed and not, counts tokens
 at `/tokenize`, and tells at `/received` what it was sent. What it answers is decided in
-proving/scripts.py.
+proving/scripts.py. Asked by chat completions, it goes on with a message of the assistant in the way
+it `continues`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from perdure.core import codec
 from perdure.core.clock import SystemClock
 from perdure.proving.scripts import Script, call_id, deltas, echo, script_of
 from perdure.services.bridge import ChatReader
+from perdure.services.continuing import WAYS, Continues
 from perdure.wire import events as ev
 from perdure.wire.fold import View, take
 from perdure.wire.responses import CreateResponse, finished, response_body
@@ -65,7 +67,7 @@ _UNFINISHED = ("error", "cut", "hang")
 def _usage(script: Script, body: dict[str, Any]) -> dict[str, Any]:
     """Counted so that a judge can: a token is a word read or a chunk written, and half of what is
     read was cached."""
-    read = len(_prompt(body).split())
+    read = len(_prompt(body).split()) + len(script.given.split())
     written = len(script.chunks) + len(script.thoughts)
     return {
         "prompt_tokens": read,
@@ -87,6 +89,20 @@ def _prompt(body: dict[str, Any]) -> str:
     return str(content)
 
 
+def _given(body: dict[str, Any], continues: Continues) -> tuple[dict[str, Any], str]:
+    """A request without the message that is to be gone on with, and what that says. Raises
+    `ValueError` for one that is marked in no way, where the server needs it to be."""
+    messages = body.get("messages") or [{}]
+    way = WAYS.get(continues)
+    if way is None or messages[-1].get("role") != "assistant":
+        return body, ""
+    if any(messages[-1].get(name) != value for name, value in way.marks.items()):
+        raise ValueError("the last message is the assistant's, and no prefix")
+    if any(body.get(name) != value for name, value in way.fields.items()):
+        return body, ""
+    return body | {"messages": messages[:-1]}, messages[-1]["content"]
+
+
 def _turn(body: dict[str, Any]) -> int:
     """How much was said before, which grows along a conversation."""
     return len(body.get("messages") or body.get("input") or ())
@@ -102,9 +118,13 @@ class ScriptedApp:
     """The server as one ASGI callable."""
 
     def __init__(
-        self, models: Sequence[str] = ("scripted",), apis: Sequence[str] = tuple(APIS)
+        self,
+        models: Sequence[str] = ("scripted",),
+        apis: Sequence[str] = tuple(APIS),
+        continues: Continues = "continue_final_message",
     ) -> None:
         self._models = models
+        self._continues = continues
         self._routes = {APIS[api] for api in apis}
         self.received: deque[dict[str, Any]] = deque(maxlen=RECEIVED_MAX)
         self.left_early = 0
@@ -142,8 +162,15 @@ class ScriptedApp:
             return
         self.received.append({"path": path, "body": body})
         self._note()
+        try:
+            body, given = _given(body, self._continues)
+        except ValueError as error:
+            await _answer(send, 400, _error(str(error)))
+            return
         prompt = _prompt(body)
         script = echo(prompt) if _from_tool(body) else script_of(prompt, body.get("model") or "")
+        if given:
+            script = script.going_on(given, repeats=WAYS[self._continues].repeats)
         self._seen[prompt] += 1
         if self._seen[prompt] <= script.failures:
             await _answer(send, 503, _error("scripted: not yet"))
@@ -200,7 +227,7 @@ class ScriptedApp:
                     self._note(left=1)
                     return
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            if script.ending == "hang":
+            if script.ending == "hang" or script.lingers:
                 await left
                 self._note(left=1)
             elif script.ending == "cut":
@@ -232,7 +259,7 @@ _BESIDE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def _chat_stream(script: Script, body: dict[str, Any]) -> Iterator[bytes]:
     for chunk in chat_chunks(script, body):
         yield b"data: %b\n\n" % codec.encode(chunk)
-    if script.ending not in _UNFINISHED:
+    if script.ending not in _UNFINISHED and not script.lingers:
         yield b"data: [DONE]\n\n"
 
 
@@ -330,9 +357,11 @@ class ScriptedUpstream:
         port: int = 0,
         models: Sequence[str] = ("scripted",),
         apis: Sequence[str] = tuple(APIS),
+        continues: Continues = "continue_final_message",
     ) -> None:
         self.url = ""
         self._models = models
+        self._continues = continues
         self._apis = apis
         self._port = port
         self._process: asyncio.subprocess.Process | None = None
@@ -341,6 +370,7 @@ class ScriptedUpstream:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perdure.proving.upstream", "--with-parent"),
             *("--port", str(self._port), "--models", *self._models, "--apis", *self._apis),
+            *("--continues", self._continues),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -422,9 +452,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--models", nargs="+", default=["scripted"])
     parser.add_argument("--apis", nargs="+", choices=APIS, default=list(APIS))
+    parser.add_argument("--continues", choices=("no", *WAYS), default="continue_final_message")
     parser.add_argument("--with-parent", action="store_true")
     options = parser.parse_args()
-    app = ScriptedApp(options.models, options.apis)
+    app = ScriptedApp(options.models, options.apis, options.continues)
     asyncio.run(serve(options.port, app, with_parent=options.with_parent))
 
 

@@ -2,7 +2,9 @@
 
 An attempt begins with one commit: the job has an owner, what the attempt before left open is closed
 as `incomplete`, and a `response.in_progress` says that the model is asked anew. What stands before
-it leaves the output and is told in the field `perdure`; nothing is said twice within an item.
+it leaves the output and is told in the field `perdure`. Where the upstream can go on with the
+message that was open, it stays open, and what comes is more of it. Nothing is said twice within an
+item.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, Damaged, Invalid, Missing, Unavailable
 from perdure.core.keys import Key, show
 from perdure.core.values import Record
+from perdure.services.continuing import NOT_CONTINUED, NotContinued, Partial
 from perdure.services.ending import close_open
 from perdure.services.recovery import interrupt, replay
 from perdure.services.runs import Owner, Run, RunStats, Source
@@ -44,8 +47,12 @@ _LOADING_PAUSE_S = 1.0
 
 CANCELLED = Outcome(status="cancelled")
 
-Sources = Callable[[Held, CreateResponse, View], Awaitable[Source]]
-"""What generates a response that is stored already, once more from its beginning."""
+Partials = Callable[[CreateResponse, View], Awaitable[Partial | None]]
+"""The message of a response that was cut short with which its upstream can go on."""
+
+Sources = Callable[[Held, CreateResponse, View, Partial | None], Awaitable[Source]]
+"""What generates a response that is stored already, once more from its beginning, or on from a
+message."""
 
 _ENDS = {
     "completed": JobStatus.SUCCEEDED,
@@ -90,6 +97,7 @@ class BackgroundResponses:
         tail: Tail,
         clock: Clock,
         boot_id: str,
+        partials: Partials,
         sources: Sources,
         stats: RunStats,
         *,
@@ -99,6 +107,7 @@ class BackgroundResponses:
         self._tail = tail
         self._clock = clock
         self._boot_id = boot_id
+        self._partials = partials
         self._sources = sources
         self._stats = stats
         self._runs: dict[Key, Run] = {}
@@ -106,16 +115,30 @@ class BackgroundResponses:
         self._released = False
 
     async def run(self, held: HeldJob) -> bool:
-        """One attempt: generate until the response ends, this run is let go, or the store fails."""
+        """One attempt, and at once another where the first could not go on with what there was."""
+        while (left := await self._attempt(held)) == NOT_CONTINUED:
+            found = await self._state.jobs.find(held.key)
+            if found is None:
+                return False
+            held = found
+        return left is not None
+
+    async def _attempt(self, held: HeldJob) -> str | None:
+        """Generate until the response ends, this run is let go, or the store fails. Why the
+        attempt ended before the response did."""
         request = _request(held)
         response = await self._state.responses.get(held.key[0], held.value.subject)
         view, after = await replay(self._state, response)
-        write, begun = self._state.jobs.begin(held, self._boot_id, at_s=self._now_s())
-        events = close_open(view)
+        attempts = await self._state.jobs.attempts(held.key)
+        partial: Partial | None = None
+        if attempts and attempts[-1].reason != NOT_CONTINUED:
+            partial = await self._partials(request, view)
+        at_s, goes_on = self._now_s(), partial is not None
+        write, begun = self._state.jobs.begin(held, self._boot_id, at_s=at_s, continued=goes_on)
+        events = [] if goes_on else close_open(view)
         body = (view.response or {}) | {"status": "in_progress"}
-        if begun.value.attempt > 1:
-            attempts = await self._state.jobs.attempts(held.key)
-            attempts.append(Attempt(begun.value.attempt, self._now_s()))
+        if attempts:
+            attempts.append(Attempt(begun.value.attempt, at_s, continued=goes_on))
             told = {"attempts": msgspec.to_builtins(attempts)}
             body["perdure"] = body.get("perdure", {}) | told
         events += take(view, ev.ResponseInProgress(response=body))
@@ -134,7 +157,7 @@ class BackgroundResponses:
             Record(response.key, response.version + 1, moved),
             view,
             after + len(events),
-            self._told(response, request, view),
+            self._told(response, request, view, partial),
             self._stats,
             lambda run: None,
             Owner(self._state.jobs.owned(begun), lambda outcome: self._ended(begun, outcome)),
@@ -144,15 +167,20 @@ class BackgroundResponses:
         await run.wait()
         del self._runs[held.key]
         if run.ended:
-            return False
-        reason = "server_stopped" if run.let_go else "attempt_lost"
-        again = self._state.jobs.requeue(begun, reason, at_s=self._now_s(), free=run.let_go)
+            return None
+        await self._requeue(begun, run.left)
+        return run.left or "attempt_lost"
+
+    async def _requeue(self, begun: HeldJob, left: str | None) -> None:
+        """Write that an attempt is over, which costs one unless it was `left` on purpose."""
+        reason, free = left or "attempt_lost", left is not None
+        again = self._state.jobs.requeue(begun, reason, at_s=self._now_s(), free=free)
         while True:  # until it is written, the record says that this attempt still runs
             try:
                 await self._state.commit(again)
-                return True
+                return
             except Conflict:  # written, or fenced: the record says what is next
-                return True
+                return
             except Unavailable:
                 if self._released:
                     raise
@@ -195,28 +223,35 @@ class BackgroundResponses:
         reason = (outcome.perdure or {}).get("reason")
         return self._state.jobs.end(held, _ENDS[outcome.status], at_s=self._now_s(), reason=reason)
 
-    async def _told(self, held: Held, request: CreateResponse, view: View) -> Source:
+    async def _told(
+        self, held: Held, request: CreateResponse, view: View, partial: Partial | None
+    ) -> Source:
         """What the model says. After a start of the whole machine it may still be loading: as long
-        as it has said nothing, one that cannot be reached is asked again for a while."""
+        as it has said nothing, one that cannot be reached is asked again for a while. One that
+        refuses to go on with a message may yet answer from the beginning."""
         deadline_s = self._clock.monotonic_s() + self._upstream_wait_s
         said = False
         while True:
             try:
-                async with aclosing(self._asked(held, request, view)) as source:
+                async with aclosing(self._asked(held, request, view, partial)) as source:
                     async for made in source:
                         said = True
                         yield made
                 return
             except UpstreamFailed as error:
-                late = self._clock.monotonic_s() > deadline_s
-                if said or late or error.answered not in _LOADING:
+                loading = error.answered in _LOADING
+                if not said and not loading and partial is not None:
+                    raise NotContinued(str(error)) from error
+                if said or not loading or self._clock.monotonic_s() > deadline_s:
                     raise
             await self._clock.sleep(_LOADING_PAUSE_S)
 
-    async def _asked(self, held: Held, request: CreateResponse, view: View) -> Source:
+    async def _asked(
+        self, held: Held, request: CreateResponse, view: View, partial: Partial | None
+    ) -> Source:
         """One asking of the model; a request that can no longer be asked is an outcome too."""
         try:
-            source = await self._sources(held, request, view)
+            source = await self._sources(held, request, view, partial)
         except (Invalid, Missing, Damaged) as error:
             yield failed(
                 f"The request cannot be carried out any more: {error}",

@@ -13,6 +13,7 @@ import msgspec
 
 from perdure.core import codec
 from perdure.core.clock import Clock
+from perdure.services.continuing import Continuation, NotContinued
 from perdure.wire import events as ev
 from perdure.wire.chat import ChatChunk, Delta, Logprobs, TokenLogprob, ToolCallDelta, Usage
 from perdure.wire.errors import WireError, unsupported_value
@@ -303,14 +304,16 @@ class ChatReader:
 
     Every event it returns is already in `view`, which is how items are put together: the same
     fold that recovery uses. One message or thought is written at a time; calls may run in
-    parallel, by index.
+    parallel, by index. With a `continuation` the first is the message it goes on with; where the
+    upstream does not, reading raises `NotContinued` and nothing was told.
     """
 
-    def __init__(self, view: View, clock: Clock) -> None:
+    def __init__(self, view: View, clock: Clock, continuation: Continuation | None = None) -> None:
         self.view = view
         self._clock = clock
         self._made: list[Event] = []
-        self._writing: int | None = None
+        self._continuation = continuation
+        self._writing = None if continuation is None else continuation.output_index
         self._calls: dict[int, _Call] = {}
         self._finish: str | None = None
         self._usage: Usage | None = None
@@ -351,6 +354,8 @@ class ChatReader:
         """The last events, which close every open item, and how it ended. `failure` is what the
         connection to the upstream died of; a stream that just stops is a failure too."""
         outcome = failure or self._failure
+        if outcome is None and self._finish and self._continuation is not None:
+            raise NotContinued("the upstream added nothing to the message.")
         if outcome is None and self._finish is None:
             outcome = failed("The upstream closed the stream before it had finished its answer.")
         if outcome is None:
@@ -363,11 +368,18 @@ class ChatReader:
         return self._flush(), msgspec.structs.replace(outcome, usage=response_usage(self._usage))
 
     def _delta(self, delta: Delta, logprobs: Logprobs | None) -> None:
-        if thought := delta.reasoning_content or delta.reasoning:
-            self._write("reasoning_text", thought)
         content = delta.content
         if isinstance(content, list):
             content = "".join(str(part.get("text") or "") for part in content)
+        thought = delta.reasoning_content or delta.reasoning
+        if self._continuation is not None:
+            if thought or delta.refusal or delta.tool_calls:
+                raise NotContinued("the upstream says something else than text.")
+            if not (content := self._continuation.new(content or "")):
+                return
+            self._continuation = None
+        if thought:
+            self._write("reasoning_text", thought)
         if content:
             self._write("output_text", content, _logprobs(logprobs))
         if delta.refusal:

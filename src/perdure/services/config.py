@@ -22,6 +22,7 @@ from msgspec import Meta
 from perdure.core.errors import Invalid
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.promises import Profile
+from perdure.services.continuing import Continues
 
 Seconds = Annotated[float, Meta(gt=0, le=24 * 3600)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -91,7 +92,8 @@ class Upstream(msgspec.Struct, frozen=True):
 
     `api` is how it is asked: by chat completions, by the Responses API, or, with `auto`, by the
     latter where it has it. `models` are names or patterns (`qwen*`) of what is asked of it,
-    everything it lists if none; `aliases` other names of its models.
+    everything it lists if none; `aliases` other names of its models. `continues` is the way in
+    which it can be asked, by chat completions, to go on with a message that was cut short.
     """
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "upstream"
@@ -99,6 +101,7 @@ class Upstream(msgspec.Struct, frozen=True):
     api: Literal["chat", "responses", "auto"] = "chat"
     models: tuple[str, ...] = ()
     aliases: dict[str, str] = {}
+    continues: Continues = "no"
     key_env: str | None = None
     key_file: str | None = None
     connect_timeout_s: Seconds = 5.0
@@ -370,6 +373,11 @@ def _check_upstreams(upstreams: tuple[Upstream, ...]) -> None:
         if upstream.name in names:
             raise Invalid(f"two upstreams are named {upstream.name}; name one of them differently.")
         names.add(upstream.name)
+        if upstream.continues != "no" and upstream.api == "responses":
+            raise Invalid(
+                f"{upstream.name}.continues is for chat completions, and {upstream.name}.api is "
+                "'responses'; use 'chat' or 'auto', or leave it out."
+            )
         for alias in upstream.aliases:
             if alias in aliases:
                 raise Invalid(

@@ -24,6 +24,14 @@ from perdure.core.values import Entry, Record
 from perdure.services.background import job_for, job_key
 from perdure.services.bridge import ChatReader, chat_request
 from perdure.services.context import Context, Given
+from perdure.services.continuing import (
+    WAYS,
+    Continuation,
+    NotContinued,
+    Partial,
+    asked_to_go_on,
+    partial_message,
+)
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
 from perdure.services.jobs import Jobs
@@ -410,24 +418,48 @@ class Gateway:
         require_free(found, None)
         return found
 
-    async def source_again(self, held: Held, request: CreateResponse, view: View) -> Source:
-        """What generates a response that is stored, once more from its beginning."""
+    async def to_go_on_with(self, request: CreateResponse, view: View) -> Partial | None:
+        """The message of a response that was cut short with which its upstream can go on."""
+        partial = partial_message(view, request)
+        if partial is None or await self._upstreams.continues(request.model) == "no":
+            return None
+        return partial
+
+    async def source_again(
+        self, held: Held, request: CreateResponse, view: View, partial: Partial | None
+    ) -> Source:
+        """What generates a response that is stored, once more from its beginning or, where there is
+        a `partial` message, from its end. Raises `NotContinued` where it cannot be."""
         stored = [body(item) async for item in self._stored.state.items.all(held.key, "input")]
         items: list[Item] = [msgspec.json.decode(item) for item in stored]
         given = await self._context.given(held.key[0], request, items)
-        return await self._source(request, given.history, given.items, view)
+        return await self._source(request, given.history, given.items, view, partial)
 
     async def _source(
-        self, request: CreateResponse, history: list[Item], items: list[Item], view: View
+        self,
+        request: CreateResponse,
+        history: list[Item],
+        items: list[Item],
+        view: View,
+        partial: Partial | None = None,
     ) -> Source:
         """What will generate the answer. Raises `WireError` for what it cannot be asked."""
+        continuation: Continuation | None = None
         if self._upstreams:
             to = await self._upstreams.resolve(request.model)
             if await to.upstream.api() == "responses":
+                if partial is not None:
+                    raise NotContinued("the upstream is asked by the Responses API.")
                 asked = responses_request(request, history, items, model=to.model)
                 relayed = ResponsesReader(view, self._clock)
                 return _told(to.upstream.stream_response(asked), relayed)
             asked = chat_request(request, history, items, model=to.model)
+            if partial is not None:
+                way = WAYS.get(to.continues)
+                if way is None:
+                    raise NotContinued("the upstream of the model is another by now.")
+                asked = asked_to_go_on(asked, partial, way)
+                continuation = Continuation(partial, way)
             chunks: Chunks = to.upstream.stream_chat(asked)
         elif request.model == MODEL:
             chunks = _at_once(await off_loop(answer, request, history, items))
@@ -438,7 +470,7 @@ class Gateway:
                 param="model",
                 code="model_not_found",
             )
-        return _told(chunks, ChatReader(view, self._clock))
+        return _told(chunks, ChatReader(view, self._clock, continuation))
 
     def _store(self, stored: bool) -> Store:
         return self._stored if stored else self._transient

@@ -288,11 +288,12 @@ class Node:
             self.boot_id,
             self.jobs,
         )
-        again, stats = self.gateway.source_again, self.gateway.stats
+        gateway, stats = self.gateway, self.gateway.stats
+        sources = gateway.to_go_on_with, gateway.source_again
         self.jobs.register(
             KIND,
             BackgroundResponses(
-                *(self.state, tail, self.clock, self.boot_id, again, stats),
+                *(self.state, tail, self.clock, self.boot_id, *sources, stats),
                 upstream_wait_s=self.config.jobs.upstream_wait_s,
             ),
         )
@@ -316,7 +317,14 @@ class Node:
             attempts_max=settings.attempts_max,
             clock=self.clock,
         )
-        return Member(settings.name, upstream, settings.models, settings.aliases, settings.required)
+        return Member(
+            settings.name,
+            upstream,
+            settings.models,
+            settings.aliases,
+            settings.required,
+            settings.continues,
+        )
 
     async def _record_boot(self, *, ready: bool, expect: int | None = None) -> None:
         """Write the boot as it stands, and a sign of life with it: the last one may be that of a

@@ -23,6 +23,7 @@ from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, LimitExceeded, PerdureError, StorageFull, Unavailable
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.services.bridge import OUTPUT_ITEMS_MAX
+from perdure.services.continuing import NotContinued
 from perdure.services.ending import TOO_LARGE, close_open, ending
 from perdure.services.recovery import STOPPED
 from perdure.services.supervisor import Crashed, contained
@@ -115,11 +116,11 @@ class Run:
         self._durable = durable
         self._pending: list[ev.Event] = []
         self._storing = False
-        self._output_bytes = sum(len(_encode(item)) for item in view.abandoned())
+        self._output_bytes = sum(len(_encode(item)) for item in (*view.abandoned(), *view.output()))
         self._flush: asyncio.Task[None] | None = None
         self._stop: Outcome | None = None
-        self.let_go = False
-        """Whether it was left unfinished on purpose."""
+        self.left: str | None = None
+        """Why it was left unfinished, where that was on purpose."""
         self.ended = False
         """Whether the end of the response is durable."""
         self._begun = False
@@ -139,7 +140,7 @@ class Run:
     async def release(self) -> None:
         """Stop generating and write nothing more: what is durable waits for the next owner."""
         if self._generating:
-            self.let_go = True
+            self.left = "server_stopped"
             if self._begun:
                 self._halt()
         await self.wait()
@@ -162,9 +163,9 @@ class Run:
         self._stats.started += 1
         self._stats.running += 1
         try:
-            outcome = STOPPED if self.let_go else self._stop or await self._generate()
+            outcome = STOPPED if self.left else self._stop or await self._generate()
             self._generating = False
-            if self.let_go:
+            if self.left:
                 await self._flushed()
             else:
                 await contained("ending a response", self._end(outcome))
@@ -178,7 +179,7 @@ class Run:
 
     def _give_up(self, error: PerdureError) -> None:
         if isinstance(error, Conflict) and self._owner.fence:  # the next owner goes on with it
-            self._stats.fenced += not self.let_go
+            self._stats.fenced += not self.left
             return
         self._stats.lost += 1
         _log.error("a response was given up", response=self.key[-1], code=error.code)
@@ -205,6 +206,9 @@ class Run:
                 code=_UPSTREAM_CODES.get(error.answered, "server_error"),
                 perdure={"reason": "upstream_failed", "status": error.answered},
             )
+        except NotContinued as error:
+            self.left = error.code
+            return STOPPED
         except Crashed as error:
             return failed(str(error), perdure={"reason": error.code})
         except StorageFull as error:

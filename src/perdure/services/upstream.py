@@ -36,6 +36,8 @@ _CHUNK_BYTES_MAX = 1024 * 1024
 _EVENT_BYTES_MAX = 8 * 1024 * 1024
 """Of one line: the last event of a response holds all of it."""
 _DRAINED_WITHIN_S = 0.2
+_REST_WITHIN_S = 2.0
+"""How soon after the end of an answer the rest has to come: what it used, and the stream's end."""
 _JSON = {"content-type": "application/json"}
 
 Api = Literal["chat", "responses"]
@@ -169,13 +171,14 @@ class Upstream:
         self.stats.streaming += 1
         try:
             lines = _payloads(response, line_bytes_max)
-            async for data in lines:
-                if data == b"[DONE]":
-                    break
+            within_s: float | None = None
+            while (data := await _next(lines, within_s)) not in (None, b"[DONE]"):
                 chunk = msgspec.json.decode(data, type=dict)
                 yield chunk
                 if chunk.get("type") in RESPONSE_ENDS:
                     break
+                if _finishes(chunk):
+                    within_s = _REST_WITHIN_S
             await _drain(lines)
             self.breaker.succeeded()
         except (httpx.HTTPError, ValueError) as error:  # a decoder's errors are all of the latter
@@ -347,6 +350,24 @@ def _end_of_events(data: bytes) -> int:
     """Where the last whole event of a stream ends; 0 where there is none."""
     return max(
         at + len(gap) if (at := data.rfind(gap)) >= 0 else 0 for gap in (b"\n\n", b"\r\n\r\n")
+    )
+
+
+async def _next(lines: AsyncIterator[bytes], within_s: float | None) -> bytes | None:
+    """What comes next; None at the end of the stream, or where nothing came in time: some servers
+    neither say that they are done nor close."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await anext(lines, None)
+    except TimeoutError:
+        return None
+
+
+def _finishes(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk of a chat completion says how the answer ended."""
+    choices = chunk.get("choices")
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and choice.get("finish_reason") for choice in choices
     )
 
 

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
+from perdure.services.continuing import Continues
 from perdure.services.startup import Check
 from perdure.services.upstream import Upstream, UpstreamFailed
 from perdure.wire.errors import WireError
@@ -30,6 +31,7 @@ class Member(msgspec.Struct, frozen=True):
     models: tuple[str, ...] = ()
     aliases: Mapping[str, str] = {}
     required: bool = False
+    continues: Continues = "no"
 
     def serves(self, model: str) -> bool:
         """Whether the configuration lets it be asked for a model."""
@@ -41,10 +43,12 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Whom to ask, and by what name the model goes there."""
+    """Whom to ask, and by what name the model goes there. `continues`: how a message of it is gone
+    on with."""
 
     upstream: Upstream
     model: str
+    continues: Continues = "no"
 
 
 class Offered(msgspec.Struct, frozen=True):
@@ -74,7 +78,7 @@ class Upstreams:
         if found is not None:
             if (resting := found[0].upstream.resting()) is not None:
                 raise resting
-            return Target(found[0].upstream, found[1])
+            return Target(found[0].upstream, found[1], found[0].continues)
         for member in self.members:
             trouble = self._trouble[member.name]
             if trouble is not None and not member.models and not member.upstream.listed:
@@ -90,6 +94,16 @@ class Upstreams:
             param="model",
             code="model_not_found",
         )
+
+    async def continues(self, model: str) -> Continues:
+        """How a message of a model is gone on with, as far as it is known who answers to it."""
+        if all(member.continues == "no" for member in self.members):
+            return "no"
+        found = self._find(model)
+        if found is None:
+            await self.probe()
+            found = self._find(model)
+        return "no" if found is None else found[0].continues
 
     async def models(self) -> list[Offered]:
         """What can be asked for. Raises `UpstreamFailed` where no upstream has ever answered."""

@@ -64,13 +64,15 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class JobEvent(msgspec.Struct, frozen=True):
-    """An attempt began or ended; `reason` says why it ended before the job did."""
+    """An attempt began or ended; `reason` says why it ended before the job did, `continued` that it
+    began by going on with what the one before had open."""
 
     type: Literal["began", "ended"]
     attempt: int
     at_s: int
     runner: str
     reason: str | None = None
+    continued: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,6 +82,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     began_at: int
     ended_at: int | None = None
     reason: str | None = None
+    continued: bool = False
 
 
 JOBS = Records(
@@ -121,7 +124,7 @@ class Jobs:
         for entry in await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX):
             event = entry.value
             if event.type == "began":
-                told.append(Attempt(event.attempt, event.at_s))
+                told.append(Attempt(event.attempt, event.at_s, continued=event.continued))
             else:
                 told[-1] = msgspec.structs.replace(
                     told[-1], ended_at=event.at_s, reason=event.reason
@@ -137,7 +140,9 @@ class Jobs:
         """A new job, to be committed with what it is to work on."""
         return put(JOBS, key, job, attachment=parameters, expect=0)
 
-    def begin(self, held: Held, runner: str, *, at_s: int) -> tuple[Batch, Held]:
+    def begin(
+        self, held: Held, runner: str, *, at_s: int, continued: bool = False
+    ) -> tuple[Batch, Held]:
         """Make `runner` the owner of the next attempt; also returns the record as it then stands.
 
         Raises `Conflict` for a job that is not waiting, or that is to be cancelled.
@@ -145,7 +150,7 @@ class Jobs:
         if held.value.owed != "run":
             raise Conflict(f"job {held.key[-1]}", "one to be run", f"to {held.value.owed}")
         attempt = held.value.attempt + 1
-        began = JobEvent("began", attempt, at_s, runner)
+        began = JobEvent("began", attempt, at_s, runner, continued=continued)
         write, begun = self._move(held, Status.RUNNING, runner=runner, attempt=attempt)
         return write + append(JOB_EVENTS, held.key, [began]), begun
 

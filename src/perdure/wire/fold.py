@@ -67,8 +67,9 @@ class View:
     """What the events so far amount to.
 
     `response` is the last body an event carried, and `ended` whether that event was terminal.
-    Every `response.in_progress` begins an attempt; what stands before the last, from item `first`
-    back, was abandoned with the process that made it.
+    Every `response.in_progress` begins an attempt. One that finds an item open goes on with it; any
+    other begins anew, and what stands before the last of those, from item `first` back, was
+    abandoned with the process that made it.
     """
 
     def __init__(self) -> None:
@@ -147,7 +148,8 @@ def apply(view: View, event: Event) -> None:
             view.response = event.response
         case ev.ResponseInProgress():
             view.response = event.response
-            view.first = view.next_index
+            if not view.open_indexes():
+                view.first = view.next_index
         case ev.ResponseCompleted() | ev.ResponseIncomplete() | ev.ResponseFailed():
             view.response = event.response
             view.ended = True

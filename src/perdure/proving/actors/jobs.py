@@ -199,9 +199,9 @@ def _judge_end(verdict: Verdict, work: Work, id: str, body: dict[str, Any]) -> N
 def _judge_grammar(
     verdict: Verdict, work: Work, id: str, body: dict[str, Any], log: list[dict[str, Any]]
 ) -> None:
-    """Items open and close in order, one place an item, and none is open when an attempt begins;
-    what was said before the last one is told as abandoned, and each item by itself says what was
-    asked for, from its beginning."""
+    """Items open and close in order, one place an item, and one is open when an attempt begins that
+    goes on with it, none when any other does; what was said before the last of those is told as
+    abandoned, and each item by itself says what was asked for, from its beginning."""
     holds = verdict.holds
     types = [event["type"] for event in log]
     opens, closes = (
@@ -222,11 +222,17 @@ def _judge_grammar(
         - types[:at].count("response.output_item.done")
         for at in begins
     ]
-    holds(Check.WHOLE, SURFACE, not any(open_then), f"{id} left items open: {open_then}")
-    holds(Check.ATOMIC, SURFACE, log[-1]["response"] == body, f"{id} and its last event differ")
     perdure = body.get("perdure") or {}
-    attempts = max(1, len(perdure.get("attempts", ())))
-    began = len(begins)
+    told = perdure.get("attempts") or [{}]
+    goes_on = [int(attempt.get("continued", False)) for attempt in told]
+    holds(
+        Check.WHOLE,
+        SURFACE,
+        open_then == goes_on[: len(begins)],
+        f"{id} had items open: {open_then}, its attempts are {told}",
+    )
+    holds(Check.ATOMIC, SURFACE, log[-1]["response"] == body, f"{id} and its last event differ")
+    attempts, began = len(told), len(begins)
     holds(
         Check.REPORTED,
         SURFACE,

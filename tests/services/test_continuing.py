@@ -1,0 +1,234 @@
+"""Going on with a message that was cut short: with every way to ask for it, and with upstreams that
+do not do it. The death is a node that is dropped; it is real in tests/e2e and tests/crash."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import omit
+from openai._models import validate_type
+from openai.lib.streaming.responses._responses import ResponseStreamState
+from openai.types.responses import ResponseStreamEvent
+
+from perdure.core.errors import Invalid
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.services.config import load
+from perdure.services.continuing import WAYS, Continuation, Continues, NotContinued, Partial, Way
+from perdure.services.gateway import Started
+from tests.services.conftest import Driver, Open
+from tests.services.test_background import body, cancel, heard, types
+from tests.services.test_recovery import Deaf, die, said
+
+PROMPT = "slow 0.02 12"
+TEXT = "1 2 3 4 5 6 7 8 9 10 11 12"
+GOES_ON: dict[str, Any] = {"upstream.continues": "continue_final_message"}
+
+
+@pytest.fixture
+def engine_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'perdure.db'}"
+
+
+@pytest.fixture
+async def upstream(request: pytest.FixtureRequest) -> AsyncIterator[ScriptedUpstream]:
+    """One that knows the way a test names."""
+    way: Continues = getattr(request, "param", "continue_final_message")
+    async with ScriptedUpstream(continues=way) as server:
+        yield server
+
+
+async def cut_short(
+    opened: Open, flags: dict[str, Any], prompt: str, until: str, **fields: Any
+) -> tuple[Started, list[dict[str, Any]]]:
+    first = await opened(flags, wrap=Deaf)
+    started = await first.ask(prompt, background=True, **fields)
+    seen = await heard(first, started, until)
+    await die(first.node)
+    return started, seen
+
+
+async def ended(driver: Driver, started: Started) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All events to the end, which the official client's own accumulation agrees with."""
+    events = await driver.events(started)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    official = ResponseStreamState(input_tools=omit, text_format=omit)
+    for event in events:
+        official.handle_event(validate_type(type_=ResponseStreamEvent, value=event))
+        if event["type"] == "response.output_item.done" and event["item"]["type"] == "message":
+            item = official._get_output_item(event["output_index"]).to_dict()
+            assert item["content"][0]["text"] == event["item"]["content"][0]["text"]
+    response = await body(driver, started.id)
+    assert events[-1]["response"] == response
+    return events, response
+
+
+def attempts(response: dict[str, Any]) -> list[tuple[bool, str | None]]:
+    told = response["perdure"]["attempts"]
+    return [(one.get("continued", False), one.get("reason")) for one in told]
+
+
+# proves R5
+@pytest.mark.parametrize(
+    ("way", "text", "pieces", "new"),
+    [
+        (Way(), "1 2", [" 3", " 4"], " 3"),
+        (Way(), "1 2", ["", " ", "3"], " "),
+        (Way(), "1 2 \n", [" ", "\n", "3"], "3"),
+        (Way(), "1 2 ", [" 3"], "3"),
+        (Way(), "1 2 ", ["3"], None),
+        (Way(), "1 2 ", [" "], ""),
+        (Way(), "1 2", ["1 ", "2 3"], None),
+        (Way(), "1 2", ["1", " "], ""),
+        (Way(), "1 2", ["1", " 3"], "1 3"),
+        (Way(), "a long text that", ["a long text that is"], None),
+        (Way(), "a text that is long and said", ["a text that is lo", "st"], None),
+        (Way(repeats=True), "1 2", ["1", " 2 3"], " 3"),
+        (Way(repeats=True), "1 2", ["1 2", " 3"], " 3"),
+        (Way(repeats=True), "1 2 ", ["1 2 1 2"], "1 2"),
+        (Way(repeats=True), "1 2", ["1 3"], None),
+        (Way(repeats=True), "1 2", ["1 2"], ""),
+    ],
+)
+def test_only_what_is_new_for_certain_is_taken(
+    way: Way, text: str, pieces: list[str], new: str | None
+) -> None:
+    continuation = Continuation(Partial(0, text), way)
+    if new is None:
+        with pytest.raises(NotContinued):
+            [continuation.new(piece) for piece in pieces]
+        return
+    told = [continuation.new(piece) for piece in pieces]
+    assert next(filter(None, told), "") == new
+
+
+# proves R5
+@pytest.mark.parametrize(
+    ("upstream", "way"), [(way, way) for way in WAYS], indirect=["upstream"], ids=WAYS
+)
+async def test_text_goes_on_in_the_same_item(
+    opened: Open, upstream: ScriptedUpstream, way: Continues
+) -> None:
+    flags = {"upstream.continues": way}
+    started, seen = await cut_short(opened, flags, PROMPT, "1 2 3")
+    driver = await opened(flags)
+    events, response = await ended(driver, started)
+    assert events[: len(seen)] == seen
+    assert types(events).count("in_progress") == 2
+    assert types(events).count("output_item.added") == 1
+    assert types(events).count("content_part.added") == 1
+    assert types(events)[-4:] == [
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    (item,) = response["output"]
+    assert {event["item_id"] for event in events if "item_id" in event} == {item["id"]}
+    assert said(events) == TEXT
+    assert events[-4]["text"] == events[-3]["part"]["text"] == TEXT
+    assert events[-2]["item"] == item
+    assert (item["status"], item["content"][0]["text"]) == ("completed", TEXT)
+    assert "abandoned" not in response["perdure"]
+    assert attempts(response) == [(False, "process_restart"), (True, None)]
+    unbroken = await driver.answer(PROMPT)
+    assert response["usage"]["total_tokens"] == unbroken["usage"]["total_tokens"]
+    first, second, _ = await upstream.received()
+    *before, last = second["messages"]
+    given = said(seen)
+    assert before == first["messages"]
+    assert last["content"].startswith(given)
+    assert TEXT.startswith(last["content"])
+
+
+# proves R5
+async def test_what_goes_on_may_be_cut_short_again(opened: Open) -> None:
+    started, _ = await cut_short(opened, GOES_ON, PROMPT, "1 2")
+    again = await opened(GOES_ON, wrap=Deaf)
+    async for group in again.node.gateway.events(started, after=-1):
+        if b'" 7"' in b"".join(group):
+            break
+    await die(again.node)
+    events, response = await ended(await opened(GOES_ON), started)
+    assert types(events).count("output_item.added") == 1
+    assert said(events) == TEXT == response["output"][0]["content"][0]["text"]
+    lost = (True, "process_restart")
+    assert attempts(response) == [(False, "process_restart"), lost, (True, None)]
+
+
+def begun_anew(events: list[dict[str, Any]], response: dict[str, Any]) -> None:
+    """What was said is abandoned, and all of it is said once more, in an item of its own."""
+    (left,) = response["perdure"]["abandoned"]
+    (item,) = response["output"]
+    assert left["status"] == "incomplete"
+    assert TEXT.startswith(left["content"][0]["text"])
+    assert item["content"][0]["text"] == TEXT
+    over = [at for at, type in enumerate(types(events)) if type == "in_progress"][-1]
+    assert events[over - 1]["item"] == left
+    assert {event["output_index"] for event in events[over + 1 : -1]} == {1}
+
+
+# proves R5
+@pytest.mark.parametrize(
+    ("upstream", "way"),
+    [
+        ("no", "prefill"),
+        ("no", "prefix_repeated"),
+        ("prefix", "continue_final_message"),
+        ("prefix_repeated", "prefix"),
+        ("prefix", "prefix_repeated"),
+    ],
+    indirect=["upstream"],
+)
+async def test_an_upstream_that_does_not_go_on_is_asked_anew(
+    opened: Open, upstream: ScriptedUpstream, way: Continues
+) -> None:
+    flags = {"upstream.continues": way}
+    started, _ = await cut_short(opened, flags, PROMPT, "1 2 3")
+    events, response = await ended(await opened(flags), started)
+    begun_anew(events, response)
+    refused = (True, "not_continued")
+    assert attempts(response) == [(False, "process_restart"), refused, (False, None)]
+    assert len(await upstream.received()) <= 3
+
+
+# proves R5
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_output_tokens": 100},
+        {"include": ["message.output_text.logprobs"]},
+        {"text": {"format": {"type": "json_object"}}},
+        {"guided_regex": ".*"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+async def test_what_was_asked_of_the_whole_is_begun_anew(
+    opened: Open, upstream: ScriptedUpstream, fields: dict[str, Any]
+) -> None:
+    started, _ = await cut_short(opened, GOES_ON, PROMPT, "1 2 3", **fields)
+    events, response = await ended(await opened(GOES_ON), started)
+    begun_anew(events, response)
+    assert attempts(response) == [(False, "process_restart"), (False, None)]
+    assert len(await upstream.received()) == 2
+
+
+# proves R5
+async def test_cancelling_wins_over_going_on(opened: Open, upstream: ScriptedUpstream) -> None:
+    started, _ = await cut_short(opened, GOES_ON, "hang 3", "1 2 3")
+    driver = await opened(GOES_ON)
+    await upstream.received(2)
+    response = await cancel(driver, started.id)
+    assert response["status"] == "cancelled"
+    (item,) = response["output"]
+    assert (item["status"], item["content"][0]["text"]) == ("incomplete", "1 2 3")
+    events, _ = await ended(driver, started)
+    assert types(events).count("in_progress") == 2
+
+
+def test_the_responses_api_knows_no_way() -> None:
+    flags = {"upstream.url": "http://a/v1", "upstream.api": "responses"}
+    with pytest.raises(Invalid, match="continues is for chat completions"):
+        load(environment={}, flags=flags | GOES_ON)
