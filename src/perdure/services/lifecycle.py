@@ -138,7 +138,7 @@ class Node:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
-        self.measuring = Measuring(self.state, self.clock)
+        self.measuring = Measuring(self.state, self.blobs.blobs, self.clock)
         days = self.config.retention.responses_days
         self.retention = Retention(self.state, self.clock, days)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from perdure.core import cursors
 from perdure.core.batch import Batch, append, check, delete, drop, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict
@@ -22,6 +23,7 @@ from perdure.core.layouts import Index, Log, Records
 from perdure.core.limits import PAGE_MAX
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
+from perdure.wire.errors import NotFound
 
 
 class Status(enum.Enum):
@@ -62,6 +64,11 @@ class Job(msgspec.Struct, frozen=True):
     attempt: int = 0
     runner: str | None = None
 
+    @property
+    def state(self) -> str:
+        """The status as indexes hold it."""
+        return self.status.value
+
 
 class JobEvent(msgspec.Struct, frozen=True):
     """An attempt began or ended; `reason` says why it ended before the job did."""
@@ -86,7 +93,13 @@ JOBS = Records(
     "jobs",
     Job,
     key=("tenant", "job_id"),
-    indexes=(Index("unfinished", ("owed", "created_at_s"), every_tenant=True),),
+    indexes=(
+        Index("unfinished", ("owed", "created_at_s"), every_tenant=True),
+        Index("by_age", ("created_at_s",)),
+        Index("by_state", ("state", "created_at_s")),
+        Index("by_kind", ("kind", "created_at_s")),
+        Index("by_kind_and_state", ("kind", "state", "created_at_s")),
+    ),
 )
 JOB_EVENTS = Log("job_events", JobEvent, key=("tenant", "job_id"))
 
@@ -105,7 +118,7 @@ class Jobs:
         recovery="what a dead process ran is queued again; what was to be cancelled is, first",
         retention="as long as the response it makes",
         layouts=(JOBS, JOB_EVENTS),
-        statements=("C3", "C4", "C23", "R5"),
+        statements=("C3", "C4", "C23", "R5", "R13"),
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -115,11 +128,67 @@ class Jobs:
         """The job's record; its attachment is the parameters."""
         return await self._engine.get(JOBS, key)
 
+    async def get(self, tenant: str, job_id: str) -> Held:
+        """The same. Raises `NotFound`."""
+        record = await self.find((tenant, job_id))
+        if record is None:
+            raise NotFound("Job", job_id)
+        return record
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        status: Status | None = None,
+        kind: str | None = None,
+        after: Held | None = None,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Held]:
+        """Jobs in the order they were created, of one status and one kind where these are given.
+        It goes on after the record `after`, or at a cursor. Raises `Damaged`, which can resume."""
+        state = None if status is None else status.value
+        index = {
+            (False, False): "by_age",
+            (False, True): "by_state",
+            (True, False): "by_kind",
+            (True, True): "by_kind_and_state",
+        }[kind is not None, state is not None]
+        where = tuple(value for value in (kind, state) if value is not None)
+        if after is not None and cursor is None:
+            cursor = cursors.at_record(
+                self._engine.store_id,
+                JOBS,
+                (tenant,),
+                after,
+                index=index,
+                where=where,
+                descending=descending,
+            )
+        return await self._engine.scan(
+            JOBS,
+            (tenant,),
+            index=index,
+            where=where,
+            limit=limit,
+            cursor=cursor,
+            descending=descending,
+        )
+
+    async def events(self, key: Key) -> list[JobEvent]:
+        """What became of each attempt, in order. There are few: their number is bounded."""
+        entries = await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX)
+        return [entry.value for entry in entries]
+
     async def attempts(self, key: Key) -> list[Attempt]:
-        """Every attempt so far, in order. There are few: their number is bounded."""
+        """Every attempt so far, in order."""
+        return self.told(await self.events(key))
+
+    def told(self, events: list[JobEvent]) -> list[Attempt]:
+        """The attempts that these events are of."""
         told: list[Attempt] = []
-        for entry in await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX):
-            event = entry.value
+        for event in events:
             if event.type == "began":
                 told.append(Attempt(event.attempt, event.at_s))
             else:

@@ -18,6 +18,7 @@ from perdure.frontends.http.queries import PageQuery, query_of
 from perdure.frontends.http.routes import Route
 from perdure.frontends.http.service import Service, shown
 from perdure.services.backups import Manifest, Progress
+from perdure.services.jobs import JobCounts
 from perdure.services.reports import (
     BootState,
     InstanceState,
@@ -136,14 +137,15 @@ async def verify(service: Service, call: Call) -> Answer:
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured last, None before it was measured the first time."""
+    """The jobs under way, and what was measured last: None before it was the first time."""
 
     object: Literal["perdure.usage"] = "perdure.usage"
     last: DiskUse | None
+    jobs: JobCounts
 
 
 async def usage(service: Service, call: Call) -> Answer:
-    return shown(Usage(last=service.node.measuring.last))
+    return shown(Usage(last=service.node.measuring.last, jobs=service.node.jobs.counts()))
 
 
 class BackUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -295,7 +297,7 @@ ROUTES = (
     _route(
         "/v1/usage",
         "usage",
-        "What each surface takes on the disk, and when that was measured.",
+        "The jobs under way, what each surface takes on the disk, and when that was measured.",
         usage,
         Usage,
     ),
