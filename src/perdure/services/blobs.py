@@ -160,10 +160,15 @@ class BlobKeeper:
 
     async def verify(self) -> AsyncIterator[Finding]:
         """References whose bytes are absent or of another size. What the bytes say by themselves
-        is `Blobs.verify`'s to find."""
+        is `Blobs.verify`'s to find, and rows that cannot be read are `Engine.verify`'s."""
         cursor: str | None = None
         while True:
-            page = await self.uses.references(limit=_PAGE, cursor=cursor)
+            try:
+                page = await self.uses.references(limit=_PAGE, cursor=cursor)
+            except Damaged as damage:
+                if (cursor := damage.resume) is None:
+                    return
+                continue
             for reference in page.items:
                 tenant, digest, owner = reference.key
                 try:
@@ -172,6 +177,17 @@ class BlobKeeper:
                     yield Finding(f"{damage.where} of {owner} (tenant {tenant})", damage.why)
             if (cursor := page.cursor) is None:
                 return
+
+    async def require_bytes(self) -> None:
+        """Raises `Damaged` for the first reference whose bytes are not there."""
+        async for finding in self.verify():
+            raise Damaged(finding.where, finding.why)
+
+    async def reclaimable(self) -> AsyncIterator[Blob]:
+        """Blobs that no record names and nobody is about to: a sweep would take them."""
+        async for blob in self.blobs.list():
+            if not await self.uses.needed(blob.digest, [self._boot_id]):
+                yield blob
 
     async def _claims(self) -> AsyncIterator[Record[Claim]]:
         cursor: str | None = None

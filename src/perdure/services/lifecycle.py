@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,6 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
-from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
 from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
@@ -193,12 +192,6 @@ class Node:
         warnings = (*self.warnings, *self.blobs.warnings, *trouble)
         return Readiness(all(check.ok for check in checks), checks, warnings)
 
-    async def verify(self) -> AsyncIterator[Finding]:
-        """Everything stored that is not as it was written: rows, bytes, and rows without bytes."""
-        for source in (self.state.engine.verify, self.blobs.blobs.verify, self.blobs.verify):
-            async for finding in source():
-                yield finding
-
     async def drain(self, timeout_s: float) -> None:
         """Take no new work; let what runs end within `timeout_s`; interrupt what does not, and let
         go of what runs in the background."""
@@ -209,13 +202,7 @@ class Node:
     async def back_up(self, target: Path, progress: Progress) -> Manifest:
         """Copy everything as it is now to `target`, while requests go on. See `backups`."""
         return await back_up(
-            self.state.engine,
-            self.blobs.blobs,
-            target,
-            progress,
-            clock=self.clock,
-            disk=self._disk,
-            holding=self.blobs.holding(),
+            self.state.engine, self.blobs, target, progress, clock=self.clock, disk=self._disk
         )
 
     async def close(self) -> None:
