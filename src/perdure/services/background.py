@@ -19,6 +19,7 @@ from perdure.core.errors import Conflict, Damaged, Invalid, Missing, Unavailable
 from perdure.core.keys import Key, show
 from perdure.core.values import Record
 from perdure.services.ending import close_open
+from perdure.services.holds import Holds, Past, Taken
 from perdure.services.recovery import interrupt, replay
 from perdure.services.runs import Owner, Run, RunStats, Source
 from perdure.services.tail import Tail
@@ -44,8 +45,8 @@ _LOADING_PAUSE_S = 1.0
 
 CANCELLED = Outcome(status="cancelled")
 
-Sources = Callable[[Held, CreateResponse, View], Awaitable[Source]]
-"""What generates a response that is stored already, once more from its beginning."""
+Sources = Callable[[Held, CreateResponse, Past, View], Awaitable[Source]]
+"""What generates a response that is stored already, from its beginning, on what its job holds."""
 
 _ENDS = {
     "completed": JobStatus.SUCCEEDED,
@@ -58,13 +59,19 @@ encode = msgspec.json.encode
 
 
 def job_for(
-    state: State, key: Key, response: Response, request: CreateResponse, *, attempts_max: int
+    state: State,
+    key: Key,
+    response: Response,
+    request: CreateResponse,
+    taken: Taken,
+    *,
+    attempts_max: int,
 ) -> Batch:
-    """The job that makes a response, to be committed with it. Its parameters are the request, but
-    for the input, which is stored as the response's items."""
-    job = Job(KIND, key[-1], response.created_at_s, attempts_max)
+    """The job that makes a response, to be committed with it, and what it holds. Its parameters are
+    the request, but for the input, which is stored as the response's items."""
+    job = Job(KIND, key[-1], response.created_at_s, attempts_max, blobs=taken.blobs)
     parameters = msgspec.structs.replace(request, input=None)
-    return state.jobs.create(job_key(key, response), job, encode(parameters))
+    return state.jobs.create(job_key(key, response), job, encode(parameters)) + taken.batch
 
 
 def job_key(key: Key, response: Response) -> Key:
@@ -91,6 +98,7 @@ class BackgroundResponses:
         clock: Clock,
         boot_id: str,
         sources: Sources,
+        holds: Holds,
         stats: RunStats,
         *,
         upstream_wait_s: float,
@@ -100,6 +108,7 @@ class BackgroundResponses:
         self._clock = clock
         self._boot_id = boot_id
         self._sources = sources
+        self._holds = holds
         self._stats = stats
         self._runs: dict[Key, Run] = {}
         self._upstream_wait_s = upstream_wait_s
@@ -126,6 +135,7 @@ class BackgroundResponses:
                 response.key, ev.encode_events(events, after=after), after=after
             )
         )
+        leaving, let_go = self._holds.leave(begun)
         moved = msgspec.structs.replace(response.value, status=Status.IN_PROGRESS)
         run = self._runs[held.key] = Run(
             self._state,
@@ -134,16 +144,20 @@ class BackgroundResponses:
             Record(response.key, response.version + 1, moved),
             view,
             after + len(events),
-            self._told(response, request, view),
+            self._told(begun, response, request, view),
             self._stats,
             lambda run: None,
-            Owner(self._state.jobs.owned(begun), lambda outcome: self._ended(begun, outcome)),
+            Owner(
+                self._state.jobs.owned(begun),
+                lambda outcome: self._ended(begun, outcome) + let_go,
+            ),
         )
         if self._released:
             await run.release()
         await run.wait()
         del self._runs[held.key]
         if run.ended:
+            await self._holds.forget(leaving)
             return False
         reason = "server_stopped" if run.let_go else "attempt_lost"
         again = self._state.jobs.requeue(begun, reason, at_s=self._now_s(), free=run.let_go)
@@ -188,21 +202,23 @@ class BackgroundResponses:
             told = {"attempts": msgspec.to_builtins(attempts)}
             outcome = msgspec.structs.replace(outcome, perdure=(outcome.perdure or {}) | told)
         response = await self._state.responses.get(held.key[0], held.value.subject)
-        also = self._ended(held, outcome)
+        leaving, let_go = self._holds.leave(held)
+        also = self._ended(held, outcome) + let_go
         await interrupt(self._state, response, outcome, self._clock, also)
+        await self._holds.forget(leaving)
 
     def _ended(self, held: HeldJob, outcome: Outcome) -> Batch:
         reason = (outcome.perdure or {}).get("reason")
         return self._state.jobs.end(held, _ENDS[outcome.status], at_s=self._now_s(), reason=reason)
 
-    async def _told(self, held: Held, request: CreateResponse, view: View) -> Source:
+    async def _told(self, job: HeldJob, held: Held, request: CreateResponse, view: View) -> Source:
         """What the model says. After a start of the whole machine it may still be loading: as long
         as it has said nothing, one that cannot be reached is asked again for a while."""
         deadline_s = self._clock.monotonic_s() + self._upstream_wait_s
         said = False
         while True:
             try:
-                async with aclosing(self._asked(held, request, view)) as source:
+                async with aclosing(self._asked(job, held, request, view)) as source:
                     async for made in source:
                         said = True
                         yield made
@@ -213,10 +229,11 @@ class BackgroundResponses:
                     raise
             await self._clock.sleep(_LOADING_PAUSE_S)
 
-    async def _asked(self, held: Held, request: CreateResponse, view: View) -> Source:
+    async def _asked(self, job: HeldJob, held: Held, request: CreateResponse, view: View) -> Source:
         """One asking of the model; a request that can no longer be asked is an outcome too."""
         try:
-            source = await self._sources(held, request, view)
+            past = await self._holds.past(job)
+            source = await self._sources(held, request, past, view)
         except (Invalid, Missing, Damaged) as error:
             yield failed(
                 f"The request cannot be carried out any more: {error}",

@@ -19,6 +19,7 @@ from perdure.core.errors import Conflict, Damaged, Invalid, Missing, PerdureErro
 from perdure.core.keys import Key, show
 from perdure.core.values import Finding
 from perdure.services.conversations import decided
+from perdure.services.holds import Holds
 from perdure.services.recovery import unfinished
 from perdure.services.supervisor import contained
 from perdure.surfaces.jobs import JOBS, Held, Status
@@ -65,9 +66,12 @@ class Kind(Protocol):
 class Jobs:
     """Runs the jobs of one state, at most `running_max` at once."""
 
-    def __init__(self, state: State, clock: Clock, *, running_max: int, attempts_max: int) -> None:
+    def __init__(
+        self, state: State, holds: Holds, clock: Clock, *, running_max: int, attempts_max: int
+    ) -> None:
         self.attempts_max = attempts_max
         self._state = state
+        self._holds = holds
         self._clock = clock
         self._kinds: dict[str, Kind] = {}
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
@@ -202,8 +206,10 @@ class Jobs:
             held = await self._state.jobs.find(key)
             if held is not None and held.value.owed is not None:
                 at_s = int(self._clock.now_s())
+                leaving, let_go = self._holds.leave(held)
                 await self._state.commit(
-                    self._state.jobs.end(held, Status.FAILED, at_s=at_s, reason=error.code)
+                    self._state.jobs.end(held, Status.FAILED, at_s=at_s, reason=error.code) + let_go
                 )
+                await self._holds.forget(leaving)
         except PerdureError as again:
             _log.error("a job cannot be ended", job=key[-1], error=str(again))

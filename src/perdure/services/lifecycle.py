@@ -33,6 +33,7 @@ from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
 from perdure.services.gateway import Gateway, Store
+from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
@@ -263,8 +264,11 @@ class Node:
         self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
         tail, jobs = Tail(self.state.engine), self.config.jobs
+        holds = Holds(self.state, self.files)
         self.jobs = Jobs(
-            self.state, self.clock, running_max=jobs.running_max, attempts_max=jobs.attempts_max
+            *(self.state, holds, self.clock),
+            running_max=jobs.running_max,
+            attempts_max=jobs.attempts_max,
         )
         self.gateway = Gateway(
             Store(self.state, tail, stored),
@@ -274,12 +278,13 @@ class Node:
             self.clock,
             self.boot_id,
             self.jobs,
+            holds,
         )
         again, stats = self.gateway.source_again, self.gateway.stats
         self.jobs.register(
             KIND,
             BackgroundResponses(
-                *(self.state, tail, self.clock, self.boot_id, again, stats),
+                *(self.state, tail, self.clock, self.boot_id, again, holds, stats),
                 upstream_wait_s=self.config.jobs.upstream_wait_s,
             ),
         )

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from perdure.core.batch import Batch, check, delete, join, put
+from perdure.core.blobs import Blob
 from perdure.core.engine import Engine, Survives
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
@@ -145,6 +146,14 @@ class BlobUses:
         tenant, digest, _ = reference.key
         return check(REFERENCES, reference.key, reference.version) + put(
             REFERENCES, (tenant, digest, owner), reference.value
+        )
+
+    def hold(self, tenant: str, blobs: Iterable[Blob], owner: str) -> Batch:
+        """Let another record of the tenant refer to blobs; commit it with a check that the record
+        which refers to them already is as it was read."""
+        return join(
+            put(REFERENCES, (tenant, blob.digest, owner), Reference(blob.digest, blob.size_bytes))
+            for blob in blobs
         )
 
     def release(self, tenant: str, digest: str, owner: str) -> Batch:

@@ -5,6 +5,9 @@ The record is the fence. Whoever runs a job adds `owned` to everything it writes
 once another writer has changed the record (to cancel the job, to take it over), what the earlier
 owner still writes is refused whole. Each attempt has a number, which is its owner's epoch; a log
 tells what became of each.
+
+What a job needs that others may delete before it has run is kept with it: a copy of its input, and
+references to the blobs named in it. Both end with the job.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import msgspec
 
 from perdure.core import cursors
 from perdure.core.batch import Batch, append, check, delete, drop, put
+from perdure.core.blobs import Blob
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict
 from perdure.core.keys import Key
@@ -53,6 +57,7 @@ class Job(msgspec.Struct, frozen=True):
     `owed` is what is still to be done: `run`, or `cancel` once that was asked for, None once it has
     ended; by its index a boot finds exactly what is unfinished, cancellations first, then the
     oldest. `runner` is the boot that runs attempt number `attempt`, None while nobody does.
+    `blobs` are what the job refers to until it ends.
     """
 
     kind: str
@@ -63,6 +68,7 @@ class Job(msgspec.Struct, frozen=True):
     owed: Literal["cancel", "run"] | None = "run"
     attempt: int = 0
     runner: str | None = None
+    blobs: tuple[Blob, ...] = ()
 
     @property
     def state(self) -> str:
@@ -101,6 +107,16 @@ JOBS = Records(
         Index("by_kind_and_state", ("kind", "state", "created_at_s")),
     ),
 )
+
+
+class JobInput(msgspec.Struct, frozen=True):
+    """How much a job keeps of what it was accepted with; the attachment is that."""
+
+    items: int
+    files: int
+
+
+JOB_INPUTS = Records("job_inputs", JobInput, key=("tenant", "job_id"))
 JOB_EVENTS = Log("job_events", JobEvent, key=("tenant", "job_id"))
 
 Held = Record[Job]
@@ -116,8 +132,8 @@ class Jobs:
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
         owner="the boot that runs its current attempt, named in the record and fenced by it",
         recovery="what a dead process ran is queued again; what was to be cancelled is, first",
-        retention="as long as the response it makes",
-        layouts=(JOBS, JOB_EVENTS),
+        retention="as long as the response it makes; what it needs of others, until it ends",
+        layouts=(JOBS, JOB_INPUTS, JOB_EVENTS),
         statements=("C3", "C4", "C23", "R5", "R13"),
     )
 
@@ -197,6 +213,10 @@ class Jobs:
                 )
         return told
 
+    async def kept(self, key: Key) -> Record[JobInput] | None:
+        """What a job keeps of what it was accepted with."""
+        return await self._engine.get(JOB_INPUTS, key)
+
     async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
         """Jobs of every tenant that have not ended, cancellations first. Raises `Damaged`, which
         can resume."""
@@ -205,6 +225,10 @@ class Jobs:
     def create(self, key: Key, job: Job, parameters: bytes) -> Batch:
         """A new job, to be committed with what it is to work on."""
         return put(JOBS, key, job, attachment=parameters, expect=0)
+
+    def keep(self, key: Key, what: JobInput, data: bytes) -> Batch:
+        """Keep what a new job was accepted with, until it ends."""
+        return put(JOB_INPUTS, key, what, attachment=data, expect=0)
 
     def begin(self, held: Held, runner: str, *, at_s: int) -> tuple[Batch, Held]:
         """Make `runner` the owner of the next attempt; also returns the record as it then stands.
@@ -240,9 +264,10 @@ class Jobs:
         )
 
     def end(self, held: Held, status: Status, *, at_s: int, reason: str | None = None) -> Batch:
-        """End a job, and the attempt that is under way if there is one."""
-        write, _ = self._move(held, status, owed=None, runner=None)
-        return write + self._ended(held, reason, at_s)
+        """End a job, and the attempt that is under way if there is one. Commit it with the end of
+        its references to blobs."""
+        write, _ = self._move(held, status, owed=None, runner=None, blobs=())
+        return write + delete(JOB_INPUTS, held.key) + self._ended(held, reason, at_s)
 
     def delete(self, held: Held) -> Batch:
         """Delete a job and its events."""
