@@ -10,16 +10,19 @@ import asyncio
 import inspect
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
+from perdure.core.engine import Engine
 from perdure.core.errors import Invalid
 from perdure.engines import open_blobs, open_engine, restore_engine
-from perdure.services import backups
+from perdure.services import backups, verification
 from perdure.services.backups import Manifest, Progress
+from perdure.services.blobs import BlobKeeper
+from perdure.services.verification import Verified
 from perdure.surfaces.state import LAYOUTS, State
 
 T = TypeVar("T")
@@ -42,14 +45,17 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[State]:
 async def back_up(url: str, blobs: str, target: Path, progress: Progress) -> Manifest:
     """Back up a store that no process holds, and the blobs at the URL `blobs` if there are any;
     see `services.backups`. A server backs up its own: ask that."""
-    async with open(url, read_only=True) as state, AsyncExitStack() as opened:
-        kept = None
-        if not _is_empty(blobs):
-            kept = await open_blobs(blobs, read_only=True)
-            opened.push_async_callback(kept.close)
+    async with open(url, read_only=True) as state, _looking(state.engine, blobs) as keeper:
         return await backups.back_up(
-            state.engine, kept, target, progress, clock=SystemClock(), disk=Disk()
+            state.engine, keeper, target, progress, clock=SystemClock(), disk=Disk()
         )
+
+
+async def verify(url: str, blobs: str) -> Verified:
+    """Look for damage in a store that no process holds, and in the blobs at the URL `blobs`, and
+    change nothing; see `services.verification`. A server verifies its own: ask that."""
+    async with open(url, read_only=True) as state, _looking(state.engine, blobs) as keeper:
+        return await verification.verify(state.engine, keeper)
 
 
 async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Manifest:
@@ -64,10 +70,29 @@ async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Man
             await backups.restore_blobs(source, kept, progress)
         finally:
             await kept.close()
+
+    async def check(engine: Engine) -> None:
+        async with _looking(engine, blobs) as keeper:
+            await keeper.require_bytes()
+
     await restore_engine(
-        url, source, LAYOUTS, lambda done, total: progress("restoring the store", done, total)
+        url,
+        source,
+        LAYOUTS,
+        lambda done, total: progress("restoring the store", done, total),
+        check=check,
     )
     return manifest
+
+
+@asynccontextmanager
+async def _looking(engine: Engine, blobs: str) -> AsyncIterator[BlobKeeper]:
+    """The keeper of blobs that are only looked at."""
+    kept, clock = await open_blobs(blobs, read_only=True), SystemClock()
+    try:
+        yield BlobKeeper(engine, kept, clock, clock.new_id("boot"))
+    finally:
+        await kept.close()
 
 
 def _is_empty(blobs: str) -> bool:

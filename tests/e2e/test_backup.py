@@ -169,3 +169,12 @@ async def test_files_are_backed_up_wherever_their_bytes_are(tmp_path: Path) -> N
             content = await sdk.files.content(made.id)
             assert content.content == b"kept" * 10_000
             assert (await perdure("verify", "--data", str(other))).code == 0
+    (blob,) = (path for path in (tmp_path / "blobs").glob("??/*"))
+    blob.rename(tmp_path / "away")
+    lost = await perdure("verify", "--data", str(data), **apart)
+    assert (lost.code, f"of files/{made.id}" in lost.out) == (6, True), lost
+    refused = await perdure("backup", str(tmp_path / "three"), "--data", str(data), **apart)
+    assert (refused.code, f"of files/{made.id}" in refused.err) == (6, True), refused
+    async with serving(data, **apart):
+        held = await perdure("verify", "--data", str(data), **apart)
+        assert (held.code, held.out) == (lost.code, lost.out)

@@ -10,7 +10,7 @@ from perdure.proving.waiting import wait_until
 from tests.e2e.http_server import perdure, serving
 
 
-async def respond(client: httpx.AsyncClient, text: str, **more: str) -> str:
+async def respond(client: httpx.AsyncClient, text: str, **more: str | bool) -> str:
     body = {"model": "perdure-extract", "input": text, **more}
     answer = await client.post("/v1/responses", json=body)
     assert answer.status_code == 200, answer.text
@@ -66,6 +66,40 @@ async def test_operators_find_show_and_remove_what_is_stored(tmp_path: Path) -> 
 
 
 # proves R13
+async def test_operators_find_files_and_jobs(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "data"))
+    async with serving(tmp_path / "data") as server, server.client() as client:
+        sent = {"files": {"file": ("[a].txt", b"four")}, "data": {"purpose": "user_data"}}
+        file = (await client.post("/v1/files", **sent)).json()["id"]
+        made = await respond(client, "text", background=True)
+
+        async def ended() -> bool:
+            return (await client.get(f"/v1/responses/{made}")).json()["status"] == "completed"
+
+        await wait_until(ended, 20, "the end of a response in the background")
+        listed = (await perdure("files", "ls", *data)).out
+        assert f"{file}  20" in listed
+        assert "4 bytes  user_data  processed  [a].txt" in listed
+        assert (await perdure("files", "ls", *data, "--purpose", "batch", "--json")).json()[
+            "data"
+        ] == []
+        assert (await perdure("files", "show", file, *data)).json()["bytes"] == 4
+        removed = await perdure("files", "rm", file, *data)
+        assert (removed.code, removed.out) == (0, f"{file}: deleted\n")
+        assert (await perdure("files", "show", file, *data)).code == 3
+
+        found = await perdure("jobs", "ls", *data, "--status", "succeeded", "--json")
+        (job,) = found.json()["data"]
+        assert job["subject"] == made
+        told = (await perdure("jobs", "ls", *data, "--kind", "background_response")).out
+        assert f"{job['id']}  succeeded  20" in told
+        assert (await perdure("jobs", "show", job["id"], *data)).json()["attempts"]
+        again = await perdure("jobs", "cancel", job["id"], *data)
+        assert (again.code, again.out) == (0, f"{job['id']}: succeeded\n")
+        assert (await perdure("jobs", "show", "job_x", *data)).code == 3
+
+
+# proves R13
 async def test_status_and_metrics_say_what_each_surface_takes(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "data"))
     async with serving(tmp_path / "data") as server, server.client() as client:
@@ -77,6 +111,7 @@ async def test_status_and_metrics_say_what_each_surface_takes(tmp_path: Path) ->
         status = await perdure("status", *data)
         assert status.code == 0
         assert "responses " in status.out.split("disk: ")[1]
+        assert "jobs: 0 running, 0 queued, 0 waiting to be tried again" in status.out
         found = (await perdure("status", *data, "--json")).json()["usage"]
         assert found["total_bytes"] >= sum(one["size_bytes"] for one in found["surfaces"]) > 0
         assert (

@@ -19,7 +19,7 @@ from perdure.proving.waiting import wait_until
 from perdure.services.background import job_key
 from perdure.services.gateway import Started
 from perdure.services.stored import Stored
-from perdure.surfaces.jobs import JOB_EVENTS, JOBS, Status
+from perdure.surfaces.jobs import JOB_EVENTS, JOB_INPUTS, JOBS, JobInput, Status
 from perdure.surfaces.jobs import Held as HeldJob
 from perdure.surfaces.responses import EVENTS, RESPONSES
 from perdure.wire.errors import ConversationLocked, NotFound, WireError
@@ -399,15 +399,14 @@ async def test_one_that_cannot_be_asked_any_more_fails_with_the_reason(driver: D
     earlier = await driver.answer("echo earlier")
     crowd = [await driver.ask("hang 1", background=True) for _ in range(64)]
     waits = await driver.ask("echo on", background=True, previous_response_id=earlier["id"])
-    await stored(driver).delete("default", earlier["id"])
+    job = await job_of(driver, waits.key)
+    damage = put(JOB_INPUTS, job.key, JobInput(1, 0), attachment=b'{"history":')
+    await driver.node.state.commit(damage)
     await asyncio.gather(*(cancel(driver, started.id) for started in crowd))
     events = await driver.events(waits)
     ended = events[-1]["response"]
-    assert (ended["status"], ended["perdure"]["reason"]) == (
-        "failed",
-        "previous_response_not_found",
-    )
-    assert earlier["id"] in ended["error"]["message"]
+    assert (ended["status"], ended["perdure"]["reason"]) == ("failed", "damaged")
+    assert (await job_of(driver, waits.key)).value.status is Status.FAILED
 
 
 # proves R5

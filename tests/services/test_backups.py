@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, PerdureE
 from perdure.engines import open_blobs, open_engine
 from perdure.services import backups
 from perdure.services.backups import MANIFEST, Manifest
+from perdure.services.blobs import BlobKeeper
+from perdure.services.verification import Reclaimable
 from perdure.surfaces.conversations import CONVERSATIONS, Conversation
 from perdure.surfaces.state import LAYOUTS
 
@@ -156,10 +159,11 @@ class Full(Disk):
 async def test_a_backup_that_fails_leaves_nothing(tmp_path: Path) -> None:
     await made(tmp_path / "data")
     engine = await open_engine(f"sqlite:///{tmp_path / 'data' / 'perdure.db'}", LAYOUTS)
+    keeper = BlobKeeper(engine, await open_blobs("memory://"), SystemClock(), "boot")
 
     async def tried(disk: Disk, progress: backups.Progress = ignored) -> Manifest:
         return await backups.back_up(
-            engine, None, tmp_path / "backup", progress, clock=SystemClock(), disk=disk
+            engine, keeper, tmp_path / "backup", progress, clock=SystemClock(), disk=disk
         )
 
     with pytest.raises(StorageFull):
@@ -202,8 +206,9 @@ async def test_a_backup_has_its_name_only_when_all_of_it_is_durable(tmp_path: Pa
     engine = await open_engine(f"sqlite:///{tmp_path / 'data' / 'perdure.db'}", LAYOUTS, disk=disk)
     blobs = await open_blobs(f"file:///{tmp_path / 'data' / 'blobs'}", read_only=True)
     disk.edges.clear()
+    keeper = BlobKeeper(engine, blobs, SystemClock(), "boot")
     manifest = await backups.back_up(
-        engine, blobs, tmp_path / "backup", ignored, clock=SystemClock(), disk=disk
+        engine, keeper, tmp_path / "backup", ignored, clock=SystemClock(), disk=disk
     )
     await engine.close()
     named = disk.edges.index(("name", "backup"))
@@ -212,3 +217,88 @@ async def test_a_backup_has_its_name_only_when_all_of_it_is_durable(tmp_path: Pa
         assert ("sync", name) in disk.edges[:named], f"{name} is not durable"
     assert disk.edges[named + 1] == ("sync", tmp_path.name)
     assert manifest.blobs.count == 1
+
+
+async def with_a_file(data: Path, *contents: bytes) -> list[str]:
+    """A data directory with files in it; the digests of their bytes."""
+    engine = await open_engine(f"sqlite:///{data / 'perdure.db'}", LAYOUTS)
+    kept = await open_blobs(f"file:///{data / 'blobs'}")
+    keeper = BlobKeeper(engine, kept, SystemClock(), "boot")
+    claims = [await keeper.put("default", chunks(data), size_bytes_max=99) for data in contents]
+    for number, claim in enumerate(claims):
+        await engine.commit(keeper.uses.refer(claim, f"files/{number}"))
+    await kept.close()
+    await engine.close()
+    return [claim.value.digest for claim in claims]
+
+
+def blob_at(data: Path, digest: str) -> Path:
+    return data / "blobs" / digest[:2] / digest
+
+
+# proves C17, C4
+async def test_a_store_whose_bytes_are_gone_is_not_backed_up(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    lost, _ = await with_a_file(data, b"one", b"two")
+    blob_at(data, lost).unlink()
+    with pytest.raises(Damaged, match=f"{lost} of files/0") as refused:
+        await back_up(data, tmp_path / "backup")
+    assert "absent" in refused.value.why
+    assert not list(tmp_path.glob("backup*"))
+
+
+# proves C17, C4
+async def test_a_backup_that_lacks_bytes_is_not_restored(tmp_path: Path) -> None:
+    """However it came to be: its manifest says what is there, and that is not enough."""
+    data, backup, other = tmp_path / "data", tmp_path / "backup", tmp_path / "other"
+    lost, _ = await with_a_file(data, b"one", b"two")
+    manifest = await back_up(data, backup)
+    (backup / "blobs" / lost).unlink()
+    manifest = msgspec.structs.replace(
+        manifest, blobs=backups._list(backups._blobs_in(backup / "blobs"))
+    )
+    manifest = msgspec.structs.replace(manifest, digest=backups._digest(manifest))
+    (backup / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(Damaged, match=f"{lost} of files/0"):
+        await restore(backup, other)
+    left = [path.name for path in other.glob("perdure.db*")]
+    assert left == ["perdure.db.lock"], "a store is there, or is left unfinished"
+
+
+# proves C8, C4
+async def test_verify_without_a_server_looks_for_bytes_and_counts_what_is_left_over(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    url, blobs = f"sqlite:///{data / 'perdure.db'}", f"file:///{data / 'blobs'}"
+    lost, shorter, changed, _ = await with_a_file(data, b"one", b"two", b"three", b"kept")
+    found = await library.verify(url, blobs)
+    assert (found.ok, found.findings, found.reclaimable) == (True, [], Reclaimable())
+    kept = await open_blobs(blobs)
+    await kept.put(chunks(b"nobody's"), size_bytes_max=99)
+    await kept.close()
+    (data / "blobs" / "incoming" / "blob_1.tmp").write_bytes(b"half")
+    left = Reclaimable(blobs=1, size_bytes=8, leftovers=1)
+    found = await library.verify(url, blobs)
+    assert (found.ok, found.findings, found.reclaimable) == (True, [], left)
+
+    blob_at(data, lost).unlink()
+    blob_at(data, shorter).write_bytes(b"tw")
+    blob_at(data, changed).write_bytes(b"THREE")
+    found = await library.verify(url, blobs)
+    told = {finding.where: finding.why for finding in found.findings}
+    assert (found.ok, found.reclaimable, len(told)) == (False, left, 4)
+    assert "absent" in told[f"the blob {lost} of files/0 (tenant default)"]
+    assert "2 bytes" in told[f"the blob {shorter} of files/1 (tenant default)"]
+    for digest in (shorter, changed):
+        assert "another digest" in told[f"the blob {digest}"]
+
+
+# proves C8, C4
+async def test_verify_reports_references_where_there_are_no_blobs_at_all(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    await with_a_file(data, b"one")
+    shutil.rmtree(data / "blobs")
+    found = await library.verify(f"sqlite:///{data / 'perdure.db'}", f"file:///{data / 'blobs'}")
+    assert [finding.kind for finding in found.findings] == ["damaged"]
+    assert not (data / "blobs").exists(), "looking made something"

@@ -13,6 +13,8 @@ from perdure.core.clock import SystemClock
 from perdure.engines import open_engine
 from perdure.services import listing
 from perdure.surfaces.conversations import Conversation
+from perdure.surfaces.jobs import Job
+from perdure.surfaces.jobs import Status as JobStatus
 from perdure.surfaces.responses import Response, Status
 from perdure.surfaces.state import LAYOUTS, State
 from perdure.wire.errors import WireError
@@ -106,3 +108,34 @@ async def test_damage_is_named_and_the_list_goes_on(tmp_path: Path) -> None:
     assert len(listed) == len(set(listed)) == 27
     assert damaged == {f"responses t/resp_{name}" for name in ("003", "004", "017")}
     await state.engine.close()
+
+
+# proves R13
+@pytest.mark.parametrize("limit", [1, 4, 100])
+async def test_jobs_are_found_by_status_and_kind(limit: int) -> None:
+    state = State(await open_engine("memory://", LAYOUTS))
+    batch = Batch()
+    kinds, statuses = ("ingestion", "response"), (JobStatus.QUEUED, JobStatus.FAILED)
+    for number in range(24):
+        job = Job(kinds[number % 2], "s", number, 3, statuses[number // 2 % 2])
+        batch += state.jobs.create(("t", f"job_{number * 7 % 24}"), job, b"{}")
+    await state.commit(batch + state.jobs.create(("u", "job_x"), Job(kinds[0], "s", 1, 3), b"{}"))
+
+    async def made(status: JobStatus | None, kind: str | None) -> list[int]:
+        found: list[int] = []
+        after: str | None = None
+        while True:
+            query = ListQuery(limit, after=after)
+            page = await listing.jobs(state, "t", query, status=status, kind=kind)
+            found += [record.value.created_at_s for record in page.items]
+            if not page.more:
+                return found
+            after = page.items[-1].key[-1]
+
+    for status in (None, *statuses):
+        for kind in (None, *kinds, "nobody's"):
+            assert await made(status, kind) == [
+                number
+                for number in reversed(range(24))
+                if kind in (None, kinds[number % 2]) and status in (None, statuses[number // 2 % 2])
+            ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Usage
 from perdure.core.errors import Unavailable
-from perdure.engines import open_engine
+from perdure.engines import open_blobs, open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.services.usage import Measuring
 from perdure.surfaces.conversations import Conversation
@@ -38,17 +40,25 @@ class Slow(Wrapping):
         return await super().usage()
 
 
+async def chunked(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
 # proves R13
 async def test_measuring_takes_a_hundredth_of_the_time_at_most() -> None:
     engine = Slow(await open_engine("memory://", LAYOUTS))
     clock = engine.clock = Clock()
     state = State(engine)
-    measuring = Measuring(state, clock)
+    blobs = await open_blobs("memory://")
+    for data in (b"one", b"one", b"three"):
+        await blobs.put(chunked(data), size_bytes_max=9)
+    measuring = Measuring(state, blobs, clock)
     await measuring.measure()
     assert measuring.last is not None
     assert [one.surface for one in measuring.last.surfaces] == [
         promise.surface for promise in PROMISES
     ]
+    assert (measuring.last.blobs, measuring.last.blobs_bytes) == (2, 8)
     await state.commit(state.conversations.create(("t", "c"), Conversation(1, {"a": "x" * 500})))
     await measuring.measure()
     assert engine.asked == 1

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from perdure.core import cursors
 from perdure.core.engine import Engine
+from perdure.core.errors import Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Records
 from perdure.core.limits import PAGE_MAX
@@ -57,14 +58,22 @@ async def every(
     *,
     index: str | None = None,
     where: Sequence[Column] = (),
+    skip_damaged: bool = False,
 ) -> AsyncIterator[Record[T]]:
     """Every record of a scan, in its order, read in bounded pages. Raises `Damaged` at a damaged
-    one."""
+    one, unless those are to be skipped, as by whoever leaves them to `Engine.verify`."""
     limit, cursor = _FIRST, None
     while True:
-        page = await engine.scan(
-            records, prefix, index=index, where=where, limit=limit, cursor=cursor
-        )
+        try:
+            page = await engine.scan(
+                records, prefix, index=index, where=where, limit=limit, cursor=cursor
+            )
+        except Damaged as damage:
+            if not skip_damaged:
+                raise
+            if (cursor := damage.resume) is None:
+                return
+            continue
         for record in page.items:
             yield record
         if page.cursor is None:

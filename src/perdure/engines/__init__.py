@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -57,9 +57,11 @@ async def restore_engine(
     *,
     clock: Clock | None = None,
     disk: Disk | None = None,
+    check: Callable[[Engine], Awaitable[None]] | None = None,
 ) -> None:
     """Make a store at `url` of what `Engine.backup` wrote into `source`. It exists, under an id of
-    its own, once all of it is verified and durable; before that there is none.
+    its own, once all of it is verified and durable; before that there is none. `check` reads it
+    just before, and may refuse it by raising.
 
     Raises `Invalid` where a store is already or none can be, `Damaged`, `NewerFormat`.
     """
@@ -74,7 +76,14 @@ async def restore_engine(
     )
     async with aclosing(steps_off_loop(steps)) as restoring:
         async for step in restoring:
-            progress(*step)
+            if not isinstance(step, Path):
+                progress(*step)
+            elif check is not None:
+                made = await open_engine(f"sqlite:///{step}", layouts, read_only=True)
+                try:
+                    await check(made)
+                finally:
+                    await made.close()
 
 
 async def open_blobs(

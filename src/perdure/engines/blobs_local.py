@@ -260,7 +260,8 @@ def _leftovers(incoming: Path) -> list[Finding]:
 
 def _fan_out(root: Path) -> list[Path]:
     """The directories that published blobs lie in, in order."""
-    return sorted(path for path in root.iterdir() if len(path.name) == 2 and path.is_dir())
+    paths = root.iterdir() if root.is_dir() else ()  # to look, nothing is made
+    return sorted(path for path in paths if len(path.name) == 2 and path.is_dir())
 
 
 def _blobs_in(folder: Path) -> list[Blob]:

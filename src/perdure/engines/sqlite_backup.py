@@ -73,9 +73,10 @@ def backup_steps(
 
 def restore_steps(
     place: Place, source: Path, layouts: Sequence[Layout]
-) -> Generator[Step, None, None]:
+) -> Generator[Step | Path, None, None]:
     """Make a store at `place` of the copy in `source`. It has its name, and so exists, only after
-    all of it was verified and is durable.
+    all of it was verified and is durable. Last comes where it lies until then: whoever finds
+    something wrong with it there goes no further.
 
     Raises `Invalid` where a store is already, `Damaged`, `NewerFormat`, `StoreLocked`.
     """
@@ -87,7 +88,7 @@ def restore_steps(
     with ExitStack() as undo, translating(str(place.path)):
         lock = place.disk.lock(place.beside(".lock"))
         undo.callback(lock.release)
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-wal", "-shm", ".lock"):
             undo.callback(place.disk.unlink, place.beside(TEMPORARY + suffix))
         yield from _copy_file(place.disk, source / COPY, temporary)
         schema.check_file(temporary)
@@ -97,6 +98,7 @@ def restore_steps(
             schema.check_layouts(copy, str(source), layouts)
             copy.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
         yield from _verify(temporary, layouts, place.vfs)
+        yield temporary
         place.disk.sync_file(temporary)
         place.disk.replace(temporary, place.path)
         place.disk.sync_directory(place.path.parent)

@@ -14,7 +14,8 @@ import hashlib
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -24,6 +25,7 @@ from perdure.core.errors import Damaged, Missing
 from perdure.core.offload import off_loop
 from perdure.services.files import Files
 from perdure.services.parsing import CPU_S_MAX, PARSERS, Section
+from perdure.surfaces.files import Held
 from perdure.wire.errors import WireError, unsupported_value
 from perdure.wire.items import Item
 
@@ -74,7 +76,14 @@ class Attachments:
 
     def __init__(self, files: Files) -> None:
         self._files = files
+        self._kept: Mapping[str, Held] = {}
         self._texts: OrderedDict[bytes, str] = OrderedDict()
+
+    def keeping(self, kept: Mapping[str, Held]) -> Attachments:
+        """The same, which also reads files that are kept for somebody and may be deleted by now."""
+        made = copy(self)
+        made._kept = kept
+        return made
 
     async def readable(
         self, tenant: str, items: Sequence[Item], *, at: str | None = None
@@ -186,7 +195,7 @@ class Attachments:
     ) -> tuple[str, bytes]:
         """Name and bytes of a stored file."""
         try:
-            held = await self._files.get(tenant, file_id)
+            held = self._kept.get(file_id) or await self._files.get(tenant, file_id)
         except Missing as gone:
             raise WireError(str(gone), param=at, code="file_not_found") from None
         if held.value.size_bytes > bytes_max:
@@ -198,6 +207,20 @@ class Attachments:
             )
         data = b"".join([chunk async for chunk in self._files.content(held)])
         return held.value.filename, data
+
+
+def named_files(items: Sequence[Item]) -> list[str]:
+    """The ids of the files that items name, each once."""
+    return list(
+        dict.fromkeys(
+            part["file_id"]
+            for item in items
+            for field in ("content", "output")
+            if isinstance(parts := item.get(field), list)
+            for part in parts
+            if _attached(part) and part.get("file_id")
+        )
+    )
 
 
 def _attached(part: Any) -> bool:

@@ -22,6 +22,7 @@ from perdure.core.keys import Key, show
 from perdure.core.values import Record
 from perdure.services.continuing import NOT_CONTINUED, NotContinued, Partial
 from perdure.services.ending import close_open
+from perdure.services.holds import Holds, Past, Taken
 from perdure.services.recovery import interrupt, replay
 from perdure.services.runs import Owner, Run, RunStats, Source
 from perdure.services.tail import Tail
@@ -50,9 +51,9 @@ CANCELLED = Outcome(status="cancelled")
 Partials = Callable[[CreateResponse, View], Awaitable[Partial | None]]
 """The message of a response that was cut short with which its upstream can go on."""
 
-Sources = Callable[[Held, CreateResponse, View, Partial | None], Awaitable[Source]]
-"""What generates a response that is stored already, once more from its beginning, or on from a
-message."""
+Sources = Callable[[Held, CreateResponse, Past, View, Partial | None], Awaitable[Source]]
+"""What generates a response that is stored already, on what its job holds: from its beginning, or
+on from a message."""
 
 _ENDS = {
     "completed": JobStatus.SUCCEEDED,
@@ -65,13 +66,19 @@ encode = msgspec.json.encode
 
 
 def job_for(
-    state: State, key: Key, response: Response, request: CreateResponse, *, attempts_max: int
+    state: State,
+    key: Key,
+    response: Response,
+    request: CreateResponse,
+    taken: Taken,
+    *,
+    attempts_max: int,
 ) -> Batch:
-    """The job that makes a response, to be committed with it. Its parameters are the request, but
-    for the input, which is stored as the response's items."""
-    job = Job(KIND, key[-1], response.created_at_s, attempts_max)
+    """The job that makes a response, to be committed with it, and what it holds. Its parameters are
+    the request, but for the input, which is stored as the response's items."""
+    job = Job(KIND, key[-1], response.created_at_s, attempts_max, blobs=taken.blobs)
     parameters = msgspec.structs.replace(request, input=None)
-    return state.jobs.create(job_key(key, response), job, encode(parameters))
+    return state.jobs.create(job_key(key, response), job, encode(parameters)) + taken.batch
 
 
 def job_key(key: Key, response: Response) -> Key:
@@ -99,6 +106,7 @@ class BackgroundResponses:
         boot_id: str,
         partials: Partials,
         sources: Sources,
+        holds: Holds,
         stats: RunStats,
         *,
         upstream_wait_s: float,
@@ -109,6 +117,7 @@ class BackgroundResponses:
         self._boot_id = boot_id
         self._partials = partials
         self._sources = sources
+        self._holds = holds
         self._stats = stats
         self._runs: dict[Key, Run] = {}
         self._upstream_wait_s = upstream_wait_s
@@ -149,6 +158,7 @@ class BackgroundResponses:
                 response.key, ev.encode_events(events, after=after), after=after
             )
         )
+        leaving, let_go = self._holds.leave(begun)
         moved = msgspec.structs.replace(response.value, status=Status.IN_PROGRESS)
         run = self._runs[held.key] = Run(
             self._state,
@@ -157,16 +167,20 @@ class BackgroundResponses:
             Record(response.key, response.version + 1, moved),
             view,
             after + len(events),
-            self._told(response, request, view, partial),
+            self._told(begun, response, request, view, partial),
             self._stats,
             lambda run: None,
-            Owner(self._state.jobs.owned(begun), lambda outcome: self._ended(begun, outcome)),
+            Owner(
+                self._state.jobs.owned(begun),
+                lambda outcome: self._ended(begun, outcome) + let_go,
+            ),
         )
         if self._released:
             await run.release()
         await run.wait()
         del self._runs[held.key]
         if run.ended:
+            await self._holds.forget(leaving)
             return None
         await self._requeue(begun, run.left)
         return run.left or "attempt_lost"
@@ -216,15 +230,22 @@ class BackgroundResponses:
             told = {"attempts": msgspec.to_builtins(attempts)}
             outcome = msgspec.structs.replace(outcome, perdure=(outcome.perdure or {}) | told)
         response = await self._state.responses.get(held.key[0], held.value.subject)
-        also = self._ended(held, outcome)
+        leaving, let_go = self._holds.leave(held)
+        also = self._ended(held, outcome) + let_go
         await interrupt(self._state, response, outcome, self._clock, also)
+        await self._holds.forget(leaving)
 
     def _ended(self, held: HeldJob, outcome: Outcome) -> Batch:
         reason = (outcome.perdure or {}).get("reason")
         return self._state.jobs.end(held, _ENDS[outcome.status], at_s=self._now_s(), reason=reason)
 
     async def _told(
-        self, held: Held, request: CreateResponse, view: View, partial: Partial | None
+        self,
+        job: HeldJob,
+        held: Held,
+        request: CreateResponse,
+        view: View,
+        partial: Partial | None,
     ) -> Source:
         """What the model says. After a start of the whole machine it may still be loading: as long
         as it has said nothing, one that cannot be reached is asked again for a while. One that
@@ -233,7 +254,7 @@ class BackgroundResponses:
         said = False
         while True:
             try:
-                async with aclosing(self._asked(held, request, view, partial)) as source:
+                async with aclosing(self._asked(job, held, request, view, partial)) as source:
                     async for made in source:
                         said = True
                         yield made
@@ -247,11 +268,17 @@ class BackgroundResponses:
             await self._clock.sleep(_LOADING_PAUSE_S)
 
     async def _asked(
-        self, held: Held, request: CreateResponse, view: View, partial: Partial | None
+        self,
+        job: HeldJob,
+        held: Held,
+        request: CreateResponse,
+        view: View,
+        partial: Partial | None,
     ) -> Source:
         """One asking of the model; a request that can no longer be asked is an outcome too."""
         try:
-            source = await self._sources(held, request, view, partial)
+            past = await self._holds.past(job)
+            source = await self._sources(held, request, past, view, partial)
         except (Invalid, Missing, Damaged) as error:
             yield failed(
                 f"The request cannot be carried out any more: {error}",

@@ -7,18 +7,19 @@
 Invariants
 - A backup grows under `TARGET.tmp` and gets its name when all of it is verified and durable. One
   that was cut short has no manifest and another name; the next one to the same target clears it.
-- Blobs are copied after the engine's moment: what a record of that moment names is there, if
-  nobody sweeps meanwhile. What is newer is superfluous and harmless.
+- Every record's bytes are looked for first, and from then on nobody sweeps. Blobs are copied after
+  the engine's moment: what a record of that moment names is there. What is newer is superfluous
+  and harmless.
 - Restoring believes nothing: the manifest is held to its digest, each file to the manifest, each
-  blob to its name, and the engine verifies every row. The store comes last, so before the end
-  there is none.
+  blob to its name, the engine verifies every row, and the bytes that rows name are looked for. The
+  store comes last, so before the end there is none.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine, Snapshot
 from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, Unavailable
 from perdure.core.offload import off_loop, steps_off_loop
+from perdure.services.blobs import BlobKeeper
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -75,29 +77,30 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 async def back_up(
     engine: Engine,
-    blobs: Blobs | None,
+    keeper: BlobKeeper,
     target: Path,
     progress: Progress,
     *,
     clock: Clock,
     disk: Disk,
-    holding: AbstractContextManager[None] | None = None,
 ) -> Manifest:
-    """Make a backup at `target`, which must not exist, while everything goes on; `holding` keeps
-    blobs from being swept. Raises what `Engine.backup` raises, and `Invalid`; then nothing is left.
-    """
+    """Make a backup at `target`, which must not exist, while everything goes on. Raises what
+    `Engine.backup` raises, `Damaged` for a record whose bytes are gone, and `Invalid`; then nothing
+    is left."""
     _require_absent(target)
     growing = target.with_name(target.name + TEMPORARY)
     await off_loop(disk.make_directory, growing)
     lock = disk.lock(growing / _LOCK)  # whoever held it is dead, and what it left is nobody's
     try:
         await off_loop(disk.clear_directory, growing, keep=_LOCK)
-        with holding or nullcontext():
+        with keeper.holding():
+            progress("looking for the bytes of files", 0, 0)
+            await keeper.require_bytes()
             taken_at_s = int(clock.now_s())
             snapshot = await engine.backup(
                 growing, lambda done, total: progress("copying the store", done, total)
             )
-            listed = await _copy_blobs(blobs, growing / BLOBS, disk, progress)
+            listed = await _copy_blobs(keeper.blobs, growing / BLOBS, disk, progress)
         files = await _digests(growing, progress)
         manifest = Manifest(taken_at_s=taken_at_s, snapshot=snapshot, files=files, blobs=listed)
         manifest = msgspec.structs.replace(manifest, digest=_digest(manifest))
@@ -165,11 +168,11 @@ async def restore_blobs(source: Path, blobs: Blobs, progress: Progress) -> None:
         progress("restoring blobs", done, total)
 
 
-async def _copy_blobs(blobs: Blobs | None, into: Path, disk: Disk, progress: Progress) -> BlobList:
+async def _copy_blobs(blobs: Blobs, into: Path, disk: Disk, progress: Progress) -> BlobList:
     """Copy every blob, each verified against its name as it is read. Raises `Damaged`."""
-    if blobs is None:
-        return BlobList()
     listed = [blob async for blob in blobs.list()]
+    if not listed:
+        return BlobList()
     total, done = sum(blob.size_bytes for blob in listed), 0
     await off_loop(disk.make_directory, into)
     for blob in listed:

@@ -158,13 +158,24 @@ class BlobKeeper:
 
     async def verify(self) -> AsyncIterator[Finding]:
         """References whose bytes are absent or of another size. What the bytes say by themselves
-        is `Blobs.verify`'s to find."""
-        async for reference in self.uses.references():
+        is `Blobs.verify`'s to find, and rows that cannot be read are `Engine.verify`'s."""
+        async for reference in self.uses.references(skip_damaged=True):
             tenant, digest, owner = reference.key
             try:
                 await self.check(digest, reference.value.size_bytes)
             except Damaged as damage:
                 yield Finding(f"{damage.where} of {owner} (tenant {tenant})", damage.why)
+
+    async def require_bytes(self) -> None:
+        """Raises `Damaged` for the first reference whose bytes are not there."""
+        async for finding in self.verify():
+            raise Damaged(finding.where, finding.why)
+
+    async def reclaimable(self) -> AsyncIterator[Blob]:
+        """Blobs that no record names and nobody is about to: a sweep would take them."""
+        async for blob in self.blobs.list():
+            if not await self.uses.needed(blob.digest, [self._boot_id]):
+                yield blob
 
     @contextmanager
     def holding(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from perdure.core.keys import Key
 from perdure.core.values import Record
 from perdure.services.attachments import Attachments
 from perdure.services.config import OrphanPolicy
+from perdure.services.holds import Past
 from perdure.services.orphans import repaired
 from perdure.services.sealing import Sealing
 from perdure.surfaces.items import Item as StoredItem
@@ -47,19 +48,32 @@ class Context:
         self._attachments = attachments
         self._orphans = orphans
 
-    async def given(self, tenant: str, request: CreateResponse, items: Sequence[Item]) -> Given:
-        """What the model is given for a request whose own items are `items`. Raises `NotFound`
-        for the conversation, `ResponseInProgress`, and `WireError` naming what is gone from a
-        chain or cannot be read.
+    async def given(
+        self,
+        tenant: str,
+        request: CreateResponse,
+        items: Sequence[Item],
+        past: Past | None = None,
+    ) -> Given:
+        """What the model is given for a request whose own items are `items`, and which builds on
+        `past`, by default on what there is now. Raises what `past` raises, and `WireError` naming
+        what cannot be read.
         """
-        history = await self._sealing.opened(tenant, await self._earlier(tenant, request))
-        history = await self._attachments.readable(tenant, history)
+        past = past or await self.past(tenant, request)
+        attachments = self._attachments.keeping(past.files)
+        history = await self._sealing.opened(tenant, past.history)
+        history = await attachments.readable(tenant, history)
         items = await self._sealing.opened(tenant, items, at="input")
-        items = await self._attachments.readable(tenant, items, at="input")
+        items = await attachments.readable(tenant, items, at="input")
         if self._orphans == "refuse":
             return Given(history, items)
         told = repaired(history, items)
         return Given(told.history, told.items, told.orphans)
+
+    async def past(self, tenant: str, request: CreateResponse) -> Past:
+        """What a request builds on now. Raises `NotFound` for the conversation,
+        `ResponseInProgress`, and `WireError` naming what is gone from a chain."""
+        return Past(await self._earlier(tenant, request))
 
     async def _earlier(self, tenant: str, request: CreateResponse) -> list[Item]:
         """The items of earlier turns, the oldest first."""

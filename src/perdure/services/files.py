@@ -16,6 +16,7 @@ import structlog
 import xxhash
 
 from perdure.core.batch import Batch, join
+from perdure.core.blobs import Blob
 from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, Damaged, Missing, PerdureError, Unavailable
 from perdure.core.limits import PAGE_MAX
@@ -255,12 +256,16 @@ class Files:
         )
 
     async def _delete(self, held: Held) -> None:
-        leaving, batch = self._leave(held.key[0], held.value.pieces, owner_of(held.key[-1]))
+        leaving, batch = self.leave(held.key[0], held.value.pieces, owner_of(held.key[-1]))
         await self._state.commit(self._state.files.delete(held) + batch)
         await self.forget(leaving)
 
-    def _leave(
-        self, tenant: str, pieces: Iterable[Piece], owner: str
+    def hold(self, tenant: str, blobs: Iterable[Blob], owner: str) -> Batch:
+        """See `surfaces.blobs.BlobUses.hold`."""
+        return self._keeper.uses.hold(tenant, blobs, owner)
+
+    def leave(
+        self, tenant: str, pieces: Iterable[Piece | Blob], owner: str
     ) -> tuple[Sequence[Record[Claim]], Batch]:
         """The batch that ends an owner's references, and the claims it leaves."""
         sizes = {piece.digest: piece.size_bytes for piece in pieces}

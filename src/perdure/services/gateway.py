@@ -34,6 +34,7 @@ from perdure.services.continuing import (
 )
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
+from perdure.services.holds import Holds, Past
 from perdure.services.jobs import Jobs
 from perdure.services.recovery import STOPPED
 from perdure.services.relay import ResponsesReader, responses_request
@@ -118,6 +119,7 @@ class Gateway:
         clock: Clock,
         boot_id: str,
         jobs: Jobs,
+        holds: Holds,
     ) -> None:
         self._stored = stored
         self._transient = transient
@@ -126,6 +128,7 @@ class Gateway:
         self._clock = clock
         self._boot_id = boot_id
         self._jobs = jobs
+        self._holds = holds
         self._runs: dict[Key, Run] = {}
         self._ended: deque[tuple[float, Key]] = deque()
         self._closed = False
@@ -180,7 +183,8 @@ class Gateway:
         stored = self._stored.state
         items = await resolve_items(stored, tenant, sound_items(request.input or [], self._clock))
         conversation = await self._conversation(tenant, request)
-        given = await self._context.given(tenant, request, items)
+        past = await self._context.past(tenant, request)
+        given = await self._context.given(tenant, request, items, past)
         known = {item["id"] for item in given.history}
         for place, item in enumerate(items):
             if item["id"] in known:
@@ -212,9 +216,12 @@ class Gateway:
             )
         self.stats.calls_repaired += len(given.orphans)
         if request.background:  # the source told what it refuses; a job makes its own
+            job = job_key(key, response)
+            taken = await self._holds.take(job, past.history, items)
             most = self._jobs.attempts_max
-            await stored.commit(batch + job_for(stored, key, response, request, attempts_max=most))
-            self._jobs.enqueue(job_key(key, response))
+            batch += job_for(stored, key, response, request, taken, attempts_max=most)
+            await stored.commit(batch)
+            self._jobs.enqueue(job)
             return Started(key, True, bool(request.stream), notes, echo)
         await store.state.commit(batch)
         held = Record(key, 1, response)
@@ -426,13 +433,19 @@ class Gateway:
         return partial
 
     async def source_again(
-        self, held: Held, request: CreateResponse, view: View, partial: Partial | None
+        self,
+        held: Held,
+        request: CreateResponse,
+        past: Past,
+        view: View,
+        partial: Partial | None,
     ) -> Source:
-        """What generates a response that is stored, once more from its beginning or, where there is
-        a `partial` message, from its end. Raises `NotContinued` where it cannot be."""
+        """What generates a response that is stored, on what it was accepted with, whatever was
+        deleted or added since: from its beginning or, where there is a `partial` message, from its
+        end. Raises `NotContinued` where it cannot be."""
         stored = [body(item) async for item in self._stored.state.items.all(held.key, "input")]
         items: list[Item] = [msgspec.json.decode(item) for item in stored]
-        given = await self._context.given(held.key[0], request, items)
+        given = await self._context.given(held.key[0], request, items, past)
         return await self._source(request, given.history, given.items, view, partial)
 
     async def _source(

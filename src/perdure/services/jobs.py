@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from perdure.core.clock import Clock
@@ -18,6 +19,7 @@ from perdure.core.errors import Conflict, Damaged, Invalid, Missing, PerdureErro
 from perdure.core.keys import Key, show
 from perdure.core.values import Finding
 from perdure.services.conversations import decided
+from perdure.services.holds import Holds
 from perdure.services.recovery import unfinished
 from perdure.services.supervisor import contained
 from perdure.surfaces.jobs import JOBS, Held, Status
@@ -27,6 +29,16 @@ RETRY_S = 5.0
 """How soon a job that could not be begun or ended is looked at again."""
 
 _log = structlog.get_logger("perdure.jobs")
+
+
+class JobCounts(msgspec.Struct, frozen=True):
+    """Jobs of this process that have not ended: `queued` wait for their turn, `waiting` for another
+    try. The age is that of the longest in the queue, 0 where it is empty."""
+
+    queued: int = 0
+    running: int = 0
+    waiting: int = 0
+    oldest_queued_age_s: float = 0.0
 
 
 class Kind(Protocol):
@@ -54,12 +66,16 @@ class Kind(Protocol):
 class Jobs:
     """Runs the jobs of one state, at most `running_max` at once."""
 
-    def __init__(self, state: State, clock: Clock, *, running_max: int, attempts_max: int) -> None:
+    def __init__(
+        self, state: State, holds: Holds, clock: Clock, *, running_max: int, attempts_max: int
+    ) -> None:
         self.attempts_max = attempts_max
         self._state = state
+        self._holds = holds
         self._clock = clock
         self._kinds: dict[str, Kind] = {}
         self._queue: asyncio.Queue[Key] = asyncio.Queue()
+        self._queued_since_s: dict[Key, float] = {}
         self._room = asyncio.Semaphore(running_max)
         self._tasks: set[asyncio.Task[None]] = set()
         self._later: set[Key] = set()
@@ -69,16 +85,29 @@ class Jobs:
         """Say how jobs of a kind are done."""
         self._kinds[name] = kind
 
-    def enqueue(self, key: Key) -> None:
-        """Let a job that was committed have its turn."""
+    def enqueue(self, key: Key, since_s: float | None = None) -> None:
+        """Let a job that was committed have its turn, for which it waits since then or from now."""
+        since_s = self._clock.now_s() if since_s is None else since_s
+        self._queued_since_s.setdefault(key, since_s)
         self._queue.put_nowait(key)
+
+    def counts(self) -> JobCounts:
+        """How many jobs are under way here, and how."""
+        now_s = self._clock.now_s()
+        oldest_s = min(self._queued_since_s.values(), default=now_s)
+        return JobCounts(
+            queued=len(self._queued_since_s),
+            running=len(self._tasks),
+            waiting=len(self._later),
+            oldest_queued_age_s=round(max(0.0, now_s - oldest_s), 3),
+        )
 
     async def adopt(self) -> None:
         """Queue everything unfinished: cancellations first, then the oldest. Recovery has reported
         what is damaged."""
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
-            self.enqueue(held.key)
+            self.enqueue(held.key, held.value.created_at_s)
 
     async def take(self) -> None:
         """Wait for a job and for room to run it, and start it."""
@@ -87,6 +116,7 @@ class Jobs:
         if self._closed:
             self._room.release()
             return
+        self._queued_since_s.pop(key, None)
         task = asyncio.create_task(self._work(key), name=f"job {key[-1]}")
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -119,6 +149,8 @@ class Jobs:
                 await kind.cancel(held)
 
         await decided(settle)
+        self._queued_since_s.pop(key, None)
+        self._later.discard(key)
 
     async def drain(self, timeout_s: float) -> None:
         """Start nothing more; let what runs end within `timeout_s`; let go of what does not."""
@@ -174,8 +206,10 @@ class Jobs:
             held = await self._state.jobs.find(key)
             if held is not None and held.value.owed is not None:
                 at_s = int(self._clock.now_s())
+                leaving, let_go = self._holds.leave(held)
                 await self._state.commit(
-                    self._state.jobs.end(held, Status.FAILED, at_s=at_s, reason=error.code)
+                    self._state.jobs.end(held, Status.FAILED, at_s=at_s, reason=error.code) + let_go
                 )
+                await self._holds.forget(leaving)
         except PerdureError as again:
             _log.error("a job cannot be ended", job=key[-1], error=str(again))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,6 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
-from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
 from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
@@ -34,6 +33,7 @@ from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
 from perdure.services.gateway import Gateway, Store
+from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
@@ -138,7 +138,7 @@ class Node:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
-        self.measuring = Measuring(self.state, self.clock)
+        self.measuring = Measuring(self.state, self.blobs.blobs, self.clock)
         days = self.config.retention.responses_days
         self.retention = Retention(self.state, self.clock, days)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
@@ -193,12 +193,6 @@ class Node:
         warnings = (*self.warnings, *self.blobs.warnings, *trouble)
         return Readiness(all(check.ok for check in checks), checks, warnings)
 
-    async def verify(self) -> AsyncIterator[Finding]:
-        """Everything stored that is not as it was written: rows, bytes, and rows without bytes."""
-        for source in (self.state.engine.verify, self.blobs.blobs.verify, self.blobs.verify):
-            async for finding in source():
-                yield finding
-
     async def drain(self, timeout_s: float) -> None:
         """Take no new work; let what runs end within `timeout_s`; interrupt what does not, and let
         go of what runs in the background."""
@@ -209,13 +203,7 @@ class Node:
     async def back_up(self, target: Path, progress: Progress) -> Manifest:
         """Copy everything as it is now to `target`, while requests go on. See `backups`."""
         return await back_up(
-            self.state.engine,
-            self.blobs.blobs,
-            target,
-            progress,
-            clock=self.clock,
-            disk=self._disk,
-            holding=self.blobs.holding(),
+            self.state.engine, self.blobs, target, progress, clock=self.clock, disk=self._disk
         )
 
     async def close(self) -> None:
@@ -276,8 +264,11 @@ class Node:
         self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
         tail, jobs = Tail(self.state.engine), self.config.jobs
+        holds = Holds(self.state, self.files)
         self.jobs = Jobs(
-            self.state, self.clock, running_max=jobs.running_max, attempts_max=jobs.attempts_max
+            *(self.state, holds, self.clock),
+            running_max=jobs.running_max,
+            attempts_max=jobs.attempts_max,
         )
         self.gateway = Gateway(
             Store(self.state, tail, stored),
@@ -287,13 +278,14 @@ class Node:
             self.clock,
             self.boot_id,
             self.jobs,
+            holds,
         )
         gateway, stats = self.gateway, self.gateway.stats
         sources = gateway.to_go_on_with, gateway.source_again
         self.jobs.register(
             KIND,
             BackgroundResponses(
-                *(self.state, tail, self.clock, self.boot_id, *sources, stats),
+                *(self.state, tail, self.clock, self.boot_id, *sources, holds, stats),
                 upstream_wait_s=self.config.jobs.upstream_wait_s,
             ),
         )

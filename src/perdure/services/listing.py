@@ -1,4 +1,4 @@
-"""What operators list: responses and conversations, the newest first, damaged ones by name.
+"""What operators list: responses, conversations and jobs, the newest first, damaged ones by name.
 
 A page goes on after the id of the last object seen, as every list of the API does. Damage does not
 end a list: what cannot be read is named beside what can, as often as it is met.
@@ -15,6 +15,8 @@ import msgspec
 from perdure.core.errors import Damaged, Missing
 from perdure.core.values import Finding, Page, Record
 from perdure.surfaces.conversations import Conversation
+from perdure.surfaces.jobs import Job
+from perdure.surfaces.jobs import Status as JobStatus
 from perdure.surfaces.responses import Response, Status
 from perdure.surfaces.state import State
 from perdure.wire.errors import WireError
@@ -59,6 +61,25 @@ async def conversations(state: State, tenant: str, query: ListQuery) -> Listed[C
         lambda limit, cursor: state.conversations.page(
             tenant,
             limit=limit,
+            after=after,
+            cursor=cursor,
+            descending=query.order == "desc",
+        ),
+    )
+
+
+async def jobs(
+    state: State, tenant: str, query: ListQuery, *, status: JobStatus | None, kind: str | None
+) -> Listed[Job]:
+    """A page of jobs. Raises `WireError` for an `after` that is not there."""
+    after = await _after(query, "job", partial(state.jobs.get, tenant))
+    return await _readable(
+        query.limit,
+        lambda limit, cursor: state.jobs.page(
+            tenant,
+            limit=limit,
+            status=status,
+            kind=kind,
             after=after,
             cursor=cursor,
             descending=query.order == "desc",

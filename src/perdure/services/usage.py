@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock
 from perdure.core.errors import Unavailable
 from perdure.surfaces.state import PROMISES, State
@@ -23,8 +24,8 @@ class SurfaceUsage(msgspec.Struct, frozen=True):
 
 
 class DiskUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What the store takes. `other_bytes` are the engine's own, `free_bytes` are used again before
-    the file grows; the log comes on top."""
+    """What the store takes, and the blobs beside it. `other_bytes` are the engine's own,
+    `free_bytes` are used again before the file grows; the log comes on top."""
 
     measured_at_s: float
     duration_s: float
@@ -32,15 +33,18 @@ class DiskUse(msgspec.Struct, frozen=True, kw_only=True):
     other_bytes: int
     free_bytes: int
     total_bytes: int
+    blobs: int
+    blobs_bytes: int
 
 
 class Measuring:
     """Keeps the last measurement. One that takes long is taken more seldom: measuring has at most
     a hundredth of the time, so that a large store is not read all day."""
 
-    def __init__(self, state: State, clock: Clock) -> None:
+    def __init__(self, state: State, blobs: Blobs, clock: Clock) -> None:
         self.last: DiskUse | None = None
         self._state = state
+        self._blobs = blobs
         self._clock = clock
 
     async def measure(self) -> None:
@@ -53,6 +57,7 @@ class Measuring:
         began_s = self._clock.monotonic_s()
         try:
             usage = await self._state.engine.usage()
+            sizes = [blob.size_bytes async for blob in self._blobs.list()]
         except Unavailable:
             return
         self.last = DiskUse(
@@ -68,4 +73,6 @@ class Measuring:
             other_bytes=usage.other_bytes,
             free_bytes=usage.free_bytes,
             total_bytes=usage.total_bytes,
+            blobs=len(sizes),
+            blobs_bytes=sum(sizes),
         )

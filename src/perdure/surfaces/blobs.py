@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from perdure.core.batch import Batch, check, delete, join, put
+from perdure.core.blobs import Blob
 from perdure.core.engine import Engine, Survives
 from perdure.core.layouts import Index, Records
 from perdure.core.paging import every
@@ -107,9 +108,9 @@ class BlobUses:
         """Claims of all tenants, the oldest first."""
         return every(self._engine, CLAIMS, (), index="by_age")
 
-    def references(self) -> AsyncIterator[Record[Reference]]:
-        """References of all tenants, by digest."""
-        return every(self._engine, REFERENCES, (), index="by_digest")
+    def references(self, *, skip_damaged: bool = False) -> AsyncIterator[Record[Reference]]:
+        """References of all tenants, by digest. Raises `Damaged` unless that is to be skipped."""
+        return every(self._engine, REFERENCES, (), index="by_digest", skip_damaged=skip_damaged)
 
     def claim(self, tenant: str, claim_id: str, claim: Claim) -> Batch:
         """Claim a blob, before its bytes can be seen."""
@@ -138,6 +139,14 @@ class BlobUses:
         tenant, digest, _ = reference.key
         return check(REFERENCES, reference.key, reference.version) + put(
             REFERENCES, (tenant, digest, owner), reference.value
+        )
+
+    def hold(self, tenant: str, blobs: Iterable[Blob], owner: str) -> Batch:
+        """Let another record of the tenant refer to blobs; commit it with a check that the record
+        which refers to them already is as it was read."""
+        return join(
+            put(REFERENCES, (tenant, blob.digest, owner), Reference(blob.digest, blob.size_bytes))
+            for blob in blobs
         )
 
     def release(self, tenant: str, digest: str, owner: str) -> Batch:

@@ -174,6 +174,10 @@ class Files:
         """A new file. Commit it with the references to its pieces."""
         return put(FILES, key, file, attachment=sums, expect=0)
 
+    def unchanged(self, held: Held) -> Batch:
+        """What whoever relies on a file adds to a commit: a `Conflict` once it was deleted."""
+        return check(FILES, held.key, held.version)
+
     def delete(self, held: Held) -> Batch:
         """Delete a file. Commit it with the end of the references to its pieces."""
         return delete(FILES, held.key, expect=held.version)

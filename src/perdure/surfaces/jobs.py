@@ -5,6 +5,9 @@ The record is the fence. Whoever runs a job adds `owned` to everything it writes
 once another writer has changed the record (to cancel the job, to take it over), what the earlier
 owner still writes is refused whole. Each attempt has a number, which is its owner's epoch; a log
 tells what became of each.
+
+What a job needs that others may delete before it has run is kept with it: a copy of its input, and
+references to the blobs named in it. Both end with the job.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ from typing import Literal
 import msgspec
 
 from perdure.core.batch import Batch, append, check, delete, drop, put
+from perdure.core.blobs import Blob
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.limits import PAGE_MAX
+from perdure.core.paging import scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
+from perdure.wire.errors import NotFound
 
 
 class Status(enum.Enum):
@@ -51,6 +57,7 @@ class Job(msgspec.Struct, frozen=True):
     `owed` is what is still to be done: `run`, or `cancel` once that was asked for, None once it has
     ended; by its index a boot finds exactly what is unfinished, cancellations first, then the
     oldest. `runner` is the boot that runs attempt number `attempt`, None while nobody does.
+    `blobs` are what the job refers to until it ends.
     """
 
     kind: str
@@ -61,6 +68,12 @@ class Job(msgspec.Struct, frozen=True):
     owed: Literal["cancel", "run"] | None = "run"
     attempt: int = 0
     runner: str | None = None
+    blobs: tuple[Blob, ...] = ()
+
+    @property
+    def state(self) -> str:
+        """The status as indexes hold it."""
+        return self.status.value
 
 
 class JobEvent(msgspec.Struct, frozen=True):
@@ -89,8 +102,24 @@ JOBS = Records(
     "jobs",
     Job,
     key=("tenant", "job_id"),
-    indexes=(Index("unfinished", ("owed", "created_at_s"), every_tenant=True),),
+    indexes=(
+        Index("unfinished", ("owed", "created_at_s"), every_tenant=True),
+        Index("by_age", ("created_at_s",)),
+        Index("by_state", ("state", "created_at_s")),
+        Index("by_kind", ("kind", "created_at_s")),
+        Index("by_kind_and_state", ("kind", "state", "created_at_s")),
+    ),
 )
+
+
+class JobInput(msgspec.Struct, frozen=True):
+    """How much a job keeps of what it was accepted with; the attachment is that."""
+
+    items: int
+    files: int
+
+
+JOB_INPUTS = Records("job_inputs", JobInput, key=("tenant", "job_id"))
 JOB_EVENTS = Log("job_events", JobEvent, key=("tenant", "job_id"))
 
 Held = Record[Job]
@@ -106,9 +135,9 @@ class Jobs:
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
         owner="the boot that runs its current attempt, named in the record and fenced by it",
         recovery="what a dead process ran is queued again; what was to be cancelled is, first",
-        retention="as long as the response it makes",
-        layouts=(JOBS, JOB_EVENTS),
-        statements=("C3", "C4", "C23", "R5"),
+        retention="as long as the response it makes; what it needs of others, until it ends",
+        layouts=(JOBS, JOB_INPUTS, JOB_EVENTS),
+        statements=("C3", "C4", "C23", "R5", "R13"),
     )
 
     def __init__(self, engine: Engine) -> None:
@@ -118,11 +147,59 @@ class Jobs:
         """The job's record; its attachment is the parameters."""
         return await self._engine.get(JOBS, key)
 
+    async def get(self, tenant: str, job_id: str) -> Held:
+        """The same. Raises `NotFound`."""
+        record = await self.find((tenant, job_id))
+        if record is None:
+            raise NotFound("Job", job_id)
+        return record
+
+    async def page(
+        self,
+        tenant: str,
+        *,
+        limit: int,
+        status: Status | None = None,
+        kind: str | None = None,
+        after: Held | None = None,
+        cursor: str | None = None,
+        descending: bool = False,
+    ) -> Page[Held]:
+        """Jobs in the order they were created, of one status and one kind where these are given.
+        It goes on after the record `after`, or at a cursor. Raises `Damaged`, which can resume."""
+        state = None if status is None else status.value
+        index = {
+            (False, False): "by_age",
+            (False, True): "by_state",
+            (True, False): "by_kind",
+            (True, True): "by_kind_and_state",
+        }[kind is not None, state is not None]
+        where = tuple(value for value in (kind, state) if value is not None)
+        return await scan_after(
+            self._engine,
+            JOBS,
+            (tenant,),
+            index=index,
+            where=where,
+            after=after,
+            cursor=cursor,
+            limit=limit,
+            descending=descending,
+        )
+
+    async def events(self, key: Key) -> list[JobEvent]:
+        """What became of each attempt, in order. There are few: their number is bounded."""
+        entries = await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX)
+        return [entry.value for entry in entries]
+
     async def attempts(self, key: Key) -> list[Attempt]:
-        """Every attempt so far, in order. There are few: their number is bounded."""
+        """Every attempt so far, in order."""
+        return self.told(await self.events(key))
+
+    def told(self, events: list[JobEvent]) -> list[Attempt]:
+        """The attempts that these events are of."""
         told: list[Attempt] = []
-        for entry in await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX):
-            event = entry.value
+        for event in events:
             if event.type == "began":
                 told.append(Attempt(event.attempt, event.at_s, continued=event.continued))
             else:
@@ -130,6 +207,10 @@ class Jobs:
                     told[-1], ended_at=event.at_s, reason=event.reason
                 )
         return told
+
+    async def kept(self, key: Key) -> Record[JobInput] | None:
+        """What a job keeps of what it was accepted with."""
+        return await self._engine.get(JOB_INPUTS, key)
 
     async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
         """Jobs of every tenant that have not ended, cancellations first. Raises `Damaged`, which
@@ -139,6 +220,10 @@ class Jobs:
     def create(self, key: Key, job: Job, parameters: bytes) -> Batch:
         """A new job, to be committed with what it is to work on."""
         return put(JOBS, key, job, attachment=parameters, expect=0)
+
+    def keep(self, key: Key, what: JobInput, data: bytes) -> Batch:
+        """Keep what a new job was accepted with, until it ends."""
+        return put(JOB_INPUTS, key, what, attachment=data, expect=0)
 
     def begin(
         self, held: Held, runner: str, *, at_s: int, continued: bool = False
@@ -176,9 +261,10 @@ class Jobs:
         )
 
     def end(self, held: Held, status: Status, *, at_s: int, reason: str | None = None) -> Batch:
-        """End a job, and the attempt that is under way if there is one."""
-        write, _ = self._move(held, status, owed=None, runner=None)
-        return write + self._ended(held, reason, at_s)
+        """End a job, and the attempt that is under way if there is one. Commit it with the end of
+        its references to blobs."""
+        write, _ = self._move(held, status, owed=None, runner=None, blobs=())
+        return write + delete(JOB_INPUTS, held.key) + self._ended(held, reason, at_s)
 
     def delete(self, held: Held) -> Batch:
         """Delete a job and its events."""

@@ -11,7 +11,7 @@ from perdure.core.errors import PerdureError
 from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
 from perdure.frontends.cli.demo import demo
-from perdure.frontends.cli.objects import conversations, responses
+from perdure.frontends.cli.objects import conversations, files, jobs, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.prune import prune
 from perdure.frontends.cli.serve import serve
@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 for command in (serve, demo, status, contract, verify, backup, restore, prune):
     app.command()(command)
-app.add_typer(responses)
-app.add_typer(conversations)
+for group in (responses, conversations, files, jobs):
+    app.add_typer(group)
 
 
 def _version(asked: bool) -> None:

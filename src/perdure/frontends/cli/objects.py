@@ -1,4 +1,4 @@
-"""`perdure responses` and `perdure conversations`: find, look at, stop and remove what is stored.
+"""`perdure responses|conversations|files|jobs`: find, look at, stop and remove what is stored.
 
 They ask the running server over its control socket, so they see what its clients see.
 """
@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 import typer
+from rich.filesize import decimal
 from rich.markup import escape
 
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
@@ -24,6 +25,8 @@ After = Annotated[str | None, typer.Option(help="List after this id, the last on
 
 responses = typer.Typer(name="responses", help="Stored responses.", no_args_is_help=True)
 conversations = typer.Typer(name="conversations", help="Conversations.", no_args_is_help=True)
+files = typer.Typer(name="files", help="Files.", no_args_is_help=True)
+jobs = typer.Typer(name="jobs", help="Work in the background.", no_args_is_help=True)
 
 
 class Page(msgspec.Struct):
@@ -86,6 +89,63 @@ def list_conversations(
     )
 
 
+@files.command("ls")
+def list_files(
+    purpose: Annotated[str | None, typer.Option(help="Only those of this purpose.")] = None,
+    limit: Limit = 20,
+    after: After = None,
+    data: Data = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """List files, the newest first."""
+    path = _list("/v1/files", limit=limit, after=after, purpose=purpose)
+    found = _asked(path, Page, data=data, engine=engine, config=config)
+    _show(
+        found,
+        json,
+        ("id", "created (UTC)", "size", "purpose", "status", "name"),
+        lambda one: (
+            one["id"],
+            moment(one["created_at"]),
+            decimal(one["bytes"]),
+            one["purpose"],
+            one["status"],
+            one["filename"],
+        ),
+    )
+
+
+@jobs.command("ls")
+def list_jobs(
+    status: Annotated[str | None, typer.Option(help="Only those in this status.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only those of this kind.")] = None,
+    limit: Limit = 20,
+    after: After = None,
+    data: Data = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """List jobs, the newest first."""
+    path = _list("/v1/jobs", limit=limit, after=after, status=status, kind=kind)
+    found = _asked(path, Page, data=data, engine=engine, config=config)
+    _show(
+        found,
+        json,
+        ("id", "status", "created (UTC)", "attempt", "kind", "subject"),
+        lambda one: (
+            one["id"],
+            one["status"],
+            moment(one["created_at"]),
+            f"{one['attempt']} of {one['attempts_max']}",
+            one["kind"],
+            one["subject"],
+        ),
+    )
+
+
 def _verb(
     group: typer.Typer, verb: str, path: str, text: str, *, method: str = "GET", suffix: str = ""
 ) -> None:
@@ -132,6 +192,17 @@ _verb(
     "/v1/conversations",
     "Delete a conversation; its responses stay.",
     method="DELETE",
+)
+_verb(files, "show", "/v1/files", "Show what is known of a file.")
+_verb(files, "rm", "/v1/files", "Delete a file.", method="DELETE")
+_verb(jobs, "show", "/v1/jobs", "Show a job with its attempts and events.")
+_verb(
+    jobs,
+    "cancel",
+    "/v1/jobs",
+    "Cancel a job, and with it what it makes.",
+    method="POST",
+    suffix="/cancel",
 )
 
 

@@ -23,6 +23,7 @@ from perdure.frontends.cli.output import (
 from perdure.frontends.cli.store import ask, holder
 from perdure.library import open as open_store
 from perdure.services.config import Config
+from perdure.services.jobs import JobCounts
 from perdure.services.reports import InstanceState, StartupReport, instance_state
 from perdure.services.usage import DiskUse
 from perdure.surfaces.boots import Boot, Phase, SurfaceRecovery
@@ -42,10 +43,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     last_boot: Boot | None
     instances: list[InstanceState]
     usage: DiskUse | None = None
+    jobs: JobCounts | None = None
 
 
 class _Usage(msgspec.Struct):
     last: DiskUse | None
+    jobs: JobCounts
 
 
 class _Instances(msgspec.Struct):
@@ -88,6 +91,7 @@ async def _status(config: Config) -> Status:
         last_boot=None,
         instances=instances.data,
         usage=usage.last,
+        jobs=usage.jobs,
     )
 
 
@@ -137,8 +141,18 @@ def _show(found: Status) -> None:
     for warning in report.warnings:
         console.print(f"  [yellow]warning[/] {warning}")
     _show_recovery(report.recovery, report.phases)
+    if found.jobs is not None:
+        _show_jobs(found.jobs)
     if found.usage is not None:
         _show_usage(found.usage)
+
+
+def _show_jobs(jobs: JobCounts) -> None:
+    oldest = f" (the first for {seconds(jobs.oldest_queued_age_s)})" if jobs.queued else ""
+    console.print(
+        f"jobs: {jobs.running} running, {jobs.queued} queued{oldest}, "
+        f"{jobs.waiting} waiting to be tried again"
+    )
 
 
 def _show_usage(usage: DiskUse) -> None:
@@ -150,6 +164,7 @@ def _show_usage(usage: DiskUse) -> None:
     for one in usage.surfaces:
         rows.add_row(f"  {one.surface}", decimal(one.size_bytes))
     rows.add_row("  the engine's own", decimal(usage.other_bytes))
+    rows.add_row(f"  {usage.blobs} blobs, beside it", decimal(usage.blobs_bytes))
     console.print(rows)
 
 

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from perdure.frontends.http.metrics import Exposition, struct_metrics
 from perdure.frontends.http.service import Service
+from perdure.services.jobs import JobCounts
 from perdure.services.usage import DiskUse
 
 _ENGINE_TEXTS = {
@@ -55,6 +56,8 @@ def _node(service: Service) -> Iterable[Metric]:
     yield from struct_metrics("perdure_engine", engine.stats, _ENGINE_TEXTS, gauges=_ENGINE_GAUGES)
     yield from _upstreams(service)
     yield from _disk_use(node.measuring.last)
+    yield from struct_metrics("perdure_blobs", node.blobs.stats, {})
+    yield from _jobs(node.jobs.counts())
     yield from struct_metrics("perdure_runs", node.gateway.stats, {}, gauges=frozenset({"running"}))
 
 
@@ -90,6 +93,18 @@ def _upstreams(service: Service) -> Iterable[Metric]:
     yield from (opened, circuit, streaming)
 
 
+def _jobs(counts: JobCounts) -> Iterable[Metric]:
+    family = GaugeMetricFamily("perdure_jobs", "Jobs that have not ended.", labels=("status",))
+    for status in ("queued", "running", "waiting"):
+        family.add_metric((status,), getattr(counts, status))
+    yield family
+    yield _gauge(
+        "perdure_jobs_oldest_queued_age_s",
+        "Seconds the longest in the queue has waited.",
+        counts.oldest_queued_age_s,
+    )
+
+
 def _disk_use(last: DiskUse | None) -> Iterable[Metric]:
     """As it was measured last; when that was is a metric too."""
     if last is None:
@@ -101,6 +116,8 @@ def _disk_use(last: DiskUse | None) -> Iterable[Metric]:
         family.add_metric((one.surface,), one.size_bytes)
     yield family
     yield _gauge("perdure_free_size_bytes", "Room in the store's file.", last.free_bytes)
+    yield _gauge("perdure_blob_store_blobs", "Blobs stored.", last.blobs)
+    yield _gauge("perdure_blob_store_size_bytes", "What blobs take.", last.blobs_bytes)
     yield _gauge("perdure_usage_measured_at_s", "When sizes were measured.", last.measured_at_s)
 
 

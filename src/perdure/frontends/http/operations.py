@@ -11,13 +11,14 @@ import msgspec
 
 from perdure import __version__
 from perdure.core.errors import Invalid
-from perdure.core.values import Finding
 from perdure.frontends.http.call import Answer, Call, EventStream
 from perdure.frontends.http.metrics import MEDIA
 from perdure.frontends.http.queries import PageQuery, query_of
 from perdure.frontends.http.routes import Route
 from perdure.frontends.http.service import Service, shown
+from perdure.services import verification
 from perdure.services.backups import Manifest, Progress
+from perdure.services.jobs import JobCounts
 from perdure.services.reports import (
     BootState,
     InstanceState,
@@ -31,9 +32,8 @@ from perdure.services.reports import (
 from perdure.services.retention import Pruned
 from perdure.services.startup import Readiness
 from perdure.services.usage import DiskUse
+from perdure.services.verification import Verified
 from perdure.wire.errors import typed
-
-FINDINGS_MAX = 1_000
 
 
 class Alive(msgspec.Struct, frozen=True):
@@ -66,15 +66,6 @@ class BootList(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["list"] = "list"
     data: list[BootState]
     next: str | None
-
-
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What a walk over everything stored has found. `more` says that the list was cut off."""
-
-    object: Literal["perdure.verification"] = "perdure.verification"
-    ok: bool
-    findings: list[Finding]
-    more: bool
 
 
 async def welcome(service: Service, call: Call) -> Answer:
@@ -127,23 +118,19 @@ async def openapi(service: Service, call: Call) -> Answer:
 
 
 async def verify(service: Service, call: Call) -> Answer:
-    findings: list[Finding] = []
-    async for finding in service.node.verify():
-        if len(findings) == FINDINGS_MAX:
-            return shown(Verified(ok=False, findings=findings, more=True))
-        findings.append(finding)
-    return shown(Verified(ok=not findings, findings=findings, more=False))
+    return shown(await verification.verify(service.node.state.engine, service.node.blobs))
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured last, None before it was measured the first time."""
+    """The jobs under way, and what was measured last: None before it was the first time."""
 
     object: Literal["perdure.usage"] = "perdure.usage"
     last: DiskUse | None
+    jobs: JobCounts
 
 
 async def usage(service: Service, call: Call) -> Answer:
-    return shown(Usage(last=service.node.measuring.last))
+    return shown(Usage(last=service.node.measuring.last, jobs=service.node.jobs.counts()))
 
 
 class BackUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -295,7 +282,7 @@ ROUTES = (
     _route(
         "/v1/usage",
         "usage",
-        "What each surface takes on the disk, and when that was measured.",
+        "The jobs under way, what each surface takes on the disk, and when that was measured.",
         usage,
         Usage,
     ),

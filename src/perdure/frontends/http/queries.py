@@ -10,6 +10,7 @@ from msgspec import Meta
 from perdure.frontends.http.call import Call
 from perdure.wire.errors import WireError
 from perdure.wire.files import LIST_MAX
+from perdure.wire.jobs import JobStatus
 from perdure.wire.lists import LIMIT_DEFAULT, LIMIT_MAX, ListQuery, Order, parse_list_query
 
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -42,6 +43,13 @@ class ResponsesQuery(ListedQuery, frozen=True):
     """The same, of responses."""
 
     status: StatusName | msgspec.UnsetType = msgspec.UNSET  # "null" is no status either
+
+
+class JobsQuery(ListedQuery, frozen=True):
+    """The same, of jobs."""
+
+    status: JobStatus | msgspec.UnsetType = msgspec.UNSET
+    kind: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class RetrieveQuery(msgspec.Struct, frozen=True):

@@ -194,6 +194,7 @@ def _object_list(name: str, item: Json) -> Schema:
 
 
 ResponseList = _object_list("ResponseList", ref(ResponseObject))
+JobList = _object_list("JobList", {"$ref": "#/components/schemas/JobObject"})
 ConversationList = _object_list("ConversationList", {"$ref": "#/components/schemas/Conversation"})
 
 

@@ -30,6 +30,7 @@ from perdure.frontends.http import (
     chat,
     conversations,
     files,
+    jobs,
     models,
     operations,
     responses,
@@ -54,6 +55,7 @@ ROUTES = (
     *uploads.ROUTES,
     *chat.ROUTES,
     *models.ROUTES,
+    *jobs.ROUTES,
     *operations.ROUTES,
 )
 """The table, hot paths first."""

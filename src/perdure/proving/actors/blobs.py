@@ -14,8 +14,10 @@ from perdure.proving.client import Client
 from perdure.proving.oracle import Check, History, Verdict
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.workload import Scene
+from perdure.services.holds import owner_of_job
 from perdure.surfaces.blobs import CLAIMS, REFERENCES
 from perdure.surfaces.files import FILES, PARTS, owner_of, owner_of_part
+from perdure.surfaces.jobs import JOBS
 
 SURFACE = "blobs"
 
@@ -61,12 +63,18 @@ class BlobsActor:
             (key[0], kept.value.piece.digest, owner_of_part(key[-1]))
             for key, kept in store.records[PARTS.name].items()
         }
+        jobs = {
+            (key[0], blob.digest, owner_of_job(key))
+            for key, kept in store.records[JOBS.name].items()
+            for blob in kept.value.blobs
+        }
+        held = files | parts | jobs
         referred = set(store.records[REFERENCES.name])
         verdict.holds(
             Check.ATOMIC,
             SURFACE,
-            files | parts == referred,
-            f"what is kept and references are two things: {sorted((files | parts) ^ referred)}",
+            held == referred,
+            f"what is kept and references are two things: {sorted(held ^ referred)}",
         )
         needed = {digest for _, digest, _ in referred}
         claimed = {kept.value.digest for kept in store.records[CLAIMS.name].values()}

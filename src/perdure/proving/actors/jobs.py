@@ -16,7 +16,7 @@ from perdure.proving.scripts import script_of
 from perdure.proving.snapshot import Kept, Snapshot
 from perdure.proving.waiting import TooLate, wait_until
 from perdure.proving.workload import Scene
-from perdure.surfaces.jobs import JOB_EVENTS, JOBS, Job
+from perdure.surfaces.jobs import JOB_EVENTS, JOB_INPUTS, JOBS, Job
 from perdure.surfaces.responses import EVENTS, RESPONSES, Status
 
 SURFACE = "jobs"
@@ -127,6 +127,9 @@ class JobsActor:
             job_id = response.value.job_id
             there = job_id is None or (key[0], job_id) in jobs
             verdict.holds(Check.ATOMIC, SURFACE, there, f"{key[-1]} has no job {job_id}")
+        for key in store.records[JOB_INPUTS.name]:
+            held = key in jobs and jobs[key].value.owed is not None
+            verdict.holds(Check.CLEAN, SURFACE, held, f"{key[-1]} needs its input no more")
         for key in store.streams[JOB_EVENTS.name]:
             verdict.holds(Check.ATOMIC, SURFACE, key in jobs, f"events without job {key[-1]}")
 
