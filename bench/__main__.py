@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import engine, files, http, recovery, report, streams, tracing
+from bench import chain, engine, files, http, recovery, report, streams, tracing
 from bench.contenders import ROOT
 from bench.report import Section
 
@@ -24,6 +24,7 @@ def main() -> None:
         "engine": lambda: engine.measure(asked.turns, asked.duration_s),
         "http": lambda: http.measure(asked.turns, max(1.0, asked.duration_s)),
         "streams": lambda: streams.measure(asked.turns),
+        "chain": lambda: chain.measure(asked.turns),
         "files": lambda: files.measure(asked.turns),
         "recovery": lambda: recovery.measure(
             min(asked.turns, 3), asked.responses, asked.duration_s
@@ -48,7 +49,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "--only", nargs="+", choices=("engine", "http", "streams", "files", "recovery")
+        "--only", nargs="+", choices=("engine", "http", "streams", "chain", "files", "recovery")
     )
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--duration-s", type=float, default=0.8)

@@ -16,37 +16,38 @@ import uvloop
 EVENTS_PER_S = 100
 EVENTS = 400
 
-_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 _CHUNK = (
     b'data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":0,"model":"bench",'
     b'"choices":[{"index":0,"delta":{"content":" %d"},"finish_reason":null}]}\n\n'
 )
-_LAST = (
+LAST = (
     b'data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":0,"model":"bench",'
     b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 )
-_MODELS = b'{"object":"list","data":[{"id":"bench","object":"model","created":0,"owned_by":"me"}]}'
+_LISTED = b'{"object":"list","data":[{"id":"bench","object":"model","created":0,"owned_by":"me"}]}'
 _PLAIN = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Content-Length: %d\r\n\r\n%b"
 )
+MODELS = _PLAIN % (len(_LISTED), _LISTED)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One request a connection: a stream to a POST, the models to anything else."""
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"POST"):
-        writer.write(_PLAIN % (len(_MODELS), _MODELS))
+        writer.write(MODELS)
         writer.close()
         return
-    writer.write(_HEAD)
+    writer.write(STREAM)
     loop = asyncio.get_running_loop()
     due_s = loop.time()
     for _ in range(EVENTS):
         due_s += 1 / EVENTS_PER_S
         await asyncio.sleep(due_s - loop.time())
         writer.write(_CHUNK % time.monotonic_ns())
-    writer.write(_LAST)
+    writer.write(LAST)
     writer.close()
 
 
