@@ -22,7 +22,7 @@ from bench.report import Goal, Section, table
 from bench.servers import Server, free_port
 from bench.servers import perdure as command
 from bench.turns import Sample, Samples, of, scratch, take_turns
-from bench.upstream import LAST, MODELS, STREAM
+from bench.upstream import Upstream
 from perdure.core.clock import SystemClock
 from perdure.services.attachments import Attachments
 from perdure.services.config import load
@@ -128,31 +128,21 @@ async def _build(data: Path, chain: list[str]) -> dict[str, Sample]:
 
 async def _ask(data: Path, chain: list[str]) -> dict[str, Sample]:
     """Send next turns to a server, and see when it asks the upstream that is in this process."""
-    asked_s: list[float] = []
+    async with Upstream() as upstream:
+        port = free_port()
+        with Server(command(port, data, "--upstream", upstream.url), port, data / "log") as server:
+            await asyncio.to_thread(server.wait_ready)
+            return await _ask_each(server, upstream, chain)
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        if head.startswith(b"post"):
-            asked_s.append(time.perf_counter())
-            await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r")[0]))
-        writer.write(STREAM + LAST if head.startswith(b"post") else MODELS)
-        writer.close()
 
-    port, upstream_port = free_port(), free_port()
-    upstream = ["--upstream", f"http://127.0.0.1:{upstream_port}/v1"]
-    listening = await asyncio.start_server(answer, "127.0.0.1", upstream_port, limit=2**20)
-    with Server(command(port, data, *upstream), port, data / "log") as server:
-        await asyncio.to_thread(server.wait_ready)
+async def _ask_each(server: Server, upstream: Upstream, chain: list[str]) -> dict[str, Sample]:
+    async def once(before: str) -> float:
+        asked = {"model": "bench", "input": "go", "previous_response_id": before}
+        began_s = time.perf_counter()
+        await asyncio.to_thread(server.ask, "POST", "/v1/responses", asked)
+        return upstream.asked_s[-1] - began_s
 
-        async def once(before: str) -> float:
-            asked = {"model": "bench", "input": "go", "previous_response_id": before}
-            began_s = time.perf_counter()
-            await asyncio.to_thread(server.ask, "POST", "/v1/responses", asked)
-            return asked_s[-1] - began_s
-
-        found = {f"{n}": _sample([await once(chain[n - 1]) for _ in range(ASKS)]) for n in TURNS}
-    listening.close()
-    return found
+    return {f"{n}": _sample([await once(chain[n - 1]) for _ in range(ASKS)]) for n in TURNS}
 
 
 def _sample(took_s: list[float]) -> dict[str, Any]:
