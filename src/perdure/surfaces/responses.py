@@ -182,7 +182,8 @@ class Responses:
     async def _found(self, tenant: str, response_id: str) -> dict[str, Turn]:
         """The response and every one before it that is there, in no order."""
         found: dict[str, Turn] = {}
-        wanted, asked = [response_id], {response_id}
+        wanted = [response_id]
+        asked: set[str | None] = {None, response_id}
         while wanted:
             keys = [(tenant, id) for id in wanted[:_ROUND]]
             del wanted[:_ROUND]
@@ -190,10 +191,9 @@ class Responses:
                 if held is None:
                     continue
                 found[held.key[-1]] = _turn(held)
-                before = (held.value.previous_response_id, *held.value.ancestors)
-                fresh = [id for id in before if id is not None and id not in asked]
-                wanted += fresh
-                asked.update(fresh)
+                before = {held.value.previous_response_id, *held.value.ancestors} - asked
+                wanted += [id for id in before if id is not None]
+                asked |= before
         return found
 
     async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
