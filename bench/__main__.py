@@ -8,32 +8,50 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-from bench import engine, files, http, recovery, report, streams, tracing
+from bench import (
+    background,
+    chain,
+    engine,
+    files,
+    http,
+    indexes,
+    recovery,
+    report,
+    streams,
+    tracing,
+)
 from bench.contenders import ROOT
 from bench.report import Section
 
 PAGE = ROOT / "docs" / "performance.md"
+
+QUESTIONS: dict[str, tuple[ModuleType, Callable[[argparse.Namespace], Section]]] = {
+    "engine": (engine, lambda asked: engine.measure(asked.turns, asked.duration_s)),
+    "indexes": (indexes, lambda asked: indexes.measure(asked.turns, asked.duration_s)),
+    "http": (http, lambda asked: http.measure(asked.turns, max(1.0, asked.duration_s))),
+    "streams": (streams, lambda asked: streams.measure(asked.turns)),
+    "chain": (chain, lambda asked: chain.measure(asked.turns)),
+    "background": (background, lambda asked: background.measure(asked.turns)),
+    "files": (files, lambda asked: files.measure(asked.turns)),
+    "recovery": (
+        recovery,
+        lambda asked: recovery.measure(min(asked.turns, 3), asked.responses, asked.duration_s),
+    ),
+}
+"""What can be asked for, the module that answers it, and how it is asked."""
 
 
 def main() -> None:
     asked = _arguments()
     if not tracing.available():
         sys.exit("the slow regime and the counts of fsyncs come from strace, which is not here.")
-    questions: dict[str, Callable[[], Section]] = {
-        "engine": lambda: engine.measure(asked.turns, asked.duration_s),
-        "http": lambda: http.measure(asked.turns, max(1.0, asked.duration_s)),
-        "streams": lambda: streams.measure(asked.turns),
-        "files": lambda: files.measure(asked.turns),
-        "recovery": lambda: recovery.measure(
-            min(asked.turns, 3), asked.responses, asked.duration_s
-        ),
-    }
     load_before = _load()
     sections, page = [], ""
-    for name in asked.only or questions:
+    for name in asked.only or QUESTIONS:
         started_s = time.monotonic()
-        sections.append(questions[name]())
+        sections.append(QUESTIONS[name][1](asked))
         print(f"{name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
         page = report.render(
             sections,
@@ -46,9 +64,15 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    heads = ((name, module.__doc__ or "") for name, (module, _) in QUESTIONS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog="\n".join(f"{name:12}{head.splitlines()[0]}" for name, head in heads),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
-        "--only", nargs="+", choices=("engine", "http", "streams", "files", "recovery")
+        "--only", nargs="+", choices=QUESTIONS, metavar="QUESTION", help="some of those below"
     )
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--duration-s", type=float, default=0.8)

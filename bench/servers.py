@@ -70,8 +70,15 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Memory the process holds now."""
+        return self._memory_bytes("VmRSS")
+
+    def most_resident_bytes(self) -> int:
+        """The most memory the process has held since it started."""
+        return self._memory_bytes("VmHWM")
+
+    def _memory_bytes(self, name: str) -> int:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        line = next(line for line in status.splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
 
     def kill(self) -> None:

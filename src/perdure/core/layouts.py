@@ -6,6 +6,7 @@ its records or streams. No engine knows which surface that is.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -109,13 +110,15 @@ class Records(_Layout[T]):
     def columns(self, value: T) -> Columns:
         """Index columns of a value, in the order of `fields`. Raises `Invalid` for what an index
         of some engine could not hold: other types than str, int and None, NUL, wide integers."""
-        if not self.fields:
-            return ()
-        read = value.get if isinstance(value, dict) else lambda name: getattr(value, name)
         return tuple(
-            None if (part := read(field)) is None else check_column(self.name, field, part)
-            for field in self.fields
+            None if part is None else check_column(self.name, field, part)
+            for field, part in zip(self.fields, self.stored_columns(value), strict=True)
         )
+
+    def stored_columns(self, value: T) -> Columns:
+        """The same of a value that was stored, whose columns were looked at when it was."""
+        read = value.get if isinstance(value, dict) else partial(getattr, value)
+        return tuple(map(read, self.fields))
 
     def column_of(self, index: Index, columns: Columns) -> Columns:
         """The part of `columns` that one index uses."""

@@ -133,7 +133,8 @@ class Table:
         place, version, checksum, value, attachment, *columns = row
         key = keys.split(place)
         record = checked_record(self.records, key, place, (version, checksum, value, attachment))
-        if tuple(columns) != self._index_columns(record):
+        found = self.records.stored_columns(record.value)
+        if tuple(columns) != ((key[0], *found) if self._has_tenant else found):
             raise Damaged(
                 f"{self.records.name} {keys.show(key)}", "its index columns are not its value's"
             )

@@ -194,6 +194,9 @@ class Gateway:
         key = (tenant, self._clock.new_id("resp"))
         notes = notes | _notes(given)
         response, first = self._first(request, key[-1], notes, view)
+        response = msgspec.structs.replace(
+            response, input_count=len(items), ancestors=given.ancestors
+        )
         events = ev.encode_events(first, after=0)
         store = self._store(request.stored)
         echo = msgspec.json.encode(view.response)

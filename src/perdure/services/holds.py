@@ -28,10 +28,11 @@ from perdure.wire.items import Item
 
 class Past(msgspec.Struct, frozen=True):
     """What a request builds on: the items of earlier turns as they are stored, and the files that
-    are kept for it, by id."""
+    are kept for it, by id. `ancestors` are what its response is to remember of its chain."""
 
     history: list[Item]
     files: dict[str, HeldFile] = {}
+    ancestors: tuple[str, ...] = ()
 
 
 class Taken(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ owner that still has it will do; deleting one owner never takes an item from ano
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -16,8 +16,9 @@ import msgspec
 from perdure.core.batch import Batch, delete, join, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Damaged, Missing
-from perdure.core.keys import Key
+from perdure.core.keys import Key, show
 from perdure.core.layouts import Index, Records
+from perdure.core.limits import PAGE_MAX
 from perdure.core.paging import every, scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
@@ -112,6 +113,19 @@ class Items:
             async for record in every(self._engine, ITEMS, (*owner, part)):
                 yield record
 
+    async def counted(self, part: Part, owners: Iterable[tuple[Key, int]]) -> list[Record[Item]]:
+        """Every item of one part of some owners, each given with the number of its items: in order,
+        and in few reads however many the owners are. Raises `Missing` for one that is gone."""
+        keys = [_key(owner, part, at) for owner, count in owners for at in range(count)]
+        items: list[Record[Item]] = []
+        for start in range(0, len(keys), PAGE_MAX):
+            wanted = keys[start : start + PAGE_MAX]
+            for key, record in zip(wanted, await self._engine.get_many(ITEMS, wanted), strict=True):
+                if record is None:
+                    raise NotFound("Item", show(key))
+                items.append(record)
+        return items
+
     async def removal(self, owner: Key) -> Batch:
         """The batch that deletes every item a response owns."""
         return self.remove([item.key async for item in self.all(owner, "input", "output")])
@@ -121,7 +135,7 @@ class Items:
         return join(
             put(
                 ITEMS,
-                (*owner, part, f"{at:010d}"),
+                _key(owner, part, at),
                 Item(item.id, item.type),
                 attachment=item.body,
                 expect=0,
@@ -132,6 +146,10 @@ class Items:
     def remove(self, keys: Sequence[Key]) -> Batch:
         """Delete items by the keys they were read under."""
         return join(delete(ITEMS, key) for key in keys)
+
+
+def _key(owner: Key, part: Part, position: int) -> Key:
+    return (*owner, part, f"{position:010d}")
 
 
 def body(record: Record[Item]) -> bytes:

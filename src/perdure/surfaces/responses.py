@@ -8,7 +8,7 @@ its append is durable, and wire sequence numbers are log numbers less one.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -23,6 +23,8 @@ from perdure.core.paging import scan_after
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound, previous_response_not_found
+from perdure.wire.items import Item
+from perdure.wire.responses import output_of
 
 
 class Status(enum.Enum):
@@ -64,7 +66,9 @@ MOVES: dict[Status, frozenset[Status]] = {
 class Response(msgspec.Struct, frozen=True):
     """The envelope. `runner` is the boot that generates it while its client waits, None once it has
     ended, so that the sparse index `unfinished` holds exactly what a crash leaves without an owner.
-    One that was asked for in the background has no runner but the job `job_id`, which has."""
+    One that was asked for in the background has no runner but the job `job_id`, which has.
+    `input_count` is the number of its input items, None where that was not written down;
+    `ancestors` are what `ancestors_of` makes of its chain."""
 
     status: Status
     created_at_s: int
@@ -73,6 +77,8 @@ class Response(msgspec.Struct, frozen=True):
     previous_response_id: str | None = None
     conversation_id: str | None = None
     job_id: str | None = None
+    input_count: int | None = None
+    ancestors: tuple[str, ...] = ()
 
     @property
     def state(self) -> str:
@@ -108,6 +114,26 @@ EVENTS = Log("response_events", msgspec.Raw, key=("tenant", "response_id"))
 
 Held = Record[Response]
 
+_ROUND = 200
+"""Responses of a chain read at once; each comes with its whole body."""
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """What a response means to those that continue it: whether it has ended, and what was said."""
+
+    key: Key
+    status: Status
+    input_count: int | None
+    previous_response_id: str | None
+    output: list[Item]
+
+
+def ancestors_of(chain: Sequence[Turn]) -> tuple[str, ...]:
+    """What a response remembers of the chain it continues, which is given the newest first: the
+    ones 2, 4, 8, ... before it. With one step from each, every one of a chain is as few reads
+    away as there are ones in the binary number of its distance."""
+    return tuple(chain[(1 << bits) - 1].key[-1] for bits in range(1, len(chain).bit_length()))
+
 
 class Responses:
     """Reads of responses, and the batches that write them."""
@@ -136,20 +162,39 @@ class Responses:
             raise NotFound("Response", response_id)
         return record
 
-    async def chain(self, tenant: str, response_id: str) -> AsyncIterator[Held]:
+    async def chain(self, tenant: str, response_id: str) -> list[Turn]:
         """The response and the ones before it, the newest first.
 
         Raises `Missing` naming the first that is gone, and `Conflict` on a cycle.
         """
-        seen: set[str] = set()
+        found = await self._found(tenant, response_id)
+        turns: list[Turn] = []
         wanted: str | None = response_id
         while wanted is not None:
-            if wanted in seen:
+            if wanted not in found:
+                raise NotFound("Response", wanted)
+            if len(turns) == len(found):
                 raise Conflict(f"the chain of response {response_id}", "no cycle", wanted)
-            seen.add(wanted)
-            record = await self.get(tenant, wanted)
-            yield record
-            wanted = record.value.previous_response_id
+            turns.append(found[wanted])
+            wanted = turns[-1].previous_response_id
+        return turns
+
+    async def _found(self, tenant: str, response_id: str) -> dict[str, Turn]:
+        """The response and every one before it that is there, in no order."""
+        found: dict[str, Turn] = {}
+        wanted = [response_id]
+        asked: set[str | None] = {None, response_id}
+        while wanted:
+            keys = [(tenant, id) for id in wanted[:_ROUND]]
+            del wanted[:_ROUND]
+            for held in await self._engine.get_many(RESPONSES, keys):
+                if held is None:
+                    continue
+                found[held.key[-1]] = _turn(held)
+                before = {held.value.previous_response_id, *held.value.ancestors} - asked
+                wanted += [id for id in before if id is not None]
+                asked |= before
+        return found
 
     async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
         """Responses of every tenant that have not ended. Raises `Damaged`, which can resume."""
@@ -249,6 +294,12 @@ class Responses:
         runner = None if status.terminal else held.value.runner
         changed = msgspec.structs.replace(held.value, status=status, runner=runner)
         return put(RESPONSES, held.key, changed, attachment=body, expect=held.version)
+
+
+def _turn(held: Held) -> Turn:
+    value = held.value
+    output = output_of(wire_body(held))
+    return Turn(held.key, value.status, value.input_count, value.previous_response_id, output)
 
 
 def wire_body(held: Held) -> bytes:

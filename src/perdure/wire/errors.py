@@ -54,6 +54,7 @@ class NotFound(Missing):
 
     def __init__(self, noun: str, id: str) -> None:
         super().__init__(f"{noun} with id '{id}' not found.")
+        self.id = id
         self.code = "not_found"
 
 

@@ -371,6 +371,18 @@ def finished(body: Body, outcome: Outcome, output: list[Item], *, completed_at: 
     return ended | {"perdure": body.get("perdure", {}) | outcome.perdure}
 
 
+class _Told(msgspec.Struct):
+    output: list[Item] = []
+
+
+_TOLD = msgspec.json.Decoder(_Told)
+
+
+def output_of(body: bytes) -> list[Item]:
+    """The output items of a wire body, whatever else is in it."""
+    return _TOLD.decode(body).output
+
+
 class ResponseDeleted(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to deleting a response."""
 
