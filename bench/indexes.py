@@ -27,10 +27,11 @@ def measure(turns: int, duration_s: float) -> Section:
             f"{of(samples, which, CASE, 'rate')}",
             f"{of(samples, which, CASE, 'p50_ms').median:.1f}",
             f"{ratio(samples, CASE, 'rate', which, ALL):.2f}x",
+            f"{of(samples, which, CASE, 'cpu_us')}",
         )
         for which in CONTENDERS
     ]
-    heads = ("indexes", f"responses/s, {WRITERS} writers", "p50 ms", "rate over all")
+    heads = ("indexes", f"responses/s, {WRITERS} writers", "p50 ms", "rate over all", "CPU us each")
     return Section("Indexes of responses: created and ended", [], table(heads, rows))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,21 +32,25 @@ Measure = Callable[[Path, int, float], dict[str, float]]
 def creates(
     kept: Callable[[str], bool], directory: Path, writers: int, duration_s: float
 ) -> dict[str, float]:
-    """Create responses and end them, two commits each, with only the indexes `kept`."""
+    """Create responses and end them, two commits each, with only the indexes `kept`; also the CPU
+    time of one."""
     indexes = tuple(index for index in RESPONSES.indexes if kept(index.name))
     layout = Records("responses", Response, key=RESPONSES.key, indexes=indexes)
     clock = SystemClock()
+    done = 0
 
     def created(at_s: int) -> Response:
         before = clock.new_id("resp")
         return Response(Status.IN_PROGRESS, at_s, "bench", "boot", previous_response_id=before)
 
     async def one(engine: Engine, _writer: int, n: int) -> None:
+        nonlocal done
         key, begun = ("default", clock.new_id("resp")), created(STORED + n)
         ended = msgspec.structs.replace(begun, status=Status.COMPLETED, runner=None)
         beginning = put(layout, key, begun, attachment=BODY, expect=0)
         await engine.commit(beginning + append(EVENTS, key, [EVENT], after=0))
         await engine.commit(put(layout, key, ended, attachment=BODY, expect=1))
+        done += 1
 
     async def within() -> dict[str, float]:
         engine = await open_engine(f"sqlite:///{directory / 'perdure.db'}", (layout, EVENTS))
@@ -58,7 +63,9 @@ def creates(
                     for key, at_s in zip(keys, there, strict=True)
                 )
                 await engine.commit(join(made))
-            return await closed_loop(partial(one, engine), writers, duration_s)
+            began_s = time.process_time()
+            sample = await closed_loop(partial(one, engine), writers, duration_s)
+            return sample | {"cpu_us": (time.process_time() - began_s) / done * 1e6}
         finally:
             await engine.close()
 
