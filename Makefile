@@ -18,7 +18,7 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test lint format bench crash docs lock wheel
+.PHONY: serve demo recording test judges lint format bench crash docs lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
@@ -28,6 +28,9 @@ demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to 
 
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
 	$(BIN)/python -m pytest $(TESTS)
+
+judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
+	$(BIN)/python -m pytest tests/e2e/node/openai_node.py
 
 lint: .venv/.dev  ## style, formatting, types
 	$(BIN)/ruff check .
