@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 
@@ -49,8 +48,6 @@ _LOADING = frozenset({0, 503})
 _LOADING_PAUSE_S = 1.0
 
 _SAID_AGAIN_BYTES_MAX = 1024 * 1024
-_LONG: dict[str, Any] = {"content": [], "summary": [], "arguments": ""}
-"""What is long about an item, left out."""
 
 CANCELLED = Outcome(status="cancelled")
 
@@ -303,12 +300,20 @@ class BackgroundResponses:
 
 def _so_far(view: View) -> list[Item]:
     """Every item that was begun, for the body that begins an attempt: a client that takes each body
-    as it comes counts the next items from there. Where they are too much to be said again, it gets
-    their outlines."""
-    items = [*view.abandoned(), *view.output()]
+    as it comes counts the next items from there, and goes on with what is open. Where they are too
+    much to be said again, it gets their outlines."""
+    items = [*view.abandoned(), *view.output("in_progress")]
     if len(encode(items)) <= _SAID_AGAIN_BYTES_MAX:
         return items
-    return [item | {name: _LONG[name] for name in item.keys() & _LONG} for item in items]
+    return [_outline(item) for item in items]
+
+
+def _outline(item: Item) -> Item:
+    """An item without its texts."""
+    left = item | dict.fromkeys(item.keys() & {"text", "refusal", "arguments"}, "")
+    for name in item.keys() & {"content", "summary"}:
+        left[name] = [_outline(part) for part in item[name] or ()]
+    return left
 
 
 def _request(held: HeldJob) -> CreateResponse:

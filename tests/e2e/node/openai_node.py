@@ -138,15 +138,18 @@ async def test_a_tool_is_called_and_answered_across_a_kill(
 
 
 # proves R4, R5
+@pytest.mark.parametrize("continues", ["continue_final_message", "no"])
 async def test_a_stream_is_resumed_by_starting_after_across_a_kill(
-    installed: Path, tmp_path: Path, upstream: ScriptedUpstream
+    installed: Path, tmp_path: Path, upstream: ScriptedUpstream, continues: str
 ) -> None:
+    """Where the upstream can go on in the message, and where the answer begins anew."""
     options = tmp_path / "data", "--upstream", upstream.url
+    settings = {"PERDURE_UPSTREAM_CONTINUES": continues}
     asked = {"model": "m", "input": "slow 0.02 30", "background": True}
-    async with serving(*options) as server:
+    async with serving(*options, **settings) as server:
         seen = await judge(installed, server, "stream", request=asked, kill_at=12)
     response_id, last = seen[0]["response"]["id"], seen[-1]["sequence_number"]
-    async with serving(*options) as server:
+    async with serving(*options, **settings) as server:
         assert "1 requeued" in server.said
         resumed = {"response_id": response_id, "starting_after": last}
         *rest, final = await judge(installed, server, "stream", request=resumed)
@@ -154,6 +157,8 @@ async def test_a_stream_is_resumed_by_starting_after_across_a_kill(
         assert numbers == list(range(len(numbers)))
         assert rest[-1]["type"] == "response.completed"
         assert (final["status"], final["output_text"]) == ("completed", TEXT)
+        begun = [e for e in (*seen, *rest) if e["type"] == "response.output_item.added"]
+        assert len(begun) == (1 if continues != "no" else 2)
         after = {"id": response_id, "starting_after": last}
         plain = await judge(installed, server, "retrieve", request=after)
         assert [event["sequence_number"] for event in plain] == numbers[last + 1 :]
