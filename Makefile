@@ -8,6 +8,7 @@ PORT ?= 8420
 CYCLES ?= 200
 SEED ?= 1
 TESTS ?=
+DEPTH ?= 1
 
 BIN := .venv/bin
 ifeq ($(shell uv --version >/dev/null 2>&1 && echo yes),yes)
@@ -18,7 +19,7 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test lint format bench crash docs lock wheel
+.PHONY: serve demo recording test judges lint format bench crash docs lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
@@ -26,8 +27,12 @@ serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./pe
 demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end
 	exec $(BIN)/perdure demo
 
+# DEPTH=20 has schemathesis try twenty times as many examples.
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
-	$(BIN)/python -m pytest $(TESTS)
+	PERDURE_SCHEMATHESIS=$(DEPTH) $(BIN)/python -m pytest $(TESTS)
+
+judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
+	$(BIN)/python -m pytest tests/e2e/node/openai_node.py
 
 lint: .venv/.dev  ## style, formatting, types
 	$(BIN)/ruff check .

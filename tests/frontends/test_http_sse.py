@@ -14,12 +14,14 @@ from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
 from tests.frontends.conftest import Serve, Served
 
+DONE = "data: [DONE]\n\n"
+
 
 def events_of(text: str) -> list[dict[str, Any]]:
     """The events of a stream, after checking its form."""
     found = []
     assert text.endswith("\n\n")
-    for block in text.removesuffix("\n\n").split("\n\n"):
+    for block in text.removesuffix(DONE).removesuffix("\n\n").split("\n\n"):
         if block.startswith(":"):
             continue
         event, data = block.split("\n")
@@ -56,13 +58,15 @@ async def test_a_stream_can_be_read_again_from_anywhere(server: Served) -> None:
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert events[0]["type"] == "response.created"
     assert events[-1]["type"] == "response.completed"
-    assert "[DONE]" not in first.text
+    assert first.text.count(DONE) == 1
+    assert first.text.endswith(DONE)
     path = f"/v1/responses/{events[0]['response']['id']}"
     for after in (None, 0, 3, len(events) - 1, len(events) + 5):
         query = "?stream=true" + ("" if after is None else f"&starting_after={after}")
         again = await server.client.get(path + query)
         assert again.status_code == 200
-        rest = events_of(again.text) if again.text else []
+        assert again.text.endswith(DONE)
+        rest = [] if again.text == DONE else events_of(again.text)
         assert rest == events[0 if after is None else after + 1 :]
     stored = await server.client.get(path)
     assert stored.json() == events[-1]["response"]

@@ -137,6 +137,7 @@ class TestAfterADeath:
         ]
         left = events[over - 1]
         assert (left["output_index"], left["item"]["status"]) == (0, "incomplete")
+        assert events[over]["response"]["output"] == [left["item"]], "indexes go on from here"
         assert {event["output_index"] for event in events[over + 1 : -1]} == {1}
         ended = await body(driver, started.id)
         assert events[-1]["response"] == ended
@@ -152,6 +153,21 @@ class TestAfterADeath:
         ]
         outputs = [item async for item in driver.node.state.items.all(started.key, "output")]
         assert [item.value.id for item in outputs] == [ended["output"][0]["id"]]
+
+    # proves R5
+    async def test_an_answer_too_long_to_be_said_again_is_told_in_outline(
+        self, opened: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("perdure.services.background._SAID_AGAIN_BYTES_MAX", 100)
+        started, _ = await killed(opened, "slow 0.02 12", "1 2 3")
+        driver = await opened()
+        events = await driver.events(started)
+        begins = [event for event in events if event["type"] == "response.in_progress"]
+        [outline] = begins[1]["response"]["output"]
+        [left] = (await body(driver, started.id))["perdure"]["abandoned"]
+        [part] = left["content"]
+        assert part["text"]
+        assert outline == left | {"content": [part | {"text": ""}]}
 
     # proves C13, R5
     async def test_the_boot_says_that_it_was_requeued_not_interrupted(self, opened: Open) -> None:

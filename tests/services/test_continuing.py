@@ -116,6 +116,9 @@ async def test_text_goes_on_in_the_same_item(
     driver = await opened(flags)
     events, response = await ended(driver, started)
     assert events[: len(seen)] == seen
+    again = [at for at, type in enumerate(types(events)) if type == "in_progress"][1]
+    [open] = events[again]["response"]["output"]
+    assert (open["status"], open["content"][0]["text"]) == ("in_progress", said(events[:again]))
     assert types(events).count("in_progress") == 2
     assert types(events).count("output_item.added") == 1
     assert types(events).count("content_part.added") == 1

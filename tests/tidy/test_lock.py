@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
@@ -53,6 +54,14 @@ def test_the_locks_agree() -> None:
 
 def test_the_locks_hash_everything_and_name_no_registry() -> None:
     assert unhashed(RUNTIME) + unhashed(DEVELOPMENT) == []
+
+
+def test_the_lock_of_the_judges_from_npm_is_such_a_lock_too() -> None:
+    text = (ROOT / "tests/e2e/node/package-lock.json").read_text()
+    packages = {name: pin for name, pin in json.loads(text)["packages"].items() if name}
+    assert packages
+    assert [name for name, pin in packages.items() if "integrity" not in pin] == []
+    assert "://" not in text
 
 
 def test_a_planted_lock_is_refused() -> None:

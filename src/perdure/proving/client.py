@@ -187,6 +187,6 @@ head = msgspec.json.Decoder(Event).decode
 
 
 def _data(block: bytes) -> bytes:
-    """What one server-sent event carries; nothing for a comment."""
-    lines = [line for line in block.split(b"\n") if line.startswith(b"data:")]
+    """What one server-sent event carries; nothing for a comment and for the mark of the end."""
+    lines = [line for line in block.split(b"\n") if line.startswith(b"data: {")]
     return b"\n".join(line[5:].removeprefix(b" ") for line in lines)

@@ -34,6 +34,7 @@ from perdure.surfaces.responses import Held, Response, Status
 from perdure.surfaces.state import State
 from perdure.wire import events as ev
 from perdure.wire.fold import View, take
+from perdure.wire.items import Item
 from perdure.wire.responses import CreateResponse, Outcome, failed
 
 KIND = "background_response"
@@ -45,6 +46,8 @@ _LOADING = frozenset({0, 503})
 """What a model server answers that is not there yet: nothing, or that it is unavailable."""
 
 _LOADING_PAUSE_S = 1.0
+
+_SAID_AGAIN_BYTES_MAX = 1024 * 1024
 
 CANCELLED = Outcome(status="cancelled")
 
@@ -150,7 +153,8 @@ class BackgroundResponses:
             attempts.append(Attempt(begun.value.attempt, at_s, continued=goes_on))
             told = {"attempts": msgspec.to_builtins(attempts)}
             body["perdure"] = body.get("perdure", {}) | told
-        events += take(view, ev.ResponseInProgress(response=body))
+        shown = body | {"output": _so_far(view)}
+        events += take(view, ev.ResponseInProgress(response=shown))
         await self._state.commit(
             write
             + self._state.responses.move(response, Status.IN_PROGRESS, encode(body))
@@ -292,6 +296,24 @@ class BackgroundResponses:
 
     def _now_s(self) -> int:
         return int(self._clock.now_s())
+
+
+def _so_far(view: View) -> list[Item]:
+    """Every item that was begun, for the body that begins an attempt: a client that takes each body
+    as it comes counts the next items from there, and goes on with what is open. Where they are too
+    much to be said again, it gets their outlines."""
+    items = [*view.abandoned(), *view.output("in_progress")]
+    if len(encode(items)) <= _SAID_AGAIN_BYTES_MAX:
+        return items
+    return [_outline(item) for item in items]
+
+
+def _outline(item: Item) -> Item:
+    """An item without its texts."""
+    left = item | dict.fromkeys(item.keys() & {"text", "refusal", "arguments"}, "")
+    for name in item.keys() & {"content", "summary"}:
+        left[name] = [_outline(part) for part in item[name] or ()]
+    return left
 
 
 def _request(held: HeldJob) -> CreateResponse:

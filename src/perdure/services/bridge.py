@@ -27,6 +27,8 @@ MaxTokens = Literal["max_tokens", "max_completion_tokens"]
 _FORWARDED = (
     "temperature",
     "top_p",
+    "presence_penalty",
+    "frequency_penalty",
     "user",
     "safety_identifier",
     "service_tier",
@@ -120,14 +122,16 @@ def _tool_choice(
             return choice, names
         case {"type": "function", "name": str(name)} if name in names:
             return {"type": "function", "function": {"name": name}}, names
-        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(tools)}:
+        case {"type": "allowed_tools", "tools": list(tools), **rest}:
+            mode = "auto" if rest.get("mode") is None else rest["mode"]
             allowed = [
                 tool.get("name")
                 for tool in tools
                 if isinstance(tool, dict) and tool.get("type") == "function"
             ]
-            if len(allowed) == len(tools) and allowed and set(allowed) <= set(names):
-                return mode, [name for name in names if name in allowed]
+            named = len(allowed) == len(tools) and allowed and set(allowed) <= set(names)
+            if named and mode in ("auto", "required"):
+                return str(mode), [name for name in names if name in allowed]
     raise WireError(
         "Invalid 'tool_choice'. It is 'none', 'auto', 'required', a function or allowed functions, "
         "and needs the functions it names in 'tools'.",

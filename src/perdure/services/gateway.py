@@ -468,7 +468,7 @@ class Gateway:
                     raise NotContinued("the upstream is asked by the Responses API.")
                 asked = responses_request(request, history, items, model=to.model)
                 relayed = ResponsesReader(view, self._clock)
-                return _told(to.upstream.stream_response(asked), relayed)
+                return _told(to.upstream.stream_response(asked), relayed, request)
             asked = chat_request(request, history, items, model=to.model)
             if partial is not None:
                 way = WAYS.get(to.continues)
@@ -486,7 +486,7 @@ class Gateway:
                 param="model",
                 code="model_not_found",
             )
-        return _told(chunks, ChatReader(view, self._clock, continuation))
+        return _told(chunks, ChatReader(view, self._clock, continuation), request)
 
     def _store(self, stored: bool) -> Store:
         return self._stored if stored else self._transient
@@ -530,13 +530,23 @@ async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:
         yield chunk
 
 
-async def _told(chunks: Chunks, reader: ChatReader | ResponsesReader) -> Source:
-    """What a model answers, as events and an outcome."""
+async def _told(
+    chunks: Chunks, reader: ChatReader | ResponsesReader, request: CreateResponse
+) -> Source:
+    """What a model answers, as events and an outcome. A call that the request does not allow ends
+    it: neither the instructions of a model nor its server's are a bound."""
+    allowed = request.allowed_tools
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
                 if events := reader.read(chunk):
                     yield events
+                    if allowed is not None and (name := _called_beyond(allowed, events)):
+                        yield failed(
+                            f"The model called '{name}', which 'tool_choice' does not allow.",
+                            perdure={"reason": "tool_not_allowed"},
+                        )
+                        return
                 if reader.failed:
                     break
         except UpstreamFailed:
@@ -546,3 +556,13 @@ async def _told(chunks: Chunks, reader: ChatReader | ResponsesReader) -> Source:
     if events:
         yield events
     yield outcome
+
+
+def _called_beyond(allowed: frozenset[str], events: list[ev.Event]) -> str | None:
+    """The first function called that is not among those allowed."""
+    for event in events:
+        if isinstance(event, ev.OutputItemAdded) and event.item["type"] == "function_call":
+            name: str = event.item["name"]
+            if name not in allowed:
+                return name
+    return None

@@ -37,6 +37,8 @@ _FORWARDED = (
     "max_output_tokens",
     "temperature",
     "top_p",
+    "presence_penalty",
+    "frequency_penalty",
     "top_logprobs",
     "reasoning",
     "text",

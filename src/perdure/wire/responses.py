@@ -70,6 +70,8 @@ class CreateResponse(msgspec.Struct, frozen=True, kw_only=True):
     max_output_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, msgspec.Meta(ge=-2, le=2)] | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     reasoning: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
@@ -100,6 +102,16 @@ class CreateResponse(msgspec.Struct, frozen=True, kw_only=True):
         """The conversation the response belongs to."""
         held = self.conversation
         return held["id"] if isinstance(held, dict) else held
+
+    @property
+    def allowed_tools(self) -> frozenset[str] | None:
+        """The functions that the model may call, where the choice narrows them."""
+        match self.tool_choice:
+            case "none":
+                return frozenset()
+            case {"type": "allowed_tools", "tools": list(tools)}:
+                return frozenset(str(t.get("name")) for t in tools if isinstance(t, dict))
+        return None
 
     @property
     def logprobs(self) -> bool:
@@ -315,8 +327,9 @@ def failed(
 
 
 def response_body(request: CreateResponse, *, id: str, created_at: int) -> Body:
-    """The response object at its start: every field of the specification, null where nothing is
-    known. `finished` makes the terminal one of it."""
+    """The response object at its start: every field of the specification. What the request does
+    not say is null where that is allowed, else the specification's default (`_DEFAULTS`), which no
+    upstream is sent. `finished` makes the terminal one of it."""
     conversation = request.conversation_id
     return {
         "id": id,
@@ -342,17 +355,17 @@ def response_body(request: CreateResponse, *, id: str, created_at: int) -> Body:
         "prompt_cache_retention": request.prompt_cache_retention,
         "reasoning": {"effort": None, "summary": None} | (request.reasoning or {}),
         "safety_identifier": request.safety_identifier,
-        "service_tier": request.service_tier,
         "store": request.stored,
-        "temperature": request.temperature,
         "text": {"format": {"type": "text"}} | _given(request.text or {}),
-        "tool_choice": "auto" if request.tool_choice is None else request.tool_choice,
+        "tool_choice": _choice(request.tool_choice),
         "tools": [_TOOL | tool for tool in request.tools or ()],
         "top_logprobs": request.top_logprobs or 0,
-        "top_p": request.top_p,
-        "truncation": request.truncation or "disabled",
         "usage": None,
         "user": request.user,
+        **{
+            name: default if (sent := getattr(request, name)) is None else sent
+            for name, default in _DEFAULTS.items()
+        },
     } | request.extra
 
 
@@ -391,7 +404,21 @@ class ResponseDeleted(msgspec.Struct, frozen=True, kw_only=True):
     deleted: bool = True
 
 
+_DEFAULTS: dict[str, Any] = {
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "service_tier": "default",
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "truncation": "disabled",
+}
 _TOOL: dict[str, Any] = {"description": None, "parameters": None, "strict": None}
+
+
+def _choice(choice: str | dict[str, Any] | None) -> str | dict[str, Any]:
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        return {"mode": "auto"} | _given(choice)
+    return "auto" if choice is None else choice
 
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:

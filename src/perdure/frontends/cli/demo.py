@@ -128,7 +128,7 @@ async def _read(
     response.raise_for_status()
     try:
         async for line in response.aiter_lines():
-            if not line.startswith("data: "):
+            if not line.startswith("data: {"):
                 continue
             event = msgspec.json.decode(line[6:], type=_Event)
             events.append(event)

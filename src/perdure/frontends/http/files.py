@@ -145,6 +145,7 @@ ROUTES = (
         body=CreateFileBody,
         body_media="multipart/form-data",
         answer=FileObject,
+        gives={"file_id": "/id"},
         idempotent=True,
     ),
     Route(

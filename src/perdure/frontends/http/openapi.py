@@ -47,10 +47,11 @@ def document(routes: Sequence[Route], *, keyed: bool) -> bytes:
             components[kind.name] = kind.definition
     paths: dict[str, Json] = {}
     for route in routes:
-        paths.setdefault(template(route.path), {})[route.method.lower()] = _operation(
-            route, by_type, keyed
-        )
-    made: Json = {
+        made = _operation(route, by_type, keyed)
+        if links := _links(route, routes):
+            made["responses"]["200"]["links"] = links
+        paths.setdefault(template(route.path), {})[route.method.lower()] = made
+    whole: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "Perdure",
@@ -61,8 +62,8 @@ def document(routes: Sequence[Route], *, keyed: bool) -> bytes:
         "components": {"schemas": components},
     }
     if keyed:
-        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    return msgspec.json.encode(made)
+        whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return msgspec.json.encode(whole)
 
 
 def statuses(route: Route, *, keyed: bool) -> list[int]:
@@ -120,6 +121,26 @@ def _answer(route: Route, by_type: dict[str, Json]) -> Json:
     made = _json(_MEANINGS[200], by_type[repr(route.answer)])
     if route.streams:
         made["content"]["text/event-stream"] = {"schema": _TEXT}
+    return made
+
+
+def _links(route: Route, routes: Iterable[Route]) -> Json:
+    """What can be asked next of what an answer gives: every route that takes its id, together with
+    the ids of this request's own path."""
+    known = {name: f"$request.path.{name}" for name in parameters(route.path)}
+    made = {}
+    for id, pointer in route.gives.items():
+        values = known | {id: f"$response.body#{pointer}"}
+        for other in routes:
+            needs = parameters(other.path)
+            leads = id in other.builds if other.builds else id in needs
+            if leads and values.keys() >= set(needs):
+                link: Json = {"operationId": other.name}
+                if needs:
+                    link["parameters"] = {name: values[name] for name in needs}
+                if id in other.builds:
+                    link["requestBody"] = other.builds[id]
+                made[f"{other.name}_of_{id}"] = link
     return made
 
 

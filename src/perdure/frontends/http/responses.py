@@ -211,6 +211,14 @@ ROUTES = (
         handler=create,
         body=CreateResponseBody,
         answer=ResponseObject,
+        gives={"response_id": "/id"},
+        builds={
+            "response_id": {
+                "model": "$response.body#/model",
+                "input": "And then?",
+                "previous_response_id": "$response.body#/id",
+            }
+        },
         statuses=(404, 409, 422, 502),
         idempotent=True,
         streams=True,

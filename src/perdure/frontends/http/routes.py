@@ -5,7 +5,7 @@ document, so none of them can say something else than the server does.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -22,7 +22,10 @@ _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One operation. `body`, `query`, `answer` and `refusal` (of a 503) are the types from which
     schemas are made; a query's type has one field a parameter, all optional. `statuses` are the
-    ways it can fail beyond those of every route like it; `ranged` ones can be asked for a part."""
+    ways it can fail beyond those of every route like it; `ranged` ones can be asked for a part.
+
+    `gives` says which ids an answer holds that other routes take, and where, as a JSON pointer;
+    `builds` holds, by such an id, a request body that builds on the answer that gave it."""
 
     method: Literal["GET", "POST", "DELETE"]
     path: str
@@ -42,6 +45,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     ranged: bool = False
     streams: bool = False
     media: str = "application/json"
+    gives: Mapping[str, str] = {}
+    builds: Mapping[str, Any] = {}
 
 
 def template(path: str) -> str:

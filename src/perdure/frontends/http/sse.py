@@ -22,6 +22,10 @@ from perdure.wire.events import ErrorEvent, encode_event, sse, type_of
 _log = structlog.get_logger("perdure.http")
 
 HEARTBEAT = b": still here\n\n"
+DONE = b"data: [DONE]\n\n"
+"""What follows the last event; every SDK stops reading at it. A stream that was ended before its
+last event does not get it."""
+
 FAREWELL = b": the server is stopping; resume with starting_after\n\n"
 
 
@@ -107,7 +111,9 @@ class Streams:
                 self.stats.failed += 1
                 _log.warning("a stream ended early", request_id=call.request_id, code=error.code)
                 await call.write(_framed(error) if stream.framed else _failure(error, last))
-        await call.write(b"", last=True)
+                await call.write(b"", last=True)
+                return
+        await call.write(b"" if stream.framed else DONE, last=True)
 
     async def _watch(self, call: Call) -> None:
         """Send a comment in every quiet period; return when the client has left."""
