@@ -17,7 +17,15 @@ from perdure.core.errors import Invalid
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.services.bridge import NEW_PARTS, ChatReader
 from perdure.services.config import load
-from perdure.services.continuing import WAYS, Continuation, Continues, NotContinued, Partial, Way
+from perdure.services.continuing import (
+    WAYS,
+    Continuation,
+    Continues,
+    NotContinued,
+    Partial,
+    Way,
+    asked_to_go_on,
+)
 from perdure.services.gateway import Started
 from perdure.wire import events as ev
 from perdure.wire.fold import View, take
@@ -106,6 +114,17 @@ def test_only_what_is_new_for_certain_is_taken(
         return
     told = [continuation.new(piece) for piece in pieces]
     assert next(filter(None, told), "") == new
+
+
+# proves R5
+@pytest.mark.parametrize("way", WAYS)
+def test_white_space_at_its_end_is_not_sent(way: Continues) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "count"}], "stream": True}
+    sent = asked_to_go_on(asked, Partial(0, " 1 2 \n"), WAYS[way])
+    marked = {"role": "assistant", "content": " 1 2", **WAYS[way].marks}
+    assert sent == {**asked, **WAYS[way].fields, "messages": [*asked["messages"], marked]}
+    with pytest.raises(NotContinued):
+        asked_to_go_on(sent, Partial(0, "3"), WAYS[way])
 
 
 def reading(text: str) -> ChatReader:
