@@ -100,9 +100,9 @@ async def test_a_stream_is_resumed_across_a_kill_and_ends_whole(tmp_path: Path) 
 async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -> None:
     seen: list[Any] = []
     async with ScriptedUpstream() as upstream:
-        options = tmp_path / "data", "--upstream", upstream.url
-        knows = {"PERDURE_UPSTREAM_CONTINUES": "continue_final_message"}
-        async with serving(*options, **knows) as server, server.sdk() as sdk:
+        knows = "--upstream-continues", "continue_final_message"
+        options = tmp_path / "data", "--upstream", upstream.url, *knows
+        async with serving(*options) as server, server.sdk() as sdk:
             stream = await sdk.responses.create(
                 model="m", input="slow 0.03 30", background=True, stream=True
             )
@@ -110,7 +110,7 @@ async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -
                 await listen(stream, seen, server, kill_at=10)
         response_id = seen[0].response.id
         for kill_at in (18, -1):
-            async with serving(*options, **knows) as server, server.sdk() as sdk:
+            async with serving(*options) as server, server.sdk() as sdk:
                 rest = await sdk.responses.retrieve(
                     response_id, stream=True, starting_after=seen[-1].sequence_number
                 )
