@@ -100,9 +100,9 @@ async def test_a_stream_is_resumed_across_a_kill_and_ends_whole(tmp_path: Path) 
 async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -> None:
     seen: list[Any] = []
     async with ScriptedUpstream() as upstream:
-        options = tmp_path / "data", "--upstream", upstream.url
-        knows = {"PERDURE_UPSTREAM_CONTINUES": "continue_final_message"}
-        async with serving(*options, **knows) as server, server.sdk() as sdk:
+        knows = "--upstream-continues", "continue_final_message"
+        options = tmp_path / "data", "--upstream", upstream.url, *knows
+        async with serving(*options) as server, server.sdk() as sdk:
             stream = await sdk.responses.create(
                 model="m", input="slow 0.03 30", background=True, stream=True
             )
@@ -110,7 +110,7 @@ async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -
                 await listen(stream, seen, server, kill_at=10)
         response_id = seen[0].response.id
         for kill_at in (18, -1):
-            async with serving(*options, **knows) as server, server.sdk() as sdk:
+            async with serving(*options) as server, server.sdk() as sdk:
                 rest = await sdk.responses.retrieve(
                     response_id, stream=True, starting_after=seen[-1].sequence_number
                 )
@@ -123,6 +123,8 @@ async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -
                 async with sdk.responses.stream(response_id=response_id) as helper:
                     final = await helper.get_final_response()
                 unbroken = await sdk.responses.create(model="m", input="slow 0 30")
+                (job,) = (await sdk.get("/jobs", cast_to=object))["data"]
+                shown = await sdk.get(f"/jobs/{job['id']}", cast_to=object)
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
     assert [event.type for event in seen].count("response.output_item.added") == 1
     deltas = [event.delta for event in seen if event.type == "response.output_text.delta"]
@@ -134,6 +136,7 @@ async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -
     told = ended.model_extra["perdure"]
     assert "abandoned" not in told
     assert [attempt.get("continued", False) for attempt in told["attempts"]] == [False, True, True]
+    assert [attempt["continued"] for attempt in shown["attempts"]] == [False, True, True]
     assert ended.usage is not None
     assert unbroken.usage is not None
     assert ended.usage.total_tokens == unbroken.usage.total_tokens

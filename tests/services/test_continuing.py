@@ -15,10 +15,22 @@ from openai.types.responses import ResponseStreamEvent
 
 from perdure.core.errors import Invalid
 from perdure.proving.upstream import ScriptedUpstream
+from perdure.services.bridge import NEW_PARTS, ChatReader
 from perdure.services.config import load
-from perdure.services.continuing import WAYS, Continuation, Continues, NotContinued, Partial, Way
+from perdure.services.continuing import (
+    WAYS,
+    Continuation,
+    Continues,
+    NotContinued,
+    Partial,
+    Way,
+    asked_to_go_on,
+)
 from perdure.services.gateway import Started
+from perdure.wire import events as ev
+from perdure.wire.fold import View, take
 from tests.services.conftest import Driver, Open
+from tests.services.reading import CLOCK
 from tests.services.test_background import body, cancel, heard, types
 from tests.services.test_recovery import Deaf, die, said
 
@@ -105,6 +117,76 @@ def test_only_what_is_new_for_certain_is_taken(
 
 
 # proves R5
+@pytest.mark.parametrize("way", WAYS)
+def test_white_space_at_its_end_is_not_sent(way: Continues) -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "count"}], "stream": True}
+    sent = asked_to_go_on(asked, Partial(0, " 1 2 \n"), WAYS[way])
+    marked = {"role": "assistant", "content": " 1 2", **WAYS[way].marks}
+    assert sent == {**asked, **WAYS[way].fields, "messages": [*asked["messages"], marked]}
+    with pytest.raises(NotContinued):
+        asked_to_go_on(sent, Partial(0, "3"), WAYS[way])
+
+
+def reading(text: str) -> ChatReader:
+    """A reader of what goes on with a message that says `text`."""
+    view = View()
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
+    at: dict[str, Any] = {"output_index": 0, "item_id": "msg_1", "content_index": 0}
+    take(
+        view,
+        ev.OutputItemAdded(output_index=0, item=item),
+        ev.ContentPartAdded(**at, part=NEW_PARTS["output_text"]),
+        ev.OutputTextDelta(**at, delta=text),
+    )
+    return ChatReader(view, CLOCK, Continuation(Partial(0, text), Way()))
+
+
+def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+CALL = {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}
+
+
+# proves R5
+@pytest.mark.parametrize(
+    "delta",
+    [{"reasoning_content": "hm"}, {"reasoning": "hm"}, {"refusal": "no"}, CALL, {"content": "1 2"}],
+)
+def test_whatever_is_no_text_that_is_new_is_no_continuation(delta: dict[str, Any]) -> None:
+    reader = reading("1 2")
+    assert reader.read(chunk({"role": "assistant", "content": ""})) == []
+    with pytest.raises(NotContinued):
+        reader.read(chunk(delta))
+
+
+# proves R5
+@pytest.mark.parametrize("content", ["", "1"])
+def test_an_end_without_anything_new_is_no_continuation(content: str) -> None:
+    reader = reading("1 2")
+    assert reader.read(chunk({"content": content}, "stop")) == []
+    with pytest.raises(NotContinued):
+        reader.end()
+
+
+# proves R5
+def test_behind_what_is_new_anything_may_come() -> None:
+    reader = reading("1 2")
+    made = reader.read(chunk({"content": " 3"})) + reader.read(chunk(CALL, "tool_calls"))
+    _, outcome = reader.end()
+    assert outcome.status == "completed"
+    assert [type(event).__name__ for event in made[:4]] == [
+        "OutputTextDelta",
+        "OutputTextDone",
+        "ContentPartDone",
+        "OutputItemDone",
+    ]
+    message, call = reader.view.output()
+    assert (message["status"], message["content"][0]["text"]) == ("completed", "1 2 3")
+    assert (call["name"], call["status"]) == ("f", "completed")
+
+
+# proves R5
 @pytest.mark.parametrize(
     ("upstream", "way"), [(way, way) for way in WAYS], indirect=["upstream"], ids=WAYS
 )
@@ -159,6 +241,72 @@ async def test_what_goes_on_may_be_cut_short_again(opened: Open) -> None:
     assert said(events) == TEXT == response["output"][0]["content"][0]["text"]
     lost = (True, "process_restart")
     assert attempts(response) == [(False, "process_restart"), lost, (True, None)]
+
+
+# proves R5, R12
+async def test_a_model_that_is_still_loading_is_waited_for(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.services.background._LOADING_PAUSE_S", 0.05)
+    async with ScriptedUpstream() as first:
+        port = int(first.url.removesuffix("/v1").rpartition(":")[2])
+        other = {"name": "other", "url": "http://127.0.0.1:9/v1", "models": ["no-model"]}
+        knows = {"name": "knows", "url": first.url, "continues": "continue_final_message"}
+        flags = {"upstream.url": None, "upstreams": [other, knows]}
+        started, _ = await cut_short(opened, flags, PROMPT, "1 2 3")
+    driver = await opened(flags)
+    await heard(driver, started, "", attempt=2)
+    async with ScriptedUpstream(port):
+        events, response = await ended(driver, started)
+    assert said(events) == TEXT == response["output"][0]["content"][0]["text"]
+    assert attempts(response) == [(False, "process_restart"), (True, None)]
+
+
+# proves R5
+async def test_one_whose_upstream_proves_to_be_another_is_begun_anew(
+    opened: Open, upstream: ScriptedUpstream
+) -> None:
+    silent = {"name": "silent", "url": "http://127.0.0.1:9/v1", "continues": "prefill"}
+    flags = {"upstream.url": None, "upstreams": [silent, {"name": "one", "url": upstream.url}]}
+    started, _ = await cut_short(opened, flags, PROMPT, "1 2 3")
+    events, response = await ended(await opened(flags), started)
+    begun_anew(events, response)
+
+
+# proves O2, R5
+async def test_a_stop_in_good_order_is_gone_on_from(opened: Open) -> None:
+    first = await opened(GOES_ON)
+    started = await first.ask(PROMPT, background=True)
+    await heard(first, started, "1 2 3")
+    await first.node.drain(0)
+    await first.node.close()
+    events, response = await ended(await opened(GOES_ON), started)
+    assert said(events) == TEXT == response["output"][0]["content"][0]["text"]
+    assert attempts(response) == [(False, "server_stopped"), (True, None)]
+
+
+# proves R5
+async def test_thoughts_before_it_stay_and_go_with_it(
+    opened: Open, upstream: ScriptedUpstream
+) -> None:
+    started, _ = await cut_short(opened, GOES_ON, f"ponder 0.02 {TEXT}", f"The user wants: {TEXT}1")
+    events, response = await ended(await opened(GOES_ON), started)
+    thought, item = response["output"]
+    assert thought["content"][0]["text"] == f"The user wants: {TEXT}"
+    assert item["content"][0]["text"] == TEXT
+    assert said(events) == f"The user wants: {TEXT}{TEXT}"
+    assert attempts(response) == [(False, "process_restart"), (True, None)]
+    last = (await upstream.received())[1]["messages"][-1]
+    assert last["reasoning_content"] == thought["content"][0]["text"]
+
+
+# proves R5
+async def test_a_thought_that_was_cut_short_is_begun_anew(opened: Open) -> None:
+    started, _ = await cut_short(opened, GOES_ON, f"ponder 0.02 {TEXT}", "The user")
+    _, response = await ended(await opened(GOES_ON), started)
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message"]
+    assert [item["type"] for item in response["perdure"]["abandoned"]] == ["reasoning"]
+    assert attempts(response) == [(False, "process_restart"), (False, None)]
 
 
 def begun_anew(events: list[dict[str, Any]], response: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ is echoed:
     long N                  N characters, a thousand a chunk
     whole TEXT              the text at once, even where a stream was asked for
     reasoning TEXT          thoughts first, then the text
+    ponder DELAY_S TEXT     the same, waiting before each piece
     refuse TEXT             a refusal
     tool NAME [ARGUMENTS]   one tool call, its arguments in pieces
     parallel NAME ...       several tool calls, their pieces interleaved
@@ -122,6 +123,11 @@ def _reasoning(rest: str) -> Script:
     return Script(thoughts=_words(f"The user wants: {rest}"), chunks=_words(rest))
 
 
+def _ponder(rest: str) -> Script:
+    delay_s, _, text = rest.partition(" ")
+    return msgspec.structs.replace(_reasoning(text), delay_s=float(delay_s))
+
+
 def _tool(rest: str) -> Script:
     name, _, arguments = rest.partition(" ")
     return Script(calls=((name, arguments.strip() or "{}"),), ending="tool_calls")
@@ -146,6 +152,7 @@ _VERBS: dict[str, Callable[[str], Script]] = {
     "long": _long,
     "whole": lambda rest: Script(chunks=_words(rest), streams=False),
     "reasoning": _reasoning,
+    "ponder": _ponder,
     "refuse": lambda rest: Script(refusal=rest),
     "tool": _tool,
     "parallel": _parallel,

@@ -51,8 +51,8 @@ _SAID_AGAIN_BYTES_MAX = 1024 * 1024
 
 CANCELLED = Outcome(status="cancelled")
 
-Partials = Callable[[CreateResponse, View], Awaitable[Partial | None]]
-"""The message of a response that was cut short with which its upstream can go on."""
+Partials = Callable[[CreateResponse, View], Partial | None]
+"""The message of a response that was cut short with which its upstream may go on."""
 
 Sources = Callable[[Held, CreateResponse, Past, View, Partial | None], Awaitable[Source]]
 """What generates a response that is stored already, on what its job holds: from its beginning, or
@@ -144,7 +144,7 @@ class BackgroundResponses:
         attempts = await self._state.jobs.attempts(held.key)
         partial: Partial | None = None
         if attempts and attempts[-1].reason != NOT_CONTINUED:
-            partial = await self._partials(request, view)
+            partial = self._partials(request, view)
         at_s, goes_on = self._now_s(), partial is not None
         write, begun = self._state.jobs.begin(held, self._boot_id, at_s=at_s, continued=goes_on)
         events = [] if goes_on else close_open(view)

@@ -16,6 +16,7 @@ import msgspec
 
 from perdure.core.errors import PerdureError
 from perdure.wire.fold import View
+from perdure.wire.items import text_of
 from perdure.wire.responses import CreateResponse
 
 Continues = Literal["no", "continue_final_message", "prefill", "prefix", "prefix_repeated"]
@@ -56,26 +57,31 @@ Mistral."""
 
 
 class Partial(msgspec.Struct, frozen=True):
-    """A message to go on with: the item it is, and what it says so far."""
+    """A message to go on with: the item it is, what it says so far, and what was thought before."""
 
     output_index: int
     text: str
+    thought: str = ""
 
 
 def partial_message(view: View, request: CreateResponse) -> Partial | None:
     """What of a response that was cut short can be gone on with: a message of plain text that is
-    all its last attempt has said, under a request that constrains no output from its beginning."""
-    current = [index for index in view.items if index >= view.first]
-    if current != view.open_indexes() or len(current) != 1 or _constrained(request):
+    all its last attempt has said, but for thoughts before, under a request that constrains no
+    output from its beginning."""
+    *before, place = sorted(index for index in view.items if index >= view.first) or [-1]
+    thoughts = [view.items[index].item for index in before]
+    if view.open_indexes() != [place] or _constrained(request):
         return None
-    open = view.items[current[0]]
+    open = view.items[place]
     if open.item["type"] != "message" or list(open.content) != [0]:
         return None
     part = open.content[0]
     plain = part.part["type"] == "output_text" and not part.part.get("annotations")
     if part.done or not plain or part.logprobs or not part.text().strip():
         return None
-    return Partial(current[0], part.text())
+    if any(item["type"] != "reasoning" for item in thoughts):
+        return None
+    return Partial(place, part.text(), "\n".join(map(text_of, thoughts)))
 
 
 def _constrained(request: CreateResponse) -> bool:
@@ -93,12 +99,14 @@ def _constrained(request: CreateResponse) -> bool:
 
 def asked_to_go_on(asked: dict[str, Any], partial: Partial, way: Way) -> dict[str, Any]:
     """A chat request as one to go on with a message. White space at its end is not sent: templates
-    trim it, and models rarely go on behind it. Raises `NotContinued` where the messages end with an
-    assistant's already."""
+    trim it, and models rarely go on behind it. Thoughts go with it, as with calls. Raises
+    `NotContinued` where the messages end with an assistant's already."""
     messages = asked["messages"]
     if messages and messages[-1]["role"] == "assistant":
         raise NotContinued("the input ends with a message of the assistant.")
     last = {"role": "assistant", "content": partial.text.rstrip(), **way.marks}
+    if partial.thought:
+        last["reasoning_content"] = partial.thought
     return {**asked, **way.fields, "messages": [*messages, last]}
 
 
@@ -110,17 +118,18 @@ class Continuation:
         self.output_index = partial.output_index
         text = partial.text
         self._again = text if way.repeats else text[len(text.rstrip()) :]
+        self._repeated_chars = 0
         self._beginning = "" if way.repeats else text[:_RECOGNISED_CHARS]
-        self._heard = ""
+        self._new = ""
 
     def new(self, said: str) -> str:
         """What is new of everything said so far; empty as long as it may be a repetition. Raises
         `NotContinued` where it is one, or anything but a continuation."""
-        self._heard += said
-        heard, again = self._heard, self._again
-        if len(heard) <= len(again) and again.startswith(heard):
-            return ""
-        new = heard[len(again) :]
-        if not heard.startswith(again) or (self._beginning and new.startswith(self._beginning)):
+        at = self._repeated_chars
+        again = self._again[at : at + len(said)]
+        self._repeated_chars += len(again)
+        self._new += said[len(again) :]
+        begins = self._beginning and self._new.startswith(self._beginning)
+        if begins or not said.startswith(again):
             raise NotContinued("the upstream answers from the beginning.")
-        return "" if self._beginning.startswith(new) else new
+        return "" if self._beginning.startswith(self._new) else self._new

@@ -428,12 +428,11 @@ class Gateway:
         require_free(found, None)
         return found
 
-    async def to_go_on_with(self, request: CreateResponse, view: View) -> Partial | None:
-        """The message of a response that was cut short with which its upstream can go on."""
-        partial = partial_message(view, request)
-        if partial is None or await self._upstreams.continues(request.model) == "no":
+    def to_go_on_with(self, request: CreateResponse, view: View) -> Partial | None:
+        """The message of a response that was cut short with which its upstream may go on."""
+        if not self._upstreams.may_continue(request.model):
             return None
-        return partial
+        return partial_message(view, request)
 
     async def source_again(
         self,
@@ -473,7 +472,7 @@ class Gateway:
             if partial is not None:
                 way = WAYS.get(to.continues)
                 if way is None:
-                    raise NotContinued("the upstream of the model is another by now.")
+                    raise NotContinued("the upstream of the model knows no way to.")
                 asked = asked_to_go_on(asked, partial, way)
                 continuation = Continuation(partial, way)
             chunks: Chunks = to.upstream.stream_chat(asked)

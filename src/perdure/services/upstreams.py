@@ -95,15 +95,12 @@ class Upstreams:
             code="model_not_found",
         )
 
-    async def continues(self, model: str) -> Continues:
-        """How a message of a model is gone on with, as far as it is known who answers to it."""
-        if all(member.continues == "no" for member in self.members):
-            return "no"
+    def may_continue(self, model: str) -> bool:
+        """Whether a message of a model can be gone on with, as far as it is known who answers to
+        it: after a start of the whole machine nobody may have listed anything yet."""
         found = self._find(model)
-        if found is None:
-            await self.probe()
-            found = self._find(model)
-        return "no" if found is None else found[0].continues
+        members = self.members if found is None else [found[0]]
+        return any(member.continues != "no" for member in members)
 
     async def models(self) -> list[Offered]:
         """What can be asked for. Raises `UpstreamFailed` where no upstream has ever answered."""

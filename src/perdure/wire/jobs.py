@@ -33,12 +33,14 @@ class JobObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobAttempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt; `reason` says why it ended before the job did."""
+    """One attempt; `reason` says why it ended before the job did, `continued` that it began by
+    going on with what the one before had open."""
 
     attempt: int
     began_at: int
     ended_at: int | None
     reason: str | None
+    continued: bool
 
 
 class JobEventObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class JobEventObject(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     owner: str
     reason: str | None
+    continued: bool
 
 
 class JobDetails(JobObject, frozen=True, kw_only=True):

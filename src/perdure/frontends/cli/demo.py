@@ -31,6 +31,7 @@ SENTENCE = (
     "Whatever was acknowledged before the lights went out is still here when they come back on, "
     "and so is the end of this sentence."
 )
+_CONTINUES = "continue_final_message"
 _PACE_S = 0.2
 _WORDS_BEFORE_DEATH = 11
 _PATIENCE_S = 30.0
@@ -40,7 +41,6 @@ class _Event(msgspec.Struct):
     type: str
     sequence_number: int
     delta: str = ""
-    item: dict[str, Any] = {}
     response: dict[str, Any] = {}
 
 
@@ -92,8 +92,13 @@ async def _served(
     data: Path, port: int, upstream: str, client: httpx.AsyncClient
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A server that answers; killed at the end if it still runs."""
-    command = ("serve", "--data", str(data), "--port", str(port), "--upstream", upstream)
-    console.print(f"$ perdure serve --data DIR --port {port} --upstream {upstream}")
+    options = ("--port", str(port), "--upstream", upstream, "--upstream-continues", _CONTINUES)
+    command = ("serve", "--data", str(data), *options)
+    console.print(
+        f"$ perdure serve --data DIR --port {port} --upstream {upstream} "
+        f"--upstream-continues {_CONTINUES}",
+        soft_wrap=True,
+    )
     began_s = SystemClock().monotonic_s()
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "perdure.frontends.cli.main", *command),
@@ -135,8 +140,6 @@ async def _read(
             if event.type.endswith("output_text.delta"):
                 console.print(event.delta, end="", markup=False)
                 words += 1
-            elif event.type.endswith("output_item.done") and event.item["status"] != "completed":
-                console.print("[dim](what was said before the kill is kept, as incomplete)[/]\n")
             if words == words_max:
                 break
     finally:
@@ -154,10 +157,11 @@ async def _report(client: httpx.AsyncClient) -> None:
 
 
 def _judge(seen: list[_Event], rest: list[_Event], body: dict[str, Any]) -> bool:
-    """Whether the events follow one another without a hole and the answer is whole."""
+    """Whether the events follow one another without a hole and say the answer once, whole."""
     numbers = [event.sequence_number for event in (*seen, *rest)]
     said = [part["text"] for item in body["output"] for part in item.get("content", ())]
-    whole = numbers == list(range(len(numbers))) and "".join(said) == SENTENCE
+    streamed = "".join(event.delta for event in (*seen, *rest))
+    whole = numbers == list(range(len(numbers))) and streamed == "".join(said) == SENTENCE
     verdict = "[bold green]whole[/]" if whole else "[bold red]not whole[/]"
     console.print(
         f"\n\nresponse {body['status']}, events 0 to {numbers[-1]} without a hole, "

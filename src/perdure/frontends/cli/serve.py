@@ -40,6 +40,9 @@ def serve(
     upstream_key_env: Annotated[
         str | None, typer.Option(help="Environment variable that holds the upstream's key.")
     ] = None,
+    upstream_continues: Annotated[
+        str | None, typer.Option(help="How the upstream goes on with half a message. [default: no]")
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Serve the OpenAI-compatible API, durably."""
@@ -51,6 +54,7 @@ def serve(
         port=port,
         upstream__url=upstream,
         upstream__key_env=upstream_key_env,
+        upstream__continues=upstream_continues,
     )
     _configure_logs()
     _allow_files(settings.limits.connections_max + _FILES_BESIDE)

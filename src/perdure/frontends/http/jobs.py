@@ -42,6 +42,7 @@ async def retrieve(service: Service, call: Call) -> Answer:
                     began_at=one.began_at,
                     ended_at=one.ended_at,
                     reason=one.reason,
+                    continued=one.continued,
                 )
                 for one in jobs.told(events)
             ],
@@ -53,6 +54,7 @@ async def retrieve(service: Service, call: Call) -> Answer:
                     at=event.at_s,
                     owner=event.runner,
                     reason=event.reason,
+                    continued=event.continued,
                 )
                 for number, event in enumerate(events)
             ],
