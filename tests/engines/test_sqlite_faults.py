@@ -108,6 +108,30 @@ async def test_a_failed_sync_latches_and_the_commit_is_unknown(
 
 
 # proves C9
+async def test_a_rollback_that_fails_latches(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    engine = await _written(path, TestDisk())
+
+    def refuse(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        if sql == "ROLLBACK":
+            raise apsw.BusyError("as planned")
+        return True
+
+    engine._committer._connection.exec_trace = refuse  # type: ignore[union-attr]
+    with pytest.raises(Unavailable):
+        await engine.commit(put(NOTES, KEY, Note("x"), expect=7))
+    assert "rollback" in str(engine.latched)
+    with pytest.raises(Latched, match="rollback"):
+        await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+    engine = await opened(path)
+    assert not engine.recovered.clean
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+
+
+# proves C9
 async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgement(
     tmp_path: Path,
 ) -> None:
