@@ -77,6 +77,50 @@ async def test_nobody_is_told_before_the_sync_has_returned(tmp_path: Path) -> No
     await engine.close()
 
 
+class _NamesDisk(Disk):
+    """Tells when a file gets its name, and when names become durable; `lost` refuses the latter
+    once the store has a log."""
+
+    def __init__(self, told: list[str], *, lost: bool = False) -> None:
+        self._told = told
+        self._lost = lost
+
+    def replace(self, source: Path, target: Path) -> None:
+        super().replace(source, target)
+        self._told.append(f"{target.name} named")
+
+    def sync_directory(self, path: Path) -> None:
+        if self._lost and (path / "state.db-wal").exists():
+            raise OSError(5, "as planned")
+        super().sync_directory(path)
+        self._told.append("names synced")
+
+
+# proves C3
+async def test_a_new_store_has_a_durable_name_before_it_has_a_log(tmp_path: Path) -> None:
+    told: list[str] = []
+    disk = TestDisk()
+    disk.watch = lambda call, suffix: told.append(f"{call}{suffix}")
+    engine = await opened(tmp_path / "state.db", vfs=disk.name, disk=_NamesDisk(told))
+    disk.watch = lambda call, suffix: None
+    await engine.close()
+    named, logged = told.index("state.db named"), told.index("write-wal")
+    assert "names synced" in told[named:logged]
+    # What is built under another name is whole by then: its own log was folded into it.
+    assert "sync.tmp" in told[:named]
+    assert "names synced" in told[logged : told.index("state.db.mark named")]
+
+
+# proves C3
+async def test_a_log_without_a_durable_name_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with pytest.raises(Unavailable):
+        await opened(path, disk=_NamesDisk([], lost=True))
+    engine = await opened(path)
+    await engine.commit(step(0, 1))
+    await engine.close()
+
+
 # proves C9
 @pytest.mark.parametrize("error", [SYNC_FAILED, broken(apsw.SQLITE_IOERR_SHMSIZE)])
 async def test_a_failed_sync_latches_and_the_commit_is_unknown(
