@@ -1,7 +1,7 @@
 """A disk under SQLite that counts, fails and forgets: what tests put below the engine.
 
 It stands above the checksum VFS, and tells apart what was written and what was synced:
-- `counts` says how often a file was written, synced or truncated;
+- `counts` says how often a file was read, written, synced or truncated;
 - `refuse` makes a call fail from then on, until `heal`;
 - `survivors` says what a power cut now would leave of the store, un-synced writes gone; with
   `kept` some of those writes reach the disk anyway, in any order, as they may.
@@ -104,6 +104,10 @@ class _File(apsw.VFSFile):
             # What is there when the test begins counts as synced.
             disk.synced[self.path.name] = self.path.read_bytes() if self.path.exists() else b""
             disk.pending[self.path.name] = []
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        self.disk.counts[("read", self.path.name.rpartition(".db")[2])] += 1
+        return super().xRead(amount, offset)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         self.disk.called("write", self.path)
