@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from perdure.core.batch import Batch
-from perdure.core.errors import Invalid, PromiseBroken, StorageFull, StoreLocked
+from perdure.core.disk import Disk
+from perdure.core.errors import Invalid, Latched, PromiseBroken, StorageFull, StoreLocked
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.waiting import wait_until
@@ -92,6 +94,33 @@ async def test_a_full_store_is_unready_and_ready_again_by_itself(
     assert (check.name, check.reason) == ("engine", "no space left")
     engine.full = False
     await wait_until(ready, 10, "readiness")
+    await node.close()
+
+
+class Unmarked(Disk):
+    """A disk that can fail a write the engine makes behind every sync."""
+
+    failing = False
+
+    def overwrite(self, fd: int, data: bytes, offset: int) -> None:
+        if self.failing:
+            raise OSError(errno.EIO, "as planned")
+        super().overwrite(fd, data, offset)
+
+
+# proves C9, O1
+async def test_a_latched_engine_is_unready_at_once_and_still_read(tmp_path: Path) -> None:
+    disk = Unmarked()
+    node = Node(config(tmp_path), environment={}, disk=disk)
+    await node.open()
+    disk.failing = True
+    await node.state.commit(node.state.boots.heartbeat(node._alive(True)))
+    (check,) = [check for check in node.readiness().checks if not check.ok]
+    assert check.name == "engine"
+    assert "mark" in check.reason
+    with pytest.raises(Latched):
+        await node.state.commit(node.state.boots.heartbeat(node._alive(True)))
+    assert await node.state.boots.last(node.boot.instance_id) is not None
     await node.close()
 
 
