@@ -16,6 +16,7 @@ from perdure.core.batch import Batch
 from perdure.core.errors import StorageFull
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
+from perdure.proving.waiting import wait_until
 from perdure.services.config import load
 from perdure.services.lifecycle import Node
 from perdure.services.recovery import RESTARTED, interrupt
@@ -33,12 +34,15 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Full(Wrapping):
-    """An engine over a disk that can be full."""
+    """An engine over a disk that can be full; after `refusals` of them there is space again."""
 
     full = False
+    refusals = 0
 
     async def commit(self, batch: Batch) -> Committed:
         if self.full:
+            self.refusals -= 1
+            self.full = self.refusals != 0
             raise StorageFull("the disk is full.")
         return await super().commit(batch)
 
@@ -182,6 +186,21 @@ async def test_a_full_disk_does_not_keep_a_server_from_stopping(
 
 
 # proves C10
+async def test_a_disk_that_is_full_for_a_moment_costs_a_response_nothing(
+    driver: Driver, quirky: tuple[Quirky, str]
+) -> None:
+    quirky[0].body = chunk({"content": "hi"}) + chunk({}, "stop") + DONE
+    engine = driver.node.state.engine
+    assert isinstance(engine, Full)
+    started = await driver.ask("go")
+    engine.full, engine.refusals = True, 2
+    events = await driver.events(started)
+    assert events[-1]["type"] == "response.completed"
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "hi"
+    assert (engine.full, engine.refusals) == (False, 0)
+
+
+# proves C10
 async def test_what_cannot_be_stored_ends_generation_however_quiet_the_upstream_is(
     driver: Driver, quirky: tuple[Quirky, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +214,12 @@ async def test_what_cannot_be_stored_ends_generation_however_quiet_the_upstream_
     async with asyncio.timeout(10):
         with pytest.raises(StorageFull):
             await driver.events(started)
+    refused = engine.refusals
+
+    async def tried_to_end_it() -> bool:
+        return engine.refusals < refused - 2
+
+    await wait_until(tried_to_end_it, 10, "a second try at the end")
     engine.full = False
     ended = msgspec.json.decode(await driver.node.gateway.finished(started))
     assert ended["perdure"]["reason"] == "storage_full"
