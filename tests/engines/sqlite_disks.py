@@ -33,6 +33,7 @@ def broken(code: int, kind: type[apsw.Error] = apsw.IOError) -> apsw.Error:
 
 
 SYNC_FAILED = broken(apsw.SQLITE_IOERR_FSYNC)
+READ_FAILED = broken(apsw.SQLITE_IOERR_READ)
 WRITE_FAILED = broken(apsw.SQLITE_IOERR_WRITE)
 DISK_FULL = apsw.FullError("as planned")
 
@@ -54,7 +55,7 @@ class TestDisk(apsw.VFS):
         super().__init__(self.name, base=CHECKSUM_VFS)
 
     def refuse(self, call: str, suffix: str, error: apsw.Error) -> None:
-        """Let `call` (write, sync, truncate) on the file with that suffix fail from now on."""
+        """Let `call` (read, write, sync, truncate) on the file of that suffix fail from now on."""
         self._refused[(call, suffix)] = error
 
     def heal(self) -> None:
@@ -88,6 +89,9 @@ class TestDisk(apsw.VFS):
         suffix = path.name.rpartition(".db")[2]
         self.counts[(call, suffix)] += 1
         self.watch(call, suffix)
+        self.fail(call, suffix)
+
+    def fail(self, call: str, suffix: str) -> None:
         if error := self._refused.get((call, suffix)):
             raise error
 
@@ -106,7 +110,9 @@ class _File(apsw.VFSFile):
             disk.pending[self.path.name] = []
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
-        self.disk.counts[("read", self.path.name.rpartition(".db")[2])] += 1
+        suffix = self.path.name.rpartition(".db")[2]
+        self.disk.counts[("read", suffix)] += 1
+        self.disk.fail("read", suffix)
         return super().xRead(amount, offset)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802

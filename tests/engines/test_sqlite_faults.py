@@ -15,7 +15,14 @@ from perdure.core.disk import Disk
 from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
-from tests.engines.sqlite_disks import DISK_FULL, SYNC_FAILED, WRITE_FAILED, TestDisk, broken
+from tests.engines.sqlite_disks import (
+    DISK_FULL,
+    READ_FAILED,
+    SYNC_FAILED,
+    WRITE_FAILED,
+    TestDisk,
+    broken,
+)
 from tests.engines.sqlite_stores import EVENTS, NOTES, Note, damage, last_step, opened, step
 
 KEY = ("t", "a")
@@ -240,6 +247,37 @@ async def test_a_write_that_fails_at_the_commit_latches(tmp_path: Path) -> None:
     disk.heal()
     with pytest.raises(Latched):
         await engine.commit(step(0, 2))
+    await engine.close()
+
+
+# proves C9
+async def test_a_write_that_fails_before_the_commit_latches(tmp_path: Path) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.refuse("write", "-wal", WRITE_FAILED)
+    large = put(NOTES, KEY, Note("x"), attachment=bytes(24 * 1024 * 1024))  # more than is cached
+    with pytest.raises(Unavailable):
+        await engine.commit(large)
+    disk.heal()
+    with pytest.raises(Latched, match="writing failed"):
+        await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+
+
+# proves C7
+async def test_a_read_that_fails_fails_its_batch_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    await (await _written(path, TestDisk())).close()
+    disk = TestDisk()
+    engine = await opened(path, vfs=disk.name)
+    disk.refuse("read", "", READ_FAILED)
+    with pytest.raises(Unavailable):
+        await engine.commit(step(0, 2))
+    disk.heal()
+    assert engine.latched is None
+    await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 2
     await engine.close()
 
 
