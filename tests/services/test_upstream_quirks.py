@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from perdure.core import codec
-from perdure.core.batch import Batch
+from perdure.core.batch import Append, Batch
 from perdure.core.errors import StorageFull
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
@@ -34,17 +34,23 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Full(Wrapping):
-    """An engine over a disk that can be full; after `refusals` of them there is space again."""
+    """An engine over a disk that can be full; after `refusals` of them there is space again. There
+    is some left for batches that do not write `word`."""
 
     full = False
     refusals = 0
+    word = b""
 
     async def commit(self, batch: Batch) -> Committed:
-        if self.full:
+        if self.full and self.word in b"".join(_events(batch)):
             self.refusals -= 1
             self.full = self.refusals != 0
             raise StorageFull("the disk is full.")
         return await super().commit(batch)
+
+
+def _events(batch: Batch) -> Iterator[bytes]:
+    return (entry for op in batch.ops if isinstance(op, Append) for entry in op.entries)
 
 
 class Quirky:
@@ -186,18 +192,46 @@ async def test_a_full_disk_does_not_keep_a_server_from_stopping(
 
 
 # proves C10
+@pytest.mark.parametrize("word", [b"output_text.delta", b"output_item.done", b"response.completed"])
 async def test_a_disk_that_is_full_for_a_moment_costs_a_response_nothing(
-    driver: Driver, quirky: tuple[Quirky, str]
+    driver: Driver, quirky: tuple[Quirky, str], word: bytes
 ) -> None:
     quirky[0].body = chunk({"content": "hi"}) + chunk({}, "stop") + DONE
     engine = driver.node.state.engine
     assert isinstance(engine, Full)
     started = await driver.ask("go")
-    engine.full, engine.refusals = True, 2
+    engine.full, engine.refusals, engine.word = True, 1, word
     events = await driver.events(started)
-    assert events[-1]["type"] == "response.completed"
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *("output_text.delta", "output_text.done", "content_part.done", "output_item.done"),
+        "completed",
+    ]
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "hi"
     assert (engine.full, engine.refusals) == (False, 0)
+
+
+# proves R3
+async def test_an_end_waits_for_the_events_that_stand_before_it(
+    driver: Driver, quirky: tuple[Quirky, str]
+) -> None:
+    quirky[0].closes = False
+    quirky[0].body = chunk({"content": "hi"})
+    engine = driver.node.state.engine
+    assert isinstance(engine, Full)
+    started = await driver.ask("go")
+    engine.full, engine.refusals, engine.word = True, 1, b"output_text.delta"
+
+    async def refused() -> bool:
+        return not engine.full
+
+    await wait_until(refused, 10, "events that have to wait for space")
+    await driver.node.drain(0)
+    types = [event["type"].removeprefix("response.") for event in await driver.events(started)]
+    assert types[-5:] == [
+        *("output_text.delta", "output_text.done", "content_part.done", "output_item.done"),
+        "failed",
+    ]
 
 
 # proves C10
