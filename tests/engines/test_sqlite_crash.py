@@ -240,6 +240,7 @@ async def test_a_torn_tail_is_cut_and_reported(tmp_path: Path) -> None:
 
 # proves C7
 # proves C8
+# proves C17
 async def test_a_lost_acknowledged_commit_is_damage_and_changes_nothing(tmp_path: Path) -> None:
     crashed = await _crashed_store(tmp_path)
     log = crashed.with_name("state.db-wal")
@@ -253,6 +254,9 @@ async def test_a_lost_acknowledged_commit_is_damage_and_changes_nothing(tmp_path
     looking = await opened(crashed, read_only=True)
     assert await last_step(looking, 0) == 5
     assert any("are gone" in found for found in await damage(looking))
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(Damaged, match="are gone"):
+        await looking.backup(tmp_path / "copy", lambda done, total: None)
     await looking.close()
 
 
