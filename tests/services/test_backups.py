@@ -15,7 +15,7 @@ from perdure.core.batch import put
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Progress, Snapshot
-from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, PerdureError, StorageFull
+from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, StorageFull
 from perdure.engines import open_blobs, open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.services import backups
@@ -132,12 +132,10 @@ async def test_every_changed_byte_of_a_backup_is_refused(tmp_path: Path) -> None
             if path.name == MANIFEST and chr(sound[at]).isspace():
                 continue
             path.write_bytes(sound[:at] + bytes([sound[at] ^ 1]) + sound[at + 1 :])
-            with pytest.raises(PerdureError):
+            with pytest.raises((Damaged, NewerFormat)):  # not for a place that is not empty
                 await restore(tmp_path / "backup", tmp_path / "other")
             assert not (tmp_path / "other" / "perdure.db").exists(), f"{path} at {at}"
-            for part in (tmp_path / "other" / "blobs").rglob("*"):
-                if part.is_file() and len(part.name) == 64:
-                    part.unlink()
+            shutil.rmtree(tmp_path / "other", ignore_errors=True)
         path.write_bytes(sound)
     for torn in ("perdure.db", "blobs", MANIFEST):
         (tmp_path / "backup" / torn).rename(tmp_path / "away")
