@@ -296,6 +296,11 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         assert surface["engine"] == "memory://"
         assert surface["version"] >= 1
         assert surface["survives"]["process_crash"] is True
+        assert surface["collections"]
+        assert surface["proofs"]
+        assert all(tests for tests in surface["proofs"].values())
+    recovered = {one["surface"] for one in report["surfaces"] if one["last_recovery"]}
+    assert recovered == {"responses", "jobs", "blobs"}, "the others need no recovery"
     assert all(surface["surface"] in report["warnings"][0] for surface in report["surfaces"])
 
 
