@@ -10,6 +10,7 @@ import pytest
 from perdure.core import errors
 from perdure.core.errors import PerdureError
 from perdure.frontends.http.errors import answer_to
+from perdure.frontends.http.metrics import RequestStats
 from perdure.frontends.http.server import ROUTES
 from perdure.proving.hostile import LEGAL_NAMES, REFUSED_JSON, REFUSED_NAMES
 from perdure.services.upstream import UpstreamFailed
@@ -228,6 +229,17 @@ async def test_metrics_have_bounded_labels(serve: Serve) -> None:
         assert series in text, series
     templates = {part.split('"')[0] for part in text.split('route="')[1:]}
     assert templates <= {"(none)", *(route.path.replace(":path", "") for route in ROUTES)}
+
+
+# proves O3
+def test_latencies_are_counted_in_their_buckets() -> None:
+    stats = RequestStats()
+    for duration_s in (0.0005, 0.02, 0.02, 70.0):
+        stats.observe("GET", "/v1/models", 200, duration_s)
+    (seconds,) = [it for it in stats.collect() if it.name == "perdure_http_request_seconds"]
+    counted = {sample.labels.get("le"): sample.value for sample in seconds.samples}
+    wanted = {"0.001": 1.0, "0.01": 1.0, "0.025": 3.0, "60.0": 3.0, "+Inf": 4.0}
+    assert {bound: counted[bound] for bound in wanted} == wanted
 
 
 # proves O6
