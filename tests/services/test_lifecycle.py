@@ -149,6 +149,17 @@ async def test_a_sign_of_life_is_the_boots_own_and_not_believed_for_long(tmp_pat
 
 
 # proves O1
+async def test_a_node_that_drains_is_unready(tmp_path: Path) -> None:
+    node = Node(config(tmp_path), environment={})
+    await node.open()
+    assert node.readiness().ready
+    await node.drain(0)
+    (check,) = [check for check in node.readiness().checks if not check.ok]
+    assert (check.name, check.reason) == ("accepting", "draining")
+    await node.close()
+
+
+# proves O1
 async def test_a_node_that_has_not_opened_says_what_it_waits_for(tmp_path: Path) -> None:
     node = Node(config(tmp_path), environment={})
     readiness = node.readiness()
