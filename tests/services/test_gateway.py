@@ -250,6 +250,7 @@ async def test_an_upstream_that_refuses_is_an_error_and_a_failed_response(
     with pytest.raises(UpstreamFailed) as refused:
         await driver.node.gateway.finished(started)
     assert refused.value.status == status
+    assert driver.node.upstreams.members[0].upstream.stats.retries == 0
     held = await driver.node.state.responses.get(*started.key)
     assert msgspec.json.decode(held.attachment or b"")["status"] == "failed"
     assert (await driver.events(started))[-1]["type"] == "response.failed"
