@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,10 @@ async def test_what_one_program_commits_the_next_one_reads(tmp_path: Path) -> No
 async def test_a_store_in_use_is_refused_naming_the_holder(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'state.db'}"
     async with perdure.open(url):
-        with pytest.raises(StoreLocked, match="in use"):
+        with pytest.raises(StoreLocked, match="in use") as refused:
             async with perdure.open(url):
                 pass
+    assert refused.value.holder == os.getpid()
 
 
 def test_a_script_needs_no_event_loop(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.conformance.subjects import KNOWN
 ASKED = conformance.asked_for(KNOWN, os.environ)
 
 
+# proves C21
 @pytest.mark.parametrize("subject", ASKED, ids=lambda subject: subject.name)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name.replace(" ", "_"))
 async def test_rule(rule: Rule, subject: Subject, tmp_path: Path, ran: Counter[str]) -> None:

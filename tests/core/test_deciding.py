@@ -54,6 +54,8 @@ def test_a_tombstone_has_no_value_and_blank_columns() -> None:
     assert (write.value, write.attachment, write.version) == (None, None, 2)
 
 
+# proves C4
+# proves C5
 def test_a_conflict_says_what_was_expected_and_changes_no_fact() -> None:
     facts = Facts()
     run(facts, put(NOTES, A, 1), append(EVENTS, A, [1]))

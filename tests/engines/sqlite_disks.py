@@ -1,7 +1,7 @@
 """A disk under SQLite that counts, fails and forgets: what tests put below the engine.
 
 It stands above the checksum VFS, and tells apart what was written and what was synced:
-- `counts` says how often a file was written, synced or truncated;
+- `counts` says how often a file was read, written, synced or truncated;
 - `refuse` makes a call fail from then on, until `heal`;
 - `survivors` says what a power cut now would leave of the store, un-synced writes gone; with
   `kept` some of those writes reach the disk anyway, in any order, as they may.
@@ -33,6 +33,7 @@ def broken(code: int, kind: type[apsw.Error] = apsw.IOError) -> apsw.Error:
 
 
 SYNC_FAILED = broken(apsw.SQLITE_IOERR_FSYNC)
+READ_FAILED = broken(apsw.SQLITE_IOERR_READ)
 WRITE_FAILED = broken(apsw.SQLITE_IOERR_WRITE)
 DISK_FULL = apsw.FullError("as planned")
 
@@ -54,7 +55,7 @@ class TestDisk(apsw.VFS):
         super().__init__(self.name, base=CHECKSUM_VFS)
 
     def refuse(self, call: str, suffix: str, error: apsw.Error) -> None:
-        """Let `call` (write, sync, truncate) on the file with that suffix fail from now on."""
+        """Let `call` (read, write, sync, truncate) on the file of that suffix fail from now on."""
         self._refused[(call, suffix)] = error
 
     def heal(self) -> None:
@@ -88,6 +89,9 @@ class TestDisk(apsw.VFS):
         suffix = path.name.rpartition(".db")[2]
         self.counts[(call, suffix)] += 1
         self.watch(call, suffix)
+        self.fail(call, suffix)
+
+    def fail(self, call: str, suffix: str) -> None:
         if error := self._refused.get((call, suffix)):
             raise error
 
@@ -104,6 +108,12 @@ class _File(apsw.VFSFile):
             # What is there when the test begins counts as synced.
             disk.synced[self.path.name] = self.path.read_bytes() if self.path.exists() else b""
             disk.pending[self.path.name] = []
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        suffix = self.path.name.rpartition(".db")[2]
+        self.disk.counts[("read", suffix)] += 1
+        self.disk.fail("read", suffix)
+        return super().xRead(amount, offset)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
         self.disk.called("write", self.path)

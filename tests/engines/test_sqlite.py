@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -202,10 +203,13 @@ async def test_cursors_survive_a_restart_and_belong_to_one_store(tmp_path: Path)
     await other.close()
 
 
+# proves C13
 async def test_a_store_closed_in_order_is_clean_and_whole_in_one_file(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     engine = await opened(path)
     assert engine.recovered.clean
+    with closing(sqlite_driver.connect(str(path), read_only=True)) as beside:
+        assert beside.execute("SELECT value FROM store WHERE name = 'clean'").get == 0
     commits = [asyncio.ensure_future(engine.commit(step(at, 1))) for at in range(40)]
     await asyncio.sleep(0)
     waiting = asyncio.ensure_future(engine.wait(EVENTS, ("t", "w0"), 9, timeout_s=60))

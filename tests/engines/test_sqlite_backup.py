@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from perdure.core.batch import append, put
 from perdure.core.engine import Snapshot
 from perdure.core.errors import Closed, Damaged, Invalid, PerdureError, StorageFull, Unavailable
-from perdure.engines import restore_engine, sqlite_backup, sqlite_checkpoint
+from perdure.engines import restore_engine, sqlite_backup, sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_wal import FRAME_BYTES
 from tests.engines.sqlite_stores import EVENTS, LAYOUTS, NOTES, Note, opened
@@ -161,6 +162,19 @@ async def test_damage_is_not_backed_up_as_if_it_were_sound(tmp_path: Path) -> No
     (tmp_path / "a.db").write_bytes(data)
     engine = await opened(tmp_path / "a.db")
     with pytest.raises(Damaged):
+        await engine.backup(emptied(tmp_path / "copy"), ignored)
+    await engine.close()
+
+
+# proves C17
+async def test_a_row_that_fits_its_page_and_not_its_checksum_is_not_backed_up(
+    tmp_path: Path,
+) -> None:
+    await (await filled(tmp_path / "a.db", 1)).close()
+    with closing(sqlite_driver.connect(str(tmp_path / "a.db"))) as beside:
+        beside.execute("UPDATE records_notes SET version = 2 WHERE key LIKE '%0-7'")
+    engine = await opened(tmp_path / "a.db")
+    with pytest.raises(Damaged, match="0-7"):
         await engine.backup(emptied(tmp_path / "copy"), ignored)
     await engine.close()
 

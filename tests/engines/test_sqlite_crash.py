@@ -78,20 +78,26 @@ async def test_a_killed_writer_leaves_all_that_it_acknowledged(tmp_path: Path, s
 
 
 # proves C14
-@pytest.mark.parametrize("records", [500, 5_000])
-async def test_recovery_replays_the_log_and_not_the_store(tmp_path: Path, records: int) -> None:
-    path = tmp_path / "state.db"
-    engine = await opened(path)
-    await asyncio.gather(*(engine.commit(step(0, 1 + at)) for at in range(records)))
-    await engine.close()
-    engine = await opened(path)
-    await engine.commit(step(1, 1))
-    crashed = _crash(path, tmp_path / "crashed")
-    await engine.close()
-    engine = await opened(crashed)
-    assert 0 < engine.recovered.replayed < 30
-    assert await last_step(engine, 1) == 1
-    await engine.close()
+async def test_recovery_replays_the_log_and_not_the_store(tmp_path: Path) -> None:
+    pages_read = []
+    for records in (500, 5_000):
+        path = tmp_path / f"{records}" / "state.db"
+        engine = await opened(path)
+        await asyncio.gather(*(engine.commit(step(0, 1 + at)) for at in range(records)))
+        await engine.close()
+        engine = await opened(path)
+        await engine.commit(step(1, 1))
+        crashed = _crash(path, tmp_path / f"crashed{records}")
+        await engine.close()
+        disk = TestDisk()
+        engine = await opened(crashed, vfs=disk.name)
+        pages_read.append(disk.counts[("read", "")])
+        assert 0 < engine.recovered.replayed < 30
+        assert await last_step(engine, 1) == 1
+        await engine.close()
+    few, many = pages_read
+    assert 0 < few < 30
+    assert many <= few + 5  # the trees of ten times as much are a little deeper
 
 
 def _crash(path: Path, target: Path, *, marked: bool = True) -> Path:
@@ -234,6 +240,7 @@ async def test_a_torn_tail_is_cut_and_reported(tmp_path: Path) -> None:
 
 # proves C7
 # proves C8
+# proves C17
 async def test_a_lost_acknowledged_commit_is_damage_and_changes_nothing(tmp_path: Path) -> None:
     crashed = await _crashed_store(tmp_path)
     log = crashed.with_name("state.db-wal")
@@ -247,6 +254,9 @@ async def test_a_lost_acknowledged_commit_is_damage_and_changes_nothing(tmp_path
     looking = await opened(crashed, read_only=True)
     assert await last_step(looking, 0) == 5
     assert any("are gone" in found for found in await damage(looking))
+    (tmp_path / "copy").mkdir()
+    with pytest.raises(Damaged, match="are gone"):
+        await looking.backup(tmp_path / "copy", lambda done, total: None)
     await looking.close()
 
 

@@ -15,7 +15,14 @@ from perdure.core.disk import Disk
 from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
-from tests.engines.sqlite_disks import DISK_FULL, SYNC_FAILED, WRITE_FAILED, TestDisk, broken
+from tests.engines.sqlite_disks import (
+    DISK_FULL,
+    READ_FAILED,
+    SYNC_FAILED,
+    WRITE_FAILED,
+    TestDisk,
+    broken,
+)
 from tests.engines.sqlite_stores import EVENTS, NOTES, Note, damage, last_step, opened, step
 
 KEY = ("t", "a")
@@ -77,6 +84,50 @@ async def test_nobody_is_told_before_the_sync_has_returned(tmp_path: Path) -> No
     await engine.close()
 
 
+class _NamesDisk(Disk):
+    """Tells when a file gets its name, and when names become durable; `lost` refuses the latter
+    once the store has a log."""
+
+    def __init__(self, told: list[str], *, lost: bool = False) -> None:
+        self._told = told
+        self._lost = lost
+
+    def replace(self, source: Path, target: Path) -> None:
+        super().replace(source, target)
+        self._told.append(f"{target.name} named")
+
+    def sync_directory(self, path: Path) -> None:
+        if self._lost and (path / "state.db-wal").exists():
+            raise OSError(5, "as planned")
+        super().sync_directory(path)
+        self._told.append("names synced")
+
+
+# proves C3
+async def test_a_new_store_has_a_durable_name_before_it_has_a_log(tmp_path: Path) -> None:
+    told: list[str] = []
+    disk = TestDisk()
+    disk.watch = lambda call, suffix: told.append(f"{call}{suffix}")
+    engine = await opened(tmp_path / "state.db", vfs=disk.name, disk=_NamesDisk(told))
+    disk.watch = lambda call, suffix: None
+    await engine.close()
+    named, logged = told.index("state.db named"), told.index("write-wal")
+    assert "names synced" in told[named:logged]
+    # What is built under another name is whole by then: its own log was folded into it.
+    assert "sync.tmp" in told[:named]
+    assert "names synced" in told[logged : told.index("state.db.mark named")]
+
+
+# proves C3
+async def test_a_log_without_a_durable_name_is_not_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with pytest.raises(Unavailable):
+        await opened(path, disk=_NamesDisk([], lost=True))
+    engine = await opened(path)
+    await engine.commit(step(0, 1))
+    await engine.close()
+
+
 # proves C9
 @pytest.mark.parametrize("error", [SYNC_FAILED, broken(apsw.SQLITE_IOERR_SHMSIZE)])
 async def test_a_failed_sync_latches_and_the_commit_is_unknown(
@@ -104,6 +155,30 @@ async def test_a_failed_sync_latches_and_the_commit_is_unknown(
         again = await engine.commit(put(NOTES, ("t", f"g{at}"), Note("x")).named(f"g{at}"))
         assert again.numbers == (1,)
     await engine.commit(step(0, 2))
+    await engine.close()
+
+
+# proves C9
+async def test_a_rollback_that_fails_latches(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    engine = await _written(path, TestDisk())
+
+    def refuse(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
+        if sql == "ROLLBACK":
+            raise apsw.BusyError("as planned")
+        return True
+
+    engine._committer._connection.exec_trace = refuse  # type: ignore[union-attr]
+    with pytest.raises(Unavailable):
+        await engine.commit(put(NOTES, KEY, Note("x"), expect=7))
+    assert "rollback" in str(engine.latched)
+    with pytest.raises(Latched, match="rollback"):
+        await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+    engine = await opened(path)
+    assert not engine.recovered.clean
+    assert await last_step(engine, 0) == 1
     await engine.close()
 
 
@@ -172,6 +247,37 @@ async def test_a_write_that_fails_at_the_commit_latches(tmp_path: Path) -> None:
     disk.heal()
     with pytest.raises(Latched):
         await engine.commit(step(0, 2))
+    await engine.close()
+
+
+# proves C9
+async def test_a_write_that_fails_before_the_commit_latches(tmp_path: Path) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.refuse("write", "-wal", WRITE_FAILED)
+    large = put(NOTES, KEY, Note("x"), attachment=bytes(24 * 1024 * 1024))  # more than is cached
+    with pytest.raises(Unavailable):
+        await engine.commit(large)
+    disk.heal()
+    with pytest.raises(Latched, match="writing failed"):
+        await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 1
+    await engine.close()
+
+
+# proves C7
+async def test_a_read_that_fails_fails_its_batch_alone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    await (await _written(path, TestDisk())).close()
+    disk = TestDisk()
+    engine = await opened(path, vfs=disk.name)
+    disk.refuse("read", "", READ_FAILED)
+    with pytest.raises(Unavailable):
+        await engine.commit(step(0, 2))
+    disk.heal()
+    assert engine.latched is None
+    await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 2
     await engine.close()
 
 

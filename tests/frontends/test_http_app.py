@@ -10,6 +10,7 @@ import pytest
 from perdure.core import errors
 from perdure.core.errors import PerdureError
 from perdure.frontends.http.errors import answer_to
+from perdure.frontends.http.metrics import RequestStats
 from perdure.frontends.http.server import ROUTES
 from perdure.proving.hostile import LEGAL_NAMES, REFUSED_JSON, REFUSED_NAMES
 from perdure.services.upstream import UpstreamFailed
@@ -230,6 +231,17 @@ async def test_metrics_have_bounded_labels(serve: Serve) -> None:
     assert templates <= {"(none)", *(route.path.replace(":path", "") for route in ROUTES)}
 
 
+# proves O3
+def test_latencies_are_counted_in_their_buckets() -> None:
+    stats = RequestStats()
+    for duration_s in (0.0005, 0.02, 0.02, 70.0):
+        stats.observe("GET", "/v1/models", 200, duration_s)
+    (seconds,) = [it for it in stats.collect() if it.name == "perdure_http_request_seconds"]
+    counted = {sample.labels.get("le"): sample.value for sample in seconds.samples}
+    wanted = {"0.001": 1.0, "0.01": 1.0, "0.025": 3.0, "60.0": 3.0, "+Inf": 4.0}
+    assert {bound: counted[bound] for bound in wanted} == wanted
+
+
 # proves O6
 async def test_the_access_log_holds_nothing_a_user_wrote(serve: Serve) -> None:
     server = await serve()
@@ -296,6 +308,11 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         assert surface["engine"] == "memory://"
         assert surface["version"] >= 1
         assert surface["survives"]["process_crash"] is True
+        assert surface["collections"]
+        assert surface["proofs"]
+        assert all(tests for tests in surface["proofs"].values())
+    recovered = {one["surface"] for one in report["surfaces"] if one["last_recovery"]}
+    assert recovered == {"responses", "jobs", "blobs"}, "the others need no recovery"
     assert all(surface["surface"] in report["warnings"][0] for surface in report["surfaces"])
 
 

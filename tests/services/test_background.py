@@ -19,6 +19,7 @@ from perdure.proving.waiting import wait_until
 from perdure.services.background import job_key
 from perdure.services.gateway import Started
 from perdure.services.stored import Stored
+from perdure.surfaces.items import ITEMS
 from perdure.surfaces.jobs import JOB_EVENTS, JOB_INPUTS, JOBS, JobInput, Status
 from perdure.surfaces.jobs import Held as HeldJob
 from perdure.surfaces.responses import EVENTS, RESPONSES
@@ -118,6 +119,17 @@ async def test_a_model_that_is_still_loading_is_waited_for(
     assert said(events) == "1 2 3"
 
 
+# proves R5, R12
+async def test_an_answer_that_broke_off_is_not_begun_again(driver: Driver) -> None:
+    """A stream that had said something is never repeated: whoever reads it has read that."""
+    started = await driver.ask("cut 3", background=True)
+    async with asyncio.timeout(WITHIN_S):
+        events = await driver.events(started)
+    assert types(events)[-1] == "failed"
+    assert said(events) == "1 2 3"
+    assert driver.node.upstreams.members[0].upstream.stats.requests == 1
+
+
 @pytest.mark.parametrize("engine_url", ["sqlite"], indirect=True)
 class TestAfterADeath:
     # proves R5
@@ -168,6 +180,21 @@ class TestAfterADeath:
         [part] = left["content"]
         assert part["text"]
         assert outline == left | {"content": [part | {"text": ""}]}
+
+    # proves R5, R6
+    async def test_what_was_told_of_the_request_is_told_after_a_takeover_too(
+        self, opened: Open
+    ) -> None:
+        first = await opened(wrap=Deaf)
+        operators = someone(store_always=True)
+        started = await first.ask("slow 0.02 6", caller=operators, background=True, store=False)
+        await heard(first, started, "1 2 3")
+        await die(first.node)
+        driver = await opened()
+        await driver.events(started)
+        told = (await body(driver, started.id))["perdure"]
+        assert told["store"] == "always"
+        assert len(told["attempts"]) == 2
 
     # proves C13, R5
     async def test_the_boot_says_that_it_was_requeued_not_interrupted(self, opened: Open) -> None:
@@ -448,6 +475,20 @@ async def test_an_attempt_that_the_store_failed_is_followed_by_another(opened: O
     await wait_until(ended, WITHIN_S, "another attempt ends it")
     attempts = (await body(driver, started.id))["perdure"]["attempts"]
     assert [one.get("reason") for one in attempts] == ["attempt_lost", None]
+
+
+# proves R6
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_deleted_response_leaves_nothing(driver: Driver, background: bool) -> None:
+    state = driver.node.state
+    started = await driver.ask("echo word", background=background)
+    await driver.events(started)
+    assert await state.engine.count(ITEMS, ()) == {(): 2}
+    await Stored(state, driver.node.gateway, driver.node.jobs).delete("default", started.id)
+    for records in (RESPONSES, ITEMS, JOBS, JOB_INPUTS):
+        assert await state.engine.count(records, ()) == {}, records
+    for log in (EVENTS, JOB_EVENTS):
+        assert (await state.engine.streams(log, (), limit=1)).items == [], log
 
 
 # proves R6

@@ -188,6 +188,28 @@ async def test_bytes_that_a_sweep_is_taking_are_written_again(
     assert (await digests(blobs) == [DIGEST]) is kept
 
 
+class Stuck(MemoryBlobs):
+    stuck = True
+
+    async def drop(self, digest: str) -> None:
+        if self.stuck:
+            raise Unavailable("as planned")
+        await super().drop(digest)
+
+
+# proves C4
+async def test_bytes_that_could_not_be_dropped_are_found_by_the_next_boot() -> None:
+    """It looks at claims alone, so the last one must outlive the bytes."""
+    blobs = Stuck()
+    keeper, clock, engine = await open_keeper(blobs=blobs)
+    with pytest.raises(Unavailable):
+        await keeper.give_up(await keep(keeper))
+    blobs.stuck = False
+    await BlobKeeper(engine, blobs, clock, "boot_3").recover()
+    assert await digests(blobs) == []
+    assert not await keeper.uses.used(DIGEST)
+
+
 # proves C4
 async def test_a_reference_whose_bytes_are_gone_is_reported() -> None:
     keeper, _, engine = await open_keeper()

@@ -9,11 +9,14 @@ import pytest
 
 from perdure.core.batch import Batch
 from perdure.core.errors import Unavailable
+from perdure.core.layouts import Records
+from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.services.requests import ResultLost
 from perdure.services.upstream import UpstreamFailed
+from perdure.surfaces.state import LAYOUTS
 from perdure.wire.errors import ConversationLocked, NotFound, WireError
 from tests.services.conftest import Driver, Open, someone
 
@@ -191,7 +194,8 @@ async def test_a_conversation_is_created_once_for_a_key(driver: Driver) -> None:
 
 # proves R6
 async def test_what_is_not_to_be_stored_is_nowhere_in_the_store(driver: Driver) -> None:
-    ended = await driver.answer("echo secret", store=False, caller=someone(key="hidden"))
+    hidden = {"store": False, "instructions": "a secret rule", "metadata": {"a": "secret"}}
+    ended = await driver.answer("echo secret", caller=someone(key="hidden"), **hidden)
     assert ended["store"] is False
     assert ended["output"][0]["content"][0]["text"] == "secret"
     with pytest.raises(NotFound):
@@ -200,6 +204,10 @@ async def test_what_is_not_to_be_stored_is_nowhere_in_the_store(driver: Driver) 
     await driver.node.gateway.finished(again)
     owner = ("default", ended["id"])
     assert [item async for item in driver.node.state.items.all(owner, "input", "output")] == []
+    for records in (layout for layout in LAYOUTS if isinstance(layout, Records)):
+        page = await driver.node.state.engine.scan(records, (), limit=PAGE_MAX)
+        kept = b"".join(records.encode(one.value) + (one.attachment or b"") for one in page.items)
+        assert b"secret" not in kept, records
 
 
 # proves R6
@@ -242,6 +250,7 @@ async def test_an_upstream_that_refuses_is_an_error_and_a_failed_response(
     with pytest.raises(UpstreamFailed) as refused:
         await driver.node.gateway.finished(started)
     assert refused.value.status == status
+    assert driver.node.upstreams.members[0].upstream.stats.retries == 0
     held = await driver.node.state.responses.get(*started.key)
     assert msgspec.json.decode(held.attachment or b"")["status"] == "failed"
     assert (await driver.events(started))[-1]["type"] == "response.failed"

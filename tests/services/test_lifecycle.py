@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from perdure.core.batch import Batch
-from perdure.core.errors import Invalid, PromiseBroken, StorageFull, StoreLocked
+from perdure.core.clock import SystemClock
+from perdure.core.disk import Disk
+from perdure.core.errors import Invalid, Latched, PromiseBroken, StorageFull, StoreLocked
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.waiting import wait_until
 from perdure.services import lifecycle
 from perdure.services.config import Config, load
 from perdure.services.lifecycle import Node
+from perdure.services.reports import instance_state
 from perdure.services.sweeper import Sweeper
 
 
@@ -92,6 +96,66 @@ async def test_a_full_store_is_unready_and_ready_again_by_itself(
     assert (check.name, check.reason) == ("engine", "no space left")
     engine.full = False
     await wait_until(ready, 10, "readiness")
+    await node.close()
+
+
+class Unmarked(Disk):
+    """A disk that can fail a write the engine makes behind every sync."""
+
+    failing = False
+
+    def overwrite(self, fd: int, data: bytes, offset: int) -> None:
+        if self.failing:
+            raise OSError(errno.EIO, "as planned")
+        super().overwrite(fd, data, offset)
+
+
+# proves C9, O1
+async def test_a_latched_engine_is_unready_at_once_and_still_read(tmp_path: Path) -> None:
+    disk = Unmarked()
+    node = Node(config(tmp_path), environment={}, disk=disk)
+    await node.open()
+    disk.failing = True
+    await node.state.commit(node.state.boots.heartbeat(node._alive(True)))
+    (check,) = [check for check in node.readiness().checks if not check.ok]
+    assert check.name == "engine"
+    assert "mark" in check.reason
+    with pytest.raises(Latched):
+        await node.state.commit(node.state.boots.heartbeat(node._alive(True)))
+    assert await node.state.boots.last(node.boot.instance_id) is not None
+    await node.close()
+
+
+class Late(SystemClock):
+    late_s = 0.0
+
+    def now_s(self) -> float:
+        return super().now_s() + self.late_s
+
+
+# proves C15
+async def test_a_sign_of_life_is_the_boots_own_and_not_believed_for_long(tmp_path: Path) -> None:
+    clock = Late()
+    node = Node(config(tmp_path), environment={}, clock=clock)
+    await node.open()
+    (sign,) = (await node.state.boots.instances(limit=10)).items
+    assert (sign.value.boot_id, sign.value.ready) == (node.boot_id, True)
+    assert instance_state(sign.value, node.state, clock, node.boot_id).ready
+    assert not instance_state(sign.value, node.state, clock, "another boot").ready
+    clock.late_s = 30.0
+    late = instance_state(sign.value, node.state, clock, node.boot_id)
+    assert (late.ready, late.heartbeat_age_s >= 30) == (False, True)
+    await node.close()
+
+
+# proves O1
+async def test_a_node_that_drains_is_unready(tmp_path: Path) -> None:
+    node = Node(config(tmp_path), environment={})
+    await node.open()
+    assert node.readiness().ready
+    await node.drain(0)
+    (check,) = [check for check in node.readiness().checks if not check.ok]
+    assert (check.name, check.reason) == ("accepting", "draining")
     await node.close()
 
 

@@ -4,18 +4,20 @@ it is a node that is dropped without a stop, so that every outcome can be looked
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from perdure.core.batch import Batch, put
 from perdure.core.errors import Unavailable
-from perdure.core.values import Committed
+from perdure.core.values import Committed, Page
 from perdure.engines.wrapping import Wrapping
 from perdure.services.gateway import Started
 from perdure.services.lifecycle import Node
 from perdure.surfaces.responses import RESPONSES
 from tests.services.conftest import Driver, Open
+from tests.services.test_files import keep
 
 
 class Deaf(Wrapping):
@@ -107,7 +109,9 @@ async def test_every_boot_says_what_it_found(opened: Open) -> None:
     boot = driver.node.boot
     assert (boot.number, boot.previous_ended_clean) == (2, False)
     found = {one.surface: one for one in boot.recovery}
+    assert list(found) == ["engine", "responses", "jobs", "blobs"]
     assert found["responses"].interrupted == 1
+    assert all(one.duration_s > 0 for one in boot.recovery)
     await driver.node.drain(0)
     await driver.node.close()
     third = await opened()
@@ -119,6 +123,35 @@ async def test_every_boot_says_what_it_found(opened: Open) -> None:
         boot.boot_id,
         boot.previous_boot_id,
     ]
+
+
+class Counted(Deaf):
+    """Counts the records that scans give."""
+
+    scanned = 0
+
+    async def scan(self, *asked: Any, **how: Any) -> Page[Any]:
+        page: Page[Any] = await super().scan(*asked, **how)
+        self.scanned += len(page.items)
+        return page
+
+
+# proves C14
+async def test_a_start_looks_at_what_is_unfinished_however_much_is_stored(opened: Open) -> None:
+    scanned = []
+    for stored in (0, 1, 10):
+        driver = await opened(wrap=Counted)
+        for number in range(stored):
+            await driver.answer("echo once")
+            await keep(driver.node, f"file {number} of {stored}".encode())
+        await driver.ask("hang 5", stream=True)
+        await die(driver.node)
+        driver = await opened(wrap=Counted)
+        scanned.append(driver.node.state.engine.scanned)  # type: ignore[attr-defined]
+        await driver.node.drain(0)
+        await driver.node.close()
+    assert scanned[0] > 0
+    assert scanned == scanned[:1] * 3
 
 
 # proves C13

@@ -61,6 +61,26 @@ async def test_readers_who_join_at_any_time_miss_nothing(
     assert tail.stats.streams == tail.stats.followers == 0
 
 
+# proves C6
+async def test_a_reader_may_join_at_the_edge_of_what_is_in_memory(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tails, "_RECENT_MAX", 3)
+    tail = Tail(engine)
+    numbers = [*range(1, 9), LAST]
+    await engine.commit(append(LOG, KEY, numbers[:1]))
+    seen: list[int] = []
+    async for entries in tail.follow(LOG, KEY, after=0, ended=is_last):
+        seen += [entry.value for entry in entries]
+        if len(seen) < len(numbers):
+            await engine.commit(append(LOG, KEY, numbers[len(seen) : len(seen) + 1]))
+            continue
+        # While this one follows, the last three are in memory and the rest is not.
+        places = range(len(numbers) + 1)
+        assert [await followed(tail, place) for place in places] == [numbers[at:] for at in places]
+    assert seen == numbers
+
+
 async def test_a_reader_beyond_the_end_stops_when_the_stream_ends(engine: Engine) -> None:
     tail = Tail(engine)
     await engine.commit(append(LOG, KEY, [1]))

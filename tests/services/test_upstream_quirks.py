@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from perdure.core import codec
-from perdure.core.batch import Batch
+from perdure.core.batch import Append, Batch
 from perdure.core.errors import StorageFull
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
+from perdure.proving.waiting import wait_until
 from perdure.services.config import load
 from perdure.services.lifecycle import Node
 from perdure.services.recovery import RESTARTED, interrupt
@@ -33,14 +34,23 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Full(Wrapping):
-    """An engine over a disk that can be full."""
+    """An engine over a disk that can be full; after `refusals` of them there is space again. There
+    is some left for batches that do not write `word`."""
 
     full = False
+    refusals = 0
+    word = b""
 
     async def commit(self, batch: Batch) -> Committed:
-        if self.full:
+        if self.full and self.word in b"".join(_events(batch)):
+            self.refusals -= 1
+            self.full = self.refusals != 0
             raise StorageFull("the disk is full.")
         return await super().commit(batch)
+
+
+def _events(batch: Batch) -> Iterator[bytes]:
+    return (entry for op in batch.ops if isinstance(op, Append) for entry in op.entries)
 
 
 class Quirky:
@@ -182,6 +192,49 @@ async def test_a_full_disk_does_not_keep_a_server_from_stopping(
 
 
 # proves C10
+@pytest.mark.parametrize("word", [b"output_text.delta", b"output_item.done", b"response.completed"])
+async def test_a_disk_that_is_full_for_a_moment_costs_a_response_nothing(
+    driver: Driver, quirky: tuple[Quirky, str], word: bytes
+) -> None:
+    quirky[0].body = chunk({"content": "hi"}) + chunk({}, "stop") + DONE
+    engine = driver.node.state.engine
+    assert isinstance(engine, Full)
+    started = await driver.ask("go")
+    engine.full, engine.refusals, engine.word = True, 1, word
+    events = await driver.events(started)
+    assert [event["type"].removeprefix("response.") for event in events] == [
+        *("created", "in_progress", "output_item.added", "content_part.added"),
+        *("output_text.delta", "output_text.done", "content_part.done", "output_item.done"),
+        "completed",
+    ]
+    assert events[-1]["response"]["output"][0]["content"][0]["text"] == "hi"
+    assert (engine.full, engine.refusals) == (False, 0)
+
+
+# proves R3
+async def test_an_end_waits_for_the_events_that_stand_before_it(
+    driver: Driver, quirky: tuple[Quirky, str]
+) -> None:
+    quirky[0].closes = False
+    quirky[0].body = chunk({"content": "hi"})
+    engine = driver.node.state.engine
+    assert isinstance(engine, Full)
+    started = await driver.ask("go")
+    engine.full, engine.refusals, engine.word = True, 1, b"output_text.delta"
+
+    async def refused() -> bool:
+        return not engine.full
+
+    await wait_until(refused, 10, "events that have to wait for space")
+    await driver.node.drain(0)
+    types = [event["type"].removeprefix("response.") for event in await driver.events(started)]
+    assert types[-5:] == [
+        *("output_text.delta", "output_text.done", "content_part.done", "output_item.done"),
+        "failed",
+    ]
+
+
+# proves C10
 async def test_what_cannot_be_stored_ends_generation_however_quiet_the_upstream_is(
     driver: Driver, quirky: tuple[Quirky, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +248,12 @@ async def test_what_cannot_be_stored_ends_generation_however_quiet_the_upstream_
     async with asyncio.timeout(10):
         with pytest.raises(StorageFull):
             await driver.events(started)
+    refused = engine.refusals
+
+    async def tried_to_end_it() -> bool:
+        return engine.refusals < refused - 2
+
+    await wait_until(tried_to_end_it, 10, "a second try at the end")
     engine.full = False
     ended = msgspec.json.decode(await driver.node.gateway.finished(started))
     assert ended["perdure"]["reason"] == "storage_full"

@@ -62,9 +62,12 @@ async def everything_is_there_after_reopening(store: Store) -> None:
 async def commits_under_way_when_the_engine_closes_end_whole(store: Store) -> None:
     engine = await store.open()
     await engine.commit(put(FACTS, ("t", "first"), Note()))
-    keys = [("t", f"{number}") for number in range(40)]
+    keys = [("t", f"{number}") for number in range(24)]
+    large = bytes(1024 * 1024)  # so that they do not fit into one group
     tasks = [
-        asyncio.create_task(engine.commit(put(FACTS, key, Note()) + append(EVENTS, key, [Note()])))
+        asyncio.create_task(
+            engine.commit(put(FACTS, key, Note(), attachment=large) + append(EVENTS, key, [Note()]))
+        )
         for key in keys
     ]
     await asyncio.sleep(0)
