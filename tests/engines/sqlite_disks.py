@@ -9,7 +9,9 @@ It stands above the checksum VFS, and tells apart what was written and what was 
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -49,6 +51,8 @@ class TestDisk(apsw.VFS):
         self.synced: dict[str, bytes] = {}
         self.pending: dict[str, list[Write]] = {}
         self.watch: Callable[[str, str], None] = lambda call, suffix: None
+        self.errno = errno.EIO
+        """What the system says of the last call that failed."""
         self.lock = threading.RLock()
         self._refused: dict[tuple[str, str], apsw.Error] = {}
         register_checksums()
@@ -79,6 +83,9 @@ class TestDisk(apsw.VFS):
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802
         return _File(self, name, flags)
+
+    def xGetLastError(self) -> tuple[int, str]:  # noqa: N802
+        return self.errno, os.strerror(self.errno)
 
     def xDelete(self, name: str, sync: bool) -> None:  # noqa: N802
         super().xDelete(name, sync)

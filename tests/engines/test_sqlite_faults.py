@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -301,6 +302,29 @@ async def test_a_disk_that_refuses_the_mark_is_not_trusted_further(tmp_path: Pat
 
 
 # proves C10
+@pytest.mark.parametrize("why", [errno.EDQUOT, errno.EFBIG])
+async def test_a_quota_or_a_limit_of_the_file_is_a_full_disk(tmp_path: Path, why: int) -> None:
+    disk = TestDisk()
+    engine = await _written(tmp_path / "state.db", disk)
+    disk.errno = why
+    disk.refuse("write", "-wal", WRITE_FAILED)
+    for _ in range(3):
+        with pytest.raises(StorageFull):
+            await engine.commit(step(0, 2))
+    assert engine.latched is None
+    assert await last_step(engine, 0) == 1
+    disk.heal()
+    await engine.commit(step(0, 2))
+    assert await last_step(engine, 0) == 2
+    disk.errno = errno.EIO
+    disk.refuse("write", "-wal", WRITE_FAILED)
+    with pytest.raises(CommitUnknown):
+        await engine.commit(step(0, 3))
+    assert engine.latched is not None
+    await engine.close()
+
+
+# proves C10
 async def test_a_full_disk_refuses_and_writes_resume_by_themselves(tmp_path: Path) -> None:
     disk = TestDisk()
     engine = await _written(tmp_path / "state.db", disk)
@@ -320,7 +344,7 @@ async def test_a_full_disk_refuses_and_writes_resume_by_themselves(tmp_path: Pat
 
 
 _FILL = """
-import asyncio, os, sys
+import asyncio, resource, sys
 from pathlib import Path
 from perdure.core.batch import put
 from perdure.core.errors import StorageFull
@@ -339,7 +363,7 @@ async def main(path):
         assert await engine.get(NOTES, ("t", f"n{at}")), at
     assert await engine.get(NOTES, ("t", f"n{kept}")) is None
     assert engine.latched is None
-    os.remove(path.with_name("ballast"))
+    make_room()
     await engine.commit(put(NOTES, ("t", f"n{kept}"), Note("x" * 3000), expect=0))
     assert await damage(engine) == []
     await engine.close()
@@ -350,7 +374,13 @@ async def main(path):
     print("kept", kept)
 
 path = Path(sys.argv[1]) / "state.db"
-path.with_name("ballast").write_bytes(bytes(600_000))
+if "limited" in sys.argv:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))
+    make_room = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+else:
+    path.with_name("ballast").write_bytes(bytes(600_000))
+    make_room = path.with_name("ballast").unlink
 asyncio.run(main(path))
 """
 
@@ -368,6 +398,20 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
             *("unshare", "-Urm", "sh", "-c", f'{space} {tmp_path} && "$0" -c "$1" {tmp_path}'),
             *(sys.executable, _FILL),
         ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[1]) > 20
+
+
+# proves C10
+def test_a_file_that_really_may_not_grow(tmp_path: Path) -> None:
+    """The system says something else than of a full disk, and SQLite that a write failed."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FILL, str(tmp_path), "limited"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

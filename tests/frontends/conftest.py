@@ -72,7 +72,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             log = BytesIO()
             clock = SystemClock()
             application = Application(node, environment or {}, clock, AccessLog(log, clock))
-            listener = Listener(application.public, application.service)
+            listener = Listener(application.public, application.service, application.log)
             listening = socket.create_server(("127.0.0.1", 0))
             serving = asyncio.create_task(listener.serve(sockets=[listening]))
             await listener.listening.wait()

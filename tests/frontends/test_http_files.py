@@ -101,6 +101,26 @@ async def test_a_part_of_a_file_is_read(
 
 
 # proves R10
+async def test_what_a_client_has_already_is_not_sent_again(serve: Serve) -> None:
+    server = await serve()
+    url = f"/v1/files/{(await kept(server))['id']}/content"
+    tag = (await server.client.get(url)).headers["etag"]
+    for has in (tag, "*", f"W/{tag}", f'"other", {tag}'):
+        answer = await server.client.get(url, headers={"if-none-match": has, "range": "bytes=0-1"})
+        assert (answer.status_code, answer.content) == (304, b""), has
+        assert answer.headers["etag"] == tag
+        assert "content-length" not in answer.headers
+    for has in ('"other"', tag.strip('"'), ""):
+        answer = await server.client.get(url, headers={"if-none-match": has})
+        assert (answer.status_code, answer.content) == (200, DATA), has
+    twin = f"/v1/files/{(await kept(server))['id']}/content"
+    assert (await server.client.get(twin, headers={"if-none-match": tag})).status_code == 304
+    assert (
+        await server.client.get("/v1/files/file-x/content", headers={"if-none-match": "*"})
+    ).status_code == 404
+
+
+# proves R10
 async def test_a_part_behind_the_end_is_refused_and_an_odd_one_gets_all(serve: Serve) -> None:
     server = await serve()
     url = f"/v1/files/{(await kept(server))['id']}/content"

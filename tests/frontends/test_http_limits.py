@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import msgspec
 import pytest
 
 from perdure.frontends.http.limits import Bucket
@@ -103,6 +104,11 @@ async def test_a_websocket_is_refused_on_every_path(
         assert error["type"] == "invalid_request_error"
         assert b"\r\nconnection: close\r\n" in answer
         assert answer.count(b"HTTP/1.1 ") == 1
+        server.application.log.flush()
+        line = msgspec.json.decode(server.log.getvalue().splitlines()[-1])
+        assert (line["status"], line["code"]) == (400, "websocket_not_supported")
+        assert f"\r\nx-request-id: {line['request_id']}\r\n".encode() in answer
+        assert path not in str(line)
     after = await server.raw(GET + b"\r\n" + asked)
     assert b"websocket_not_supported" in after
     assert server.service.connections.upgrades == 4

@@ -14,7 +14,7 @@ import pytest
 from perdure.core.errors import LimitExceeded
 from perdure.services.lifecycle import Node
 from perdure.services.uploads import ENDED_KEPT_S
-from perdure.surfaces.files import BLOCK_BYTES, PARTS, UPLOADS
+from perdure.surfaces.files import BLOCK_BYTES, FILES, PARTS, UPLOADS
 from perdure.wire.errors import NotFound, WireError
 from tests.services.conftest import Open, someone
 from tests.services.test_files import Clock, bytes_of, claims, stored
@@ -92,7 +92,11 @@ async def test_a_completion_that_does_not_fit_is_refused_and_can_be_corrected(
     md5 = base64.b64encode(hashlib.md5(WHOLE).digest()).decode()
     made = await complete(node, upload, order, md5=md5)
     assert await bytes_of(node, made["file"]["id"]) == WHOLE
-    assert await refused(complete(node, upload, order)) == "upload_completed"
+    assert await refused(complete(node, upload, order[::-1])) == "upload_completed"
+    assert await refused(complete(node, upload, order)) == "upload_completed"  # with the MD5 it was
+    assert await complete(node, upload, order, md5=md5) == made
+    await node.files.delete("default", made["file"]["id"])
+    assert await refused(complete(node, upload, order, md5=md5)) == "upload_completed"
     assert await refused(add(node, upload, b"late")) == "upload_completed"
     assert await refused(node.uploads.cancel(nobody(), upload)) == "upload_completed"
 
@@ -105,6 +109,29 @@ async def test_a_completion_sent_again_gets_the_same_file(opened: Open) -> None:
     lost = await node.uploads.complete(someone(digest="same"), upload, sent)
     again = await node.uploads.complete(someone(digest="same", retried=True), upload, sent)
     assert again == lost
+
+
+# proves R10, C22
+async def test_equal_completions_at_once_make_one_file_and_get_one_answer(opened: Open) -> None:
+    node = (await opened()).node
+    for _ in range(5):
+        upload = await announce(node)
+        order = [await add(node, upload, piece) for piece in PIECES]
+        sent = {"part_ids": order}
+        many = [node.uploads.complete(someone(), upload, sent) for _ in range(4)]
+        other = node.uploads.complete(someone(), upload, {"part_ids": order[::-1]})
+        *answers, odd = await asyncio.gather(*many, other, return_exceptions=True)
+        told = {answer for answer in answers if isinstance(answer, bytes)}
+        if isinstance(odd, bytes):  # it was the first: the others name another order
+            assert told == set()
+        else:
+            assert len(told) == 1
+            assert told == set(answers)
+            assert isinstance(odd, WireError)
+        assert await count(node, FILES) == 1
+        held = await node.state.uploads.get("default", upload)
+        await node.files.delete("default", str(held.value.file_id))
+        assert (await stored(node), await claims(node)) == ([], 0)
 
 
 # proves R10

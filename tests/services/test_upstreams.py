@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
+import msgspec
 import pytest
 
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
+from perdure.services.breaker import FAILURES_MAX
 from perdure.services.lifecycle import Node
-from perdure.services.upstream import UpstreamFailed
+from perdure.services.passing import pass_chat
+from perdure.services.upstream import CircuitOpen, UpstreamFailed
 from perdure.wire.errors import WireError
 from tests.services.conftest import Over, at
 
@@ -75,7 +79,7 @@ async def test_patterns_say_what_an_upstream_is_asked_for(
     await driver.answer("echo hi", model="both")
     assert [sent["model"] for sent in await left.received()] == ["small-unlisted"]
     assert [sent["model"] for sent in await right.received()] == ["both"]
-    with pytest.raises(WireError, match=r"There are: small, large, both\. See"):
+    with pytest.raises(WireError, match=r"There are: small, large, both\. Asked"):
         await driver.ask("echo hi", model="left/both")
 
 
@@ -97,7 +101,7 @@ async def test_all_models_are_listed_and_each_leads_to_its_owner(
         "org/deep": "right",
     }
     for id, owner in offered.items():
-        target = await driver.node.upstreams.resolve(id)
+        target = (await driver.node.upstreams.resolve(id))[0]
         assert target.upstream.url == {"left": left.url, "right": right.url}[owner]
 
 
@@ -154,3 +158,70 @@ async def test_readiness_depends_on_the_upstreams_that_are_required(
         assert checks["upstream gone"].ok is not required
         assert url in checks["upstream gone"].reason
         assert checks["upstream left"].ok
+
+
+def dead(name: str, **more: Any) -> dict[str, Any]:
+    """An upstream that nobody answers at."""
+    return {"name": name, "url": unused_url(), "attempts_max": 1, **more}
+
+
+# proves R12
+@pytest.mark.parametrize("api", ["chat", "responses", "auto"])
+async def test_another_that_has_the_model_answers_for_one_that_is_away(
+    over: Over, left: ScriptedUpstream, right: ScriptedUpstream, api: str
+) -> None:
+    asked_for = {"models": ["both", "la*"], "api": api}
+    driver = await over(dead("gone", **asked_for), at("left", left), at("right", right))
+    gone = driver.node.upstreams.members[0].upstream
+    answer = await driver.answer("count 3", model="both")
+    assert answer["output"][0]["content"][0]["text"] == "1 2 3"
+    assert len(await left.received()) == 1
+    assert await right.received() == []
+    started = await driver.ask("count 2", model="large", background=True)
+    assert (await driver.events(started))[-1]["type"] == "response.completed"
+    assert len(await right.received()) == 1
+    request = {"model": "both", "messages": [{"role": "user", "content": "echo hi"}]}
+    passage = await pass_chat(driver.node.upstreams, request, msgspec.json.encode(request))
+    assert b"hi" in b"".join([part async for group in passage.groups for part in group])
+    for _ in range(FAILURES_MAX):
+        await driver.answer("echo again", model="both")
+    failures = gone.stats.failures
+    assert gone.resting() is not None
+    assert (await driver.answer("echo rested", model="both"))["status"] == "completed"
+    assert gone.stats.failures == failures, "one that is left alone was asked"
+
+
+# proves R12
+async def test_an_answer_that_has_begun_is_nobody_elses(
+    over: Over, left: ScriptedUpstream, right: ScriptedUpstream
+) -> None:
+    driver = await over(at("left", left), at("right", right))
+    for prompt in ("cut 0", "cut 2"):
+        started = await driver.ask(prompt, model="both")
+        last = (await driver.events(started))[-1]
+        assert last["type"] == "response.failed", prompt
+    with pytest.raises(UpstreamFailed):
+        await driver.answer("fail 400", model="both")
+    assert await right.received() == []
+
+
+# proves R12
+async def test_where_all_are_away_the_first_one_s_failure_is_told(over: Over) -> None:
+    driver = await over(dead("one", models=["m"]), dead("two", models=["m"]))
+    one, two = (member.upstream for member in driver.node.upstreams.members)
+    for _ in range(FAILURES_MAX):
+        with pytest.raises(UpstreamFailed, match=one.url):
+            await driver.answer("echo hi", model="m")
+    assert (one.stats.failures, two.stats.failures) == (FAILURES_MAX, FAILURES_MAX)
+    with pytest.raises(CircuitOpen, match=one.url):
+        await driver.ask("echo hi", model="m")
+
+
+# proves R7
+async def test_an_unknown_model_is_told_what_the_configuration_asks_for(
+    over: Over, left: ScriptedUpstream
+) -> None:
+    driver = await over(at("left", left), dead("gpu", models=["qwen*", "llama-3"]))
+    with pytest.raises(WireError, match=r"gpu: qwen\*, llama-3\.") as refused:
+        await driver.ask("hi", model="mistral")
+    assert "small" in str(refused.value)

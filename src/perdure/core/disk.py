@@ -20,7 +20,9 @@ from pathlib import Path
 
 from perdure.core.errors import StorageFull, StoreLocked, Unavailable
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""No room: on the disk, in the user's quota, or within a limit of the file's size."""
+
 _WRITE_BEHIND_BYTES = 8 * 1024 * 1024
 TEMPORARY = ".tmp"
 """Suffix of files that are not published yet; recovery and verify may remove them."""
@@ -244,7 +246,7 @@ class full_disk:  # noqa: N801 - reads as a statement: `with full_disk(path):`
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             raise StorageFull(
                 f"no space left to write {self._path}. Nothing was kept of this write; "
                 "free some space and try again."

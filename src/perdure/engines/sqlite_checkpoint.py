@@ -21,6 +21,7 @@ from pathlib import Path
 import apsw
 
 from perdure.core.engine import EngineStats
+from perdure.engines.sqlite_driver import known_full
 from perdure.engines.sqlite_wal import FRAME_BYTES
 
 _MIB = 1024 * 1024
@@ -111,9 +112,11 @@ class Checkpointer:
         frames, moved = 1, 0
         try:
             frames, moved = connection.wal_checkpoint(mode=mode)
-        except (apsw.BusyError, apsw.LockedError, apsw.FullError):
+        except (apsw.BusyError, apsw.LockedError):
             return False
         except apsw.Error as error:
+            if isinstance(known_full(error, connection), apsw.FullError):
+                return False
             self._failed(f"a checkpoint failed ({error})")
         if not self._path.exists() or self._path.stat().st_ino != self._file:
             self._failed("its file was removed or replaced while it was open")

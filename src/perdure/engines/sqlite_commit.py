@@ -38,7 +38,7 @@ from perdure.core.keys import show, split
 from perdure.core.limits import OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_checkpoint import Checkpointer
-from perdure.engines.sqlite_driver import leaves_doubt, translate
+from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
 from perdure.engines.sqlite_schema import (
     SEQ_MAX,
     SQL,
@@ -230,13 +230,14 @@ class Committer:
                 self._seal()
             finally:
                 self._roll_back()
-        except apsw.Error as error:
+        except apsw.Error as failure:
+            error = known_full(failure, self._connection)
             if leaves_doubt(error):
                 self.latch(f"writing failed ({error})")
             meaning = translate(error, self._where)
-            if meaning is error:
+            if meaning is failure:
                 raise
-            raise meaning from error
+            raise meaning from failure
         self._note_durable(outcomes)
         return outcomes, effects.tips
 
@@ -437,9 +438,9 @@ class Committer:
         started_s = self._clock.monotonic_s()
         try:
             self._connection.execute("COMMIT")
-        except apsw.FullError:
-            raise
         except apsw.Error as error:
+            if isinstance(known_full(error, self._connection), apsw.FullError):
+                raise
             self.latch(f"a commit failed at its sync ({error})")
             raise CommitUnknown(
                 f"{self._where}: the disk failed while committing ({error}), so this write may or "

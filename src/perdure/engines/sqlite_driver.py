@@ -7,12 +7,14 @@ in force is refused. Pages carry checksums through SQLite's own checksum VFS.
 
 from __future__ import annotations
 
+import os
 import threading
 from types import TracebackType
 
 import apsw
 import apsw.sqlite_extra
 
+from perdure.core.disk import FULL
 from perdure.core.errors import (
     Closed,
     Damaged,
@@ -99,6 +101,15 @@ def translate(error: apsw.Error, where: str) -> Exception:
             | apsw.NoLFSError()
         ):
             return Unavailable(f"{where}: SQLite could not use the file ({error}). Try again.")
+    return error
+
+
+def known_full(error: apsw.Error, connection: apsw.Connection) -> apsw.Error:
+    """The error, as SQLite tells of a full disk where it is one. SQLite knows that by ENOSPC alone;
+    a write that finds no room for another reason fails the same way and is undone the same way."""
+    write_failed = isinstance(error, apsw.IOError) and _extended(error) == apsw.SQLITE_IOERR_WRITE
+    if write_failed and connection.system_errno in FULL:
+        return apsw.FullError(f"{error}: {os.strerror(connection.system_errno)}")
     return error
 
 

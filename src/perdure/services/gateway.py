@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -42,7 +42,7 @@ from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
 from perdure.services.tail import Tail
 from perdure.services.upstream import UpstreamFailed
-from perdure.services.upstreams import Offered, Upstreams
+from perdure.services.upstreams import Offered, Target, Upstreams, first_that_answers
 from perdure.surfaces.conversations import Conversation, require_free
 from perdure.surfaces.items import body
 from perdure.surfaces.responses import EVENTS, Held, Response, Status, wire_body
@@ -81,6 +81,7 @@ DELETED = failed(
 )
 
 Chunks = AsyncGenerator[dict[str, Any], None]
+Asking = Callable[[Target], Awaitable[Source]]
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -459,33 +460,36 @@ class Gateway:
         partial: Partial | None = None,
     ) -> Source:
         """What will generate the answer. Raises `WireError` for what it cannot be asked."""
-        continuation: Continuation | None = None
         if self._upstreams:
-            to = await self._upstreams.resolve(request.model)
-            if await to.upstream.api() == "responses":
+
+            async def ask(to: Target) -> Source:
+                if await to.upstream.api() == "responses":
+                    if partial is not None:
+                        raise NotContinued("the upstream is asked by the Responses API.")
+                    asked = responses_request(request, history, items, model=to.model)
+                    relayed = ResponsesReader(view, self._clock)
+                    return _told(to.upstream.stream_response(asked), relayed, request)
+                asked = chat_request(request, history, items, model=to.model)
+                continuation: Continuation | None = None
                 if partial is not None:
-                    raise NotContinued("the upstream is asked by the Responses API.")
-                asked = responses_request(request, history, items, model=to.model)
-                relayed = ResponsesReader(view, self._clock)
-                return _told(to.upstream.stream_response(asked), relayed, request)
-            asked = chat_request(request, history, items, model=to.model)
-            if partial is not None:
-                way = WAYS.get(to.continues)
-                if way is None:
-                    raise NotContinued("the upstream of the model knows no way to.")
-                asked = asked_to_go_on(asked, partial, way)
-                continuation = Continuation(partial, way)
-            chunks: Chunks = to.upstream.stream_chat(asked)
-        elif request.model == MODEL:
+                    way = WAYS.get(to.continues)
+                    if way is None:
+                        raise NotContinued("the upstream of the model knows no way to.")
+                    asked = asked_to_go_on(asked, partial, way)
+                    continuation = Continuation(partial, way)
+                reader = ChatReader(view, self._clock, continuation)
+                return _told(to.upstream.stream_chat(asked), reader, request)
+
+            return await _answering(await self._upstreams.resolve(request.model), ask)
+        if request.model == MODEL:
             chunks = _at_once(await off_loop(answer, request, history, items))
-        else:
-            raise WireError(
-                f"The model '{request.model}' does not exist here: no upstream is configured. "
-                f"Ask '{MODEL}', or serve with --upstream URL.",
-                param="model",
-                code="model_not_found",
-            )
-        return _told(chunks, ChatReader(view, self._clock, continuation), request)
+            return _told(chunks, ChatReader(view, self._clock), request)
+        raise WireError(
+            f"The model '{request.model}' does not exist here: no upstream is configured. "
+            f"Ask '{MODEL}', or serve with --upstream URL.",
+            param="model",
+            code="model_not_found",
+        )
 
     def _store(self, stored: bool) -> Store:
         return self._stored if stored else self._transient
@@ -527,6 +531,29 @@ def _notes(given: Given) -> dict[str, Any]:
 async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:
     for chunk in chunks:
         yield chunk
+
+
+async def _answering(targets: Sequence[Target], ask: Asking) -> Source:
+    """What the first upstream says that begins to answer. What that cannot be asked is refused at
+    once; the others are readied only to be asked in its place."""
+
+    async def readied(place: int) -> tuple[int, Source]:
+        return place, await ask(targets[place])
+
+    place, source = await first_that_answers(range(len(targets)), readied)
+    return _begun(source, targets[place + 1 :], ask)
+
+
+async def _begun(readied: Source, others: Sequence[Target], ask: Asking) -> Source:
+    async def begin(to: Target | None) -> tuple[Source, list[ev.Event] | Outcome]:
+        source = readied if to is None else await ask(to)
+        return source, await anext(source)
+
+    source, first = await first_that_answers((None, *others), begin)
+    async with aclosing(source):
+        yield first
+        async for made in source:
+            yield made
 
 
 async def _told(

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from perdure.services.upstream import Passage
-from perdure.services.upstreams import Upstreams
+from perdure.services.upstreams import Target, Upstreams, first_that_answers
 from perdure.wire.chat import CreateChat
 from perdure.wire.errors import WireError, typed
 
@@ -33,7 +33,10 @@ async def pass_chat(upstreams: Upstreams, sent: Any, body: bytes) -> Passage:
             param="model",
             code="model_not_found",
         )
-    to = await upstreams.resolve(request.model)
-    if to.model != request.model:
-        body = msgspec.json.encode({**sent, "model": to.model})
-    return await to.upstream.pass_chat(body)
+
+    async def ask(to: Target) -> Passage:
+        known = to.model == request.model
+        asked = body if known else msgspec.json.encode({**sent, "model": to.model})
+        return await to.upstream.pass_chat(asked)
+
+    return await first_that_answers(await upstreams.resolve(request.model), ask)

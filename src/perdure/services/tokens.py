@@ -77,7 +77,7 @@ class TokenCounter:
         if model == ANY_MODEL:
             return Target(self._upstreams.members[0].upstream, model)
         try:
-            return await self._upstreams.resolve(model)
+            return (await self._upstreams.resolve(model))[0]
         except UpstreamFailed:
             return None
 

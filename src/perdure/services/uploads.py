@@ -15,7 +15,7 @@ import msgspec
 
 from perdure.core.batch import join
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, LimitExceeded, PerdureError
+from perdure.core.errors import Conflict, LimitExceeded, Missing, PerdureError
 from perdure.core.offload import off_loop
 from perdure.core.values import Record
 from perdure.services.blobs import BlobKeeper
@@ -38,6 +38,7 @@ from perdure.wire.files import (
     PART_BYTES_MAX,
     PARTS_MAX,
     UPLOAD_KEPT_S,
+    CompleteUpload,
     CreateFile,
     FileObject,
     UploadObject,
@@ -119,11 +120,35 @@ class Uploads:
         return answer
 
     async def complete(self, caller: Caller, upload_id: str, sent: Any) -> bytes:
-        """Make the file; returns the upload's wire body with the file in it. Raises `NotFound`,
-        and `WireError` for parts that are not there or not what was announced."""
+        """Make the file; returns the upload's wire body with the file in it. Of several such
+        requests that are equal one makes it, and all get the same answer. Raises `NotFound`, and
+        `WireError` for parts that are not there or not what was announced."""
         request = parse_complete_upload(sent)
         if (seen := await self._requests.recall(caller)) is not None and seen.attachment:
             return seen.attachment
+        try:
+            made = await self._made(caller.tenant, upload_id, request)
+            return made or await self._complete(caller, upload_id, request)
+        except (Conflict, WireError):  # it may have been completed meanwhile, and its parts be gone
+            made = await self._made(caller.tenant, upload_id, request)
+            if made is None:
+                await self._pending(caller.tenant, upload_id)  # says what else it has become
+                raise
+            return made
+
+    async def _made(self, tenant: str, upload_id: str, request: CompleteUpload) -> bytes | None:
+        """The answer to the equal request that completed the upload, while its file is there."""
+        held = await self._state.uploads.get(tenant, upload_id)
+        upload = held.value
+        if upload.file_id is None or upload.completed_by != _digest(request):
+            return None
+        try:
+            file = await self._files.get(tenant, upload.file_id)
+        except Missing:
+            return None
+        return encode(_shown(held, self._files.shown(file)))
+
+    async def _complete(self, caller: Caller, upload_id: str, request: CompleteUpload) -> bytes:
         held = await self._pending(caller.tenant, upload_id)
         upload = held.value
         parts = await self._named(held, request.part_ids)
@@ -146,7 +171,13 @@ class Uploads:
         passed = [(owner_of_part(part.key[-1]), _reference(part)) for part in parts]
         batch = (
             self._state.files.create(key, file, made.attachment or b"")
-            + self._state.uploads.end(held, UploadStatus.COMPLETED, due_at_s, key[-1])
+            + self._state.uploads.end(
+                held,
+                UploadStatus.COMPLETED,
+                due_at_s,
+                file_id=key[-1],
+                completed_by=_digest(request),
+            )
             + self._state.uploads.remove(parts)
             + self._keeper.uses.pass_on(caller.tenant, passed, owner_of(key[-1]))
         )
@@ -263,6 +294,11 @@ class Uploads:
                 )
             )
             await self._files.forget(leaving)
+
+
+def _digest(request: CompleteUpload) -> str:
+    """By which an equal request is known again."""
+    return hashlib.sha256(encode(request)).hexdigest()
 
 
 def _reference(part: HeldPart) -> Reference:

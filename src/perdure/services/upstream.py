@@ -23,6 +23,9 @@ from perdure.wire.relayed import RESPONSE_ENDS
 
 _RETRIED_STATUSES = frozenset({0, 429, 500, 502, 503, 504})
 _BROKEN_STATUSES = _RETRIED_STATUSES - {429}
+_AWAY = frozenset({0, 502, 503, 504})
+"""What is answered, if anything, where a server is away: by itself, or by a proxy before it."""
+
 _CLIENTS_OWN = frozenset({400, 404, 413, 422, 429})
 _BACKOFF_FIRST_S = 0.2
 _MODELS_KEPT_S = 30.0
@@ -56,10 +59,17 @@ class UpstreamFailed(Unavailable):
     should_retry: bool | None = None
     """False where the failure is what a response ended with: a repeat is given the same one."""
 
-    def __init__(self, message: str, *, answered: int = 0) -> None:
+    def __init__(self, message: str, *, answered: int = 0, begun: bool = False) -> None:
         super().__init__(message)
         self.answered = answered
+        self.begun = begun
+        """Whether an answer had begun, of which the model may have made any part."""
         self.status = answered if answered in _CLIENTS_OWN else 502
+
+    @property
+    def unreached(self) -> bool:
+        """Whether nothing there has begun to answer, so that another may be asked instead."""
+        return not self.begun and self.answered in _AWAY
 
 
 class CircuitOpen(UpstreamFailed):
@@ -299,7 +309,9 @@ class Upstream:
 
     def _broken(self, error: Exception) -> UpstreamFailed:
         """Count an answer that broke off, and say so."""
-        failure = UpstreamFailed(f"the upstream {self.url} broke off its answer: {_say(error)}.")
+        failure = UpstreamFailed(
+            f"the upstream {self.url} broke off its answer: {_say(error)}.", begun=True
+        )
         self._failed(failure)
         return failure
 

@@ -80,7 +80,8 @@ class UploadStatus(enum.Enum):
 
 class Upload(msgspec.Struct, frozen=True):
     """A file that is announced. `due_at_s` is when somebody must look at it: at its expiry while
-    it is pending, else when it is to be forgotten."""
+    it is pending, else when it is to be forgotten. `completed_by` is a digest of the request that
+    made it the file `file_id`."""
 
     size_bytes: int
     created_at_s: int
@@ -91,6 +92,7 @@ class Upload(msgspec.Struct, frozen=True):
     status: UploadStatus = UploadStatus.PENDING
     expires_after_s: int | None = None
     file_id: str | None = None
+    completed_by: str | None = None
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -225,11 +227,21 @@ class Uploads:
         )
 
     def end(
-        self, held: HeldUpload, status: UploadStatus, due_at_s: int, file_id: str | None = None
+        self,
+        held: HeldUpload,
+        status: UploadStatus,
+        due_at_s: int,
+        *,
+        file_id: str | None = None,
+        completed_by: str | None = None,
     ) -> Batch:
         """The end of an upload; no part can come after it."""
         ended = msgspec.structs.replace(
-            held.value, status=status, due_at_s=due_at_s, file_id=file_id
+            held.value,
+            status=status,
+            due_at_s=due_at_s,
+            file_id=file_id,
+            completed_by=completed_by,
         )
         return put(UPLOADS, held.key, ended, expect=held.version)
 

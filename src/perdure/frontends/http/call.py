@@ -26,6 +26,7 @@ CALL = "perdure.call"
 """Where the call stands in its ASGI scope."""
 
 JSON = b"application/json"
+OCTETS = b"application/octet-stream"
 EVENTS = b"text/event-stream; charset=utf-8"
 
 _PARSED_INLINE_BYTES_MAX = 256 * 1024
@@ -71,7 +72,7 @@ class Download(msgspec.Struct, frozen=True):
     size_bytes: int
     status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    media: bytes = b"application/octet-stream"
+    media: bytes = OCTETS
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -226,11 +227,9 @@ class Call:
 
     async def reply(self, answer: Answer) -> None:
         """Send a whole answer."""
-        await self._start(
-            answer.status,
-            answer.media,
-            [(b"content-length", b"%d" % len(answer.body)), *answer.headers],
-        )
+        # A 304 has no body, and a length would be that of the body it spares (RFC 9110, 8.6).
+        length = [(b"content-length", b"%d" % len(answer.body))] if answer.status != 304 else []
+        await self._start(answer.status, answer.media, [*length, *answer.headers])
         await self._send({"type": "http.response.body", "body": answer.body})
 
     async def download(self, given: Download) -> None:

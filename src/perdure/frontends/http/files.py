@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from urllib.parse import quote
 
-from perdure.frontends.http.call import Answer, Call, Download
+from perdure.frontends.http.call import OCTETS, Answer, Call, Download
 from perdure.frontends.http.errors import NoSuchRange
 from perdure.frontends.http.multipart import Form
 from perdure.frontends.http.queries import FilesQuery, query_of
@@ -71,13 +71,15 @@ async def retrieve(service: Service, call: Call) -> Answer:
     return shown(await service.node.files.describe(call.tenant, call.param("file_id")))
 
 
-async def content(service: Service, call: Call) -> Download:
+async def content(service: Service, call: Call) -> Answer | Download:
     """Damage in the first block is an answer; behind it, it ends the connection short of the
-    length that was announced."""
+    length that was announced. What a client has already is not sent again (RFC 9110, 13.2.2)."""
     files = service.node.files
     held = await files.get(call.tenant, call.param("file_id"))
     file = held.value
     tag = _tag([piece.digest for piece in file.pieces])
+    if _has(call.headers.get(b"if-none-match"), tag):
+        return Answer(b"", 304, ((b"etag", tag),), OCTETS)
     part = None
     if call.headers.get(b"if-range", tag) == tag:
         part = _part(call.headers.get(b"range", b""), file.size_bytes)
@@ -124,6 +126,12 @@ async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[byt
         yield first
     async for part in rest:
         yield part
+
+
+def _has(sent: bytes | None, tag: bytes) -> bool:
+    """Whether a client names these bytes among those it has."""
+    tags = [one.strip().removeprefix(b"W/") for one in (sent or b"").split(b",")]
+    return tag in tags or tags == [b"*"]
 
 
 def _tag(digests: list[str]) -> bytes:
@@ -179,7 +187,8 @@ ROUTES = (
         method="GET",
         path="/v1/files/{file_id}/content",
         name="download_file",
-        summary="The bytes of a file, or a part of them, each verified before it is sent.",
+        summary="The bytes of a file, or a part of them, each verified before it is sent; none of "
+        "them to a client that names their `etag`.",
         handler=content,
         answer=None,
         media="application/octet-stream",

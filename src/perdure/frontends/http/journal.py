@@ -21,7 +21,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Line(msgspec.Struct, omit_defaults=True):
-    """One request."""
+    """One request. One that was refused before it reached a route says why, by its `code`."""
 
     at_s: float
     request_id: str
@@ -30,6 +30,7 @@ class Line(msgspec.Struct, omit_defaults=True):
     status: int
     duration_ms: float
     caller: str | None = None
+    code: str | None = None
     event: str = "request"
 
 
@@ -55,6 +56,17 @@ class AccessLog:
             duration_ms=round(duration_s * 1000, 3),
             caller=None if call.principal is None else call.principal.name,
         )
+        self._write(line)
+
+    def refuse(self, status: int, code: str) -> str:
+        """Record a request that the connection refused; returns the id that it is given."""
+        request_id = self._clock.new_id("req")
+        if self._out is not None:
+            at_s = round(self._clock.now_s(), 3)
+            self._write(Line(at_s, request_id, "(none)", "(none)", status, 0.0, code=code))
+        return request_id
+
+    def _write(self, line: Line) -> None:
         self._lines.append(_encode(line))
         if len(self._lines) >= _LINES_MAX:
             self.flush()

@@ -17,6 +17,7 @@ _REF = "#/components/schemas/{name}"
 _MEANINGS = {
     200: "Done.",
     206: "The part that was asked for.",
+    304: "The client has these bytes already.",
     400: "The request cannot be served as sent.",
     401: "No API key, or one that is not known.",
     403: "This caller may not do that.",
@@ -102,6 +103,7 @@ def _operation(route: Route, by_type: dict[str, Json], keyed: bool) -> Json:
     }
     if route.ranged:
         made["responses"]["206"] = {"description": _MEANINGS[206], "content": _bytes(route)}
+        made["responses"]["304"] = {"description": _MEANINGS[304]}
     for status in statuses(route, keyed=keyed):
         kind = route.refusal if status == 503 and route.refusal is not None else ErrorBody
         made["responses"][str(status)] = _json(_MEANINGS[status], by_type[repr(kind)])
@@ -205,6 +207,21 @@ _RANGE: tuple[Json, ...] = (
         "required": False,
         "description": "One part of the bytes, as `bytes=FIRST-LAST`, `bytes=FIRST-` or "
         "`bytes=-LENGTH`. Anything else gets all of them.",
+        "schema": _TEXT,
+    },
+    {
+        "name": "If-Range",
+        "in": "header",
+        "required": False,
+        "description": "The `etag` that the part is to be of; all of the bytes where they have "
+        "another.",
+        "schema": _TEXT,
+    },
+    {
+        "name": "If-None-Match",
+        "in": "header",
+        "required": False,
+        "description": "The `etag`s of what the client has, or `*`; 304 where it is this.",
         "schema": _TEXT,
     },
 )

@@ -15,6 +15,7 @@ from uvicorn.config import Config as UvicornConfig
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from perdure.frontends.http.journal import AccessLog
 from perdure.services.config import Limits
 from perdure.wire.errors import ErrorBody, ErrorDetail
 
@@ -70,10 +71,11 @@ class ConnectionStats(msgspec.Struct):
 
 
 class Connection(HttpToolsProtocol):
-    """One connection; `limits` and `stats` are set on the subclass that `bounded` makes."""
+    """One connection; `limits`, `stats` and `log` are set on the subclass that `bounded` makes."""
 
     limits: Limits
     stats: ConnectionStats
+    log: AccessLog
     transport: asyncio.Transport
 
     def __init__(
@@ -218,9 +220,11 @@ class Connection(HttpToolsProtocol):
             return
         type = "invalid_request_error" if status < 500 else "server_error"
         body = msgspec.json.encode(ErrorBody(ErrorDetail(message=message, type=type, code=code)))
+        request_id = self.log.refuse(status, code).encode()
         self.transport.write(
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (status, _PHRASES[status], len(body), body)
+            b"x-request-id: %s\r\nconnection: close\r\n\r\n%s"
+            % (status, _PHRASES[status], len(body), request_id, body)
         )
         self.transport.close()
 
@@ -235,6 +239,7 @@ class Connection(HttpToolsProtocol):
             self._stall = None
 
 
-def bounded(limits: Limits, stats: ConnectionStats) -> type[Connection]:
-    """The protocol class that keeps these limits and counts what they cost."""
-    return type("BoundedConnection", (Connection,), {"limits": limits, "stats": stats})
+def bounded(limits: Limits, stats: ConnectionStats, log: AccessLog) -> type[Connection]:
+    """The protocol class that keeps these limits, and counts and records what they cost."""
+    own = {"limits": limits, "stats": stats, "log": log}
+    return type("BoundedConnection", (Connection,), own)

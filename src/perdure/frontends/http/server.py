@@ -107,12 +107,12 @@ class Application:
 class Listener(uvicorn.Server):
     """uvicorn's server without its signal handling, which says when it listens."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, log: AccessLog) -> None:
         limits = service.limits
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded(limits, service.connections),
+                http=bounded(limits, service.connections, log),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -179,7 +179,7 @@ async def serve(
     node = Node(config, environment=environment, clock=clock, disk=disk, wrap=wrap, url=url)
     log = AccessLog(sys.stderr.buffer if config.log_requests else None, clock)
     application = Application(node, environment, clock, log)
-    public = Listener(around(application.public), application.service)
+    public = Listener(around(application.public), application.service, log)
     serving = asyncio.create_task(public.serve(sockets=[listening]))
     control = ControlSocket(config, disk)
     try:
@@ -259,7 +259,7 @@ class ControlSocket:
             listening.bind(str(self.path))
         finally:
             os.umask(before)
-        self._listener = Listener(application.control, application.service)
+        self._listener = Listener(application.control, application.service, application.log)
         self._serving = asyncio.create_task(self._listener.serve(sockets=[listening]))
         await self._listener.listening.wait()
 
