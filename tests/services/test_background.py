@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from perdure.core.batch import Append, Batch, put
-from perdure.core.errors import CommitUnknown, Unavailable
+from perdure.core.errors import CommitUnknown, LimitExceeded, Unavailable
 from perdure.core.keys import Key
+from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.upstream import ScriptedUpstream
@@ -165,6 +166,27 @@ class TestAfterADeath:
         ]
         outputs = [item async for item in driver.node.state.items.all(started.key, "output")]
         assert [item.value.id for item in outputs] == [ended["output"][0]["id"]]
+
+    # proves R5
+    async def test_what_is_too_large_to_be_taken_over_ends_all_the_same(self, opened: Open) -> None:
+        class TakesNoTakeover(Wrapping):
+            """Refuses a batch that asks a model anew, as one over a limit is refused."""
+
+            async def commit(self, batch: Batch) -> Committed:
+                texts = [op for op in batch.ops if isinstance(op, Append) and op.log is EVENTS]
+                if texts and b'"response.in_progress"' in texts[-1].entries[-1]:
+                    raise LimitExceeded("the events", VALUE_BYTES_MAX + 1, VALUE_BYTES_MAX)
+                return await super().commit(batch)
+
+        started, _ = await killed(opened, "slow 0.02 12", "1 2 3")
+        driver = await opened(wrap=TakesNoTakeover)
+
+        async def ended() -> bool:
+            return (await body(driver, started.id))["status"] == "failed"
+
+        await wait_until(ended, WITHIN_S, "its end")
+        assert (await body(driver, started.id))["perdure"]["reason"] == "output_too_large"
+        assert (await job_of(driver, started.key)).value.status is Status.FAILED
 
     # proves R5
     async def test_an_answer_too_long_to_be_said_again_is_told_in_outline(

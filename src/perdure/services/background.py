@@ -17,11 +17,11 @@ import msgspec
 
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, Damaged, Invalid, Missing, Unavailable
+from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded, Missing, Unavailable
 from perdure.core.keys import Key, show
 from perdure.core.values import Record
 from perdure.services.continuing import NOT_CONTINUED, NotContinued, Partial
-from perdure.services.ending import close_open
+from perdure.services.ending import TOO_LARGE, close_open
 from perdure.services.holds import Holds, Past, Taken
 from perdure.services.recovery import interrupt, replay
 from perdure.services.runs import Owner, Run, RunStats, Source
@@ -155,13 +155,17 @@ class BackgroundResponses:
             body["perdure"] = body.get("perdure", {}) | told
         shown = body | {"output": _so_far(view)}
         events += take(view, ev.ResponseInProgress(response=shown))
-        await self._state.commit(
-            write
-            + self._state.responses.move(response, Status.IN_PROGRESS, encode(body))
-            + self._state.responses.append_events(
-                response.key, ev.encode_events(events, after=after), after=after
+        try:
+            await self._state.commit(
+                write
+                + self._state.responses.move(response, Status.IN_PROGRESS, encode(body))
+                + self._state.responses.append_events(
+                    response.key, ev.encode_events(events, after=after), after=after
+                )
             )
-        )
+        except LimitExceeded:
+            await self._end(held, TOO_LARGE)
+            return None
         leaving, let_go = self._holds.leave(begun)
         moved = msgspec.structs.replace(response.value, status=Status.IN_PROGRESS)
         run = self._runs[held.key] = Run(

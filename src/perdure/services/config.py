@@ -119,10 +119,14 @@ class Upstream(msgspec.Struct, frozen=True):
         return found[0] if found else None
 
 
+_BODY_BYTES_MAX = VALUE_BYTES_MAX - 1024 * 1024
+"""Every event of a response's life echoes its request; what else it says must fit beside that."""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What one client may take. A rate of 0 is no limit."""
 
-    body_bytes_max: Annotated[int, Meta(ge=1024, le=VALUE_BYTES_MAX)] = VALUE_BYTES_MAX
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=_BODY_BYTES_MAX)] = _BODY_BYTES_MAX
     file_bytes_max: Annotated[int, Meta(ge=1, le=2**40)] = 512 * 1024 * 1024
     head_bytes_max: Annotated[int, Meta(ge=1024, le=2**24)] = 64 * 1024
     head_timeout_s: Seconds = 10.0
