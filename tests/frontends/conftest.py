@@ -30,7 +30,9 @@ class Served:
         self.service = application.service
         self.port = port
         self.log = log
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        self.client = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False
+        )
 
     async def raw(self, sent: bytes) -> bytes:
         """Send bytes on a new connection and return everything until the server hangs up."""

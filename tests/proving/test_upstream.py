@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +16,7 @@ from openai import AsyncOpenAI
 
 from perdure.proving.scripts import Script, script_of
 from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.waiting import wait_until
 
 
 @pytest_asyncio.fixture
@@ -145,3 +149,44 @@ async def test_it_tells_what_it_received_and_ends_with_its_context() -> None:
     async with httpx.AsyncClient() as http:
         with pytest.raises(httpx.ConnectError):
             await http.get(f"{url}/models")
+
+
+async def test_a_port_that_is_taken_is_an_error(upstream: ScriptedUpstream) -> None:
+    port = int(upstream.url.removesuffix("/v1").rpartition(":")[2])
+    with pytest.raises(OSError, match="in use"):
+        await ScriptedUpstream(port).__aenter__()
+
+
+PARENT = """
+import asyncio
+from perdure.proving.upstream import ScriptedUpstream
+
+async def main():
+    async with ScriptedUpstream() as upstream:
+        print(upstream.url, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_it_ends_with_a_parent_that_is_killed() -> None:
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    url = (await parent.stdout.readline()).decode().strip()
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"{url}/models")).status_code == 200
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+
+    async def gone() -> bool:
+        async with httpx.AsyncClient(verify=False) as http:
+            try:
+                await http.get(f"{url}/models")
+            except httpx.TransportError:
+                return True
+        return False
+
+    await wait_until(gone, 20, "the end of an upstream without a parent")
