@@ -47,6 +47,7 @@ def said(prompt: str) -> list[Any]:
         ("count many", Script(chunks=("count", " many"))),
         ("slow 0.5 2", Script(chunks=("1", " 2"), delay_s=0.5)),
         ("long 12", Script(chunks=("012345678901",))),
+        ("gate g 1 2", Script(chunks=("1", " 2"), gate="g", before_gate=1)),
         ("refuse no", Script(refusal="no")),
         ('tool f {"a": 1}', Script(calls=(("f", '{"a": 1}'),), ending="tool_calls")),
         ("fail 429", Script(status=429)),
@@ -123,6 +124,26 @@ async def test_failures_are_real(upstream: ScriptedUpstream) -> None:
     async with client(upstream, max_retries=2) as patient:
         flaky = await patient.chat.completions.create(model="m", messages=said("flaky 1"))
         assert flaky.choices[0].message.content == "flaky 1"
+
+
+async def test_an_answer_waits_at_its_gate(upstream: ScriptedUpstream) -> None:
+    async with client(upstream) as official:
+        chat = await official.chat.completions.create(
+            model="m", messages=said("gate one 2 4"), stream=True
+        )
+        pieces = [(await anext(chat)).choices[0].delta.content for _ in range(3)]
+        assert pieces == ["", "1", " 2"]
+        events = await official.responses.create(model="m", input="gate two 2 4", stream=True)
+        heard = [(await anext(events)).type for _ in range(6)]
+        assert heard[-2:] == ["response.output_text.delta"] * 2
+        whole = asyncio.create_task(official.responses.create(model="m", input="gate two 0 4"))
+        await upstream.received(3)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(chat)
+        await upstream.open("two")
+        assert [e.delta async for e in events if e.type == heard[-1]] == [" 3", " 4"]
+        assert (await whole).output_text == "1 2 3 4"
 
 
 async def test_who_leaves_a_hanging_answer_is_counted(upstream: ScriptedUpstream) -> None:

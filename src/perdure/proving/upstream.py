@@ -1,9 +1,9 @@
 """The scripted upstream: a real HTTP server that answers like a model, to a script.
 
 It speaks `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streamed and not, counts tokens
-at `/tokenize`, and tells at `/received` what it was sent. What it answers is decided in
-proving/scripts.py. Asked by chat completions, it goes on with a message of the assistant in the way
-it `continues`.
+at `/tokenize`, tells at `/received` what it was sent, and goes on at `/open` where an answer waits
+at a gate. What it answers is decided in proving/scripts.py. Asked by chat completions, it goes on
+with a message of the assistant in the way it `continues`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs
@@ -37,6 +37,9 @@ from perdure.wire.fold import View, take
 from perdure.wire.responses import CreateResponse, finished, response_body
 
 RECEIVED_MAX = 10_000
+
+PATIENCE_S = 20.0
+"""How long who asks for a number of requests waits for them."""
 
 _NOTICED_S = 0.05
 """How soon a leaving client is noticed; shorter waits are plain sleeps, which are much cheaper."""
@@ -137,6 +140,7 @@ class ScriptedApp:
         self.left_early = 0
         self._connections: set[Any] = set()
         self._seen: Counter[str] = Counter()
+        self._gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._changed = asyncio.Event()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -155,6 +159,9 @@ class ScriptedApp:
                     "connections": len(self._connections),
                 }
                 await _answer(send, 200, told)
+            case "POST", "/open":
+                self._gates[parse_qs(scope["query_string"].decode())["gate"][0]].set()
+                await _answer(send, 200, {})
             case "POST", path if path in self._routes:
                 self._connections.add(tuple(scope["client"]))
                 await self._play(path, codec.parse(await _body(receive)), receive, send)
@@ -184,8 +191,9 @@ class ScriptedApp:
         elif script.status != 200:
             await _answer(send, script.status, _error(f"scripted: {script.status}"))
         elif body.get("stream") and script.streams:
-            stream = _chat_stream if path.endswith("completions") else _responses_stream
-            await self._stream(script, stream(script, body), receive, send)
+            chat = path.endswith("completions")
+            stream, lead = (_chat_stream, 1) if chat else (_responses_stream, 4)
+            await self._stream(script, stream(script, body), lead, receive, send)
         elif script.ending == "hang":
             await _left(receive)
             self._note(left=1)
@@ -193,6 +201,8 @@ class ScriptedApp:
             await _answer(send, 500, _error(f"scripted: {script.ending}"))
         else:
             await asyncio.sleep(script.delay_s * len(script.chunks))
+            if script.gate:
+                await self._gates[script.gate].wait()
             whole = _chat_whole if path.endswith("completions") else _responses_whole
             await _answer(send, 200, whole(script, body))
 
@@ -214,10 +224,10 @@ class ScriptedApp:
             return
 
     async def _stream(
-        self, script: Script, chunks: Iterator[bytes], receive: Receive, send: Send
+        self, script: Script, chunks: Iterator[bytes], lead: int, receive: Receive, send: Send
     ) -> None:
         """Send chunk by chunk at the script's pace, held against the clock so that it does not
-        drift, until the client leaves."""
+        drift, until the client leaves. The first `lead` chunks say nothing yet."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         left = asyncio.create_task(_left(receive))
@@ -225,6 +235,11 @@ class ScriptedApp:
         started_s = loop.time()
         try:
             for at, chunk in enumerate(chunks):
+                if script.gate and at == lead + script.before_gate:
+                    opened = asyncio.create_task(self._gates[script.gate].wait())
+                    await asyncio.wait((left, opened), return_when=asyncio.FIRST_COMPLETED)
+                    opened.cancel()
+                    started_s = loop.time() - at * script.delay_s
                 wait_s = started_s + at * script.delay_s - loop.time()
                 if wait_s > _NOTICED_S:
                     await asyncio.wait([left], timeout=wait_s)
@@ -428,7 +443,9 @@ class ScriptedUpstream:
     async def __aexit__(self, *_: object) -> None:
         _nest().ask(_Order(pid=self._born.pid))
 
-    async def received(self, at_least: int = 0, *, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+    async def received(
+        self, at_least: int = 0, *, timeout_s: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """The bodies of all requests for an answer so far, in order of arrival; waits for there
         to be `at_least` so many. Raises `TimeoutError`."""
         told = await self._told(requests=at_least, timeout_s=timeout_s)
@@ -436,13 +453,19 @@ class ScriptedUpstream:
             raise TimeoutError(f"{len(told['requests'])} requests came, not {at_least}.")
         return [request["body"] for request in told["requests"]]
 
-    async def left_early(self, at_least: int = 0, *, timeout_s: float = 5.0) -> int:
+    async def left_early(self, at_least: int = 0, *, timeout_s: float = PATIENCE_S) -> int:
         """How many clients left before the end of their answer; waits for there to be `at_least`
         so many. Raises `TimeoutError`."""
         told = await self._told(left=at_least, timeout_s=timeout_s)
         if told["left_early"] < at_least:
             raise TimeoutError(f"{told['left_early']} clients left early, not {at_least}.")
         return int(told["left_early"])
+
+    async def open(self, gate: str) -> None:
+        """Let every answer go on that waits at this gate, or will come to it."""
+        async with httpx.AsyncClient(verify=False) as client:
+            url = f"http://127.0.0.1:{self._born.port}/open"
+            (await client.post(url, params={"gate": gate})).raise_for_status()
 
     async def connections(self) -> int:
         """How many connections requests for an answer have come on."""
