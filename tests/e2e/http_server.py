@@ -23,10 +23,8 @@ _URL = re.compile(rb"listening on (http://\S+)")
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without any setting of the server's; with bytecode kept, as it is
-    wherever people run it."""
-    ours = ("PERDURE_", "PYTHONDONTWRITEBYTECODE")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    """This process's environment without any setting of the server's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PERDURE_")}
     return kept | {"NO_PROXY": "127.0.0.1", "COLUMNS": "200"} | more
 
 
