@@ -9,6 +9,7 @@ CYCLES ?= 200
 SEED ?= 1
 TESTS ?=
 DEPTH ?= 1
+WORKERS ?= 2
 
 BIN := .venv/bin
 ifeq ($(shell uv --version >/dev/null 2>&1 && echo yes),yes)
@@ -27,9 +28,11 @@ serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./pe
 demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end
 	exec $(BIN)/perdure demo
 
-# DEPTH=20 has schemathesis try twenty times as many examples.
+# DEPTH=20 has schemathesis try twenty times as many examples. Tests wait for processes and disks,
+# so two at a time pay even on two cores. A file stays with one worker: what its tests share is made
+# once.
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
-	PERDURE_SCHEMATHESIS=$(DEPTH) $(BIN)/python -m pytest $(TESTS)
+	PERDURE_SCHEMATHESIS=$(DEPTH) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
 	$(BIN)/python -m pytest tests/e2e/node/openai_node.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from perdure.proving.conformance import RULES
 from perdure.proving.rules import Rule
 from perdure.proving.subject import Subject
 from tests.conformance.subjects import KNOWN
+from tests.conftest import PROVEN_ON
 
 ASKED = conformance.asked_for(KNOWN, os.environ)
 
@@ -22,11 +23,16 @@ ASKED = conformance.asked_for(KNOWN, os.environ)
 # proves C21
 @pytest.mark.parametrize("subject", ASKED, ids=lambda subject: subject.name)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name.replace(" ", "_"))
-async def test_rule(rule: Rule, subject: Subject, tmp_path: Path, ran: Counter[str]) -> None:
+async def test_rule(
+    rule: Rule,
+    subject: Subject,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
     if not await conformance.applies(rule, subject, tmp_path / "asked"):
         pytest.skip(f"not a rule for {subject.name}")
     await conformance.run(rule, subject, tmp_path)
-    ran[subject.name] += 1
+    record_property(PROVEN_ON, subject.name)
 
 
 def test_every_statement_about_engines_has_a_rule() -> None:

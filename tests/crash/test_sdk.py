@@ -27,6 +27,10 @@ CREATED = 4
 boot, of the boot that is ready, and of its first sign of life. Its events and its end follow."""
 
 
+RETRIES = 5
+"""The SDK's two would do, were every machine ready again within the second that they wait."""
+
+
 class Place:
     """One data directory, and the servers that come and go over it."""
 
@@ -75,6 +79,7 @@ async def sdk(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
     async with AsyncOpenAI(
         base_url=f"http://127.0.0.1:{stage.port}/v1",
         api_key="none",
+        max_retries=RETRIES,
         _strict_response_validation=True,
     ) as client:
         yield client
@@ -181,7 +186,7 @@ async def test_a_chain_goes_on_after_a_kill(place: Place, sdk: AsyncOpenAI) -> N
 
 
 async def _listen(sdk: AsyncOpenAI, seen: list[Any]) -> None:
-    stream = await sdk.responses.create(model="scripted", input="slow 0.02 30", stream=True)
+    stream = await sdk.responses.create(model="scripted", input="slow 0.1 60", stream=True)
     async for event in stream:
         seen.append(event)
 

@@ -30,10 +30,11 @@ async def polled(sdk: AsyncOpenAI, response_id: str) -> Response:
     return await sdk.responses.retrieve(response_id)
 
 
-async def listen(stream: Any, seen: list[Any], server: Server, *, kill_at: int) -> None:
+async def listen(stream: Any, seen: list[Any], server: Server, *, kill_at: int = 0) -> None:
+    """Until the end, or the death of a server that is killed when it has counted to `kill_at`."""
     async for event in stream:
         seen.append(event)
-        if len(seen) == kill_at:
+        if kill_at and event.type.endswith("text.delta") and int(event.delta[-2:]) >= kill_at:
             server.process.kill()
 
 
@@ -71,17 +72,18 @@ async def test_a_stream_is_resumed_across_a_kill_and_ends_whole(tmp_path: Path) 
         options = tmp_path / "data", "--upstream", upstream.url
         async with serving(*options) as server, server.sdk() as sdk:
             stream = await sdk.responses.create(
-                model="m", input="slow 0.02 30", background=True, stream=True
+                model="m", input="gate on 7 30 0.02", background=True, stream=True
             )
             with pytest.raises(openai.APIConnectionError):
-                await listen(stream, seen, server, kill_at=12)
+                await listen(stream, seen, server, kill_at=7)
         response_id = seen[0].response.id
+        await upstream.open("on")
         async with serving(*options) as server, server.sdk() as sdk:
             assert "1 requeued" in server.said
             rest = await sdk.responses.retrieve(
                 response_id, stream=True, starting_after=seen[-1].sequence_number
             )
-            await listen(rest, seen, server, kill_at=-1)
+            await listen(rest, seen, server)
             assert [event.sequence_number for event in seen] == list(range(len(seen)))
             assert seen[-1].type == "response.completed"
             ended = await sdk.responses.retrieve(response_id)
@@ -104,25 +106,26 @@ async def test_a_sentence_goes_on_in_its_item_across_two_kills(tmp_path: Path) -
         options = tmp_path / "data", "--upstream", upstream.url, *knows
         async with serving(*options) as server, server.sdk() as sdk:
             stream = await sdk.responses.create(
-                model="m", input="slow 0.03 30", background=True, stream=True
+                model="m", input="gate on 7 30 0.06", background=True, stream=True
             )
             with pytest.raises(openai.APIConnectionError):
-                await listen(stream, seen, server, kill_at=10)
+                await listen(stream, seen, server, kill_at=7)
         response_id = seen[0].response.id
-        for kill_at in (18, -1):
+        await upstream.open("on")
+        for kill_at in (8, 0):
             async with serving(*options) as server, server.sdk() as sdk:
                 rest = await sdk.responses.retrieve(
                     response_id, stream=True, starting_after=seen[-1].sequence_number
                 )
-                if kill_at > 0:
+                if kill_at:
                     with pytest.raises(openai.APIConnectionError):
                         await listen(rest, seen, server, kill_at=kill_at)
                     continue
-                await listen(rest, seen, server, kill_at=kill_at)
+                await listen(rest, seen, server)
                 ended = await sdk.responses.retrieve(response_id)
                 async with sdk.responses.stream(response_id=response_id) as helper:
                     final = await helper.get_final_response()
-                unbroken = await sdk.responses.create(model="m", input="slow 0 30")
+                unbroken = await sdk.responses.create(model="m", input="gate on 7 30 0")
                 (job,) = (await sdk.get("/jobs", cast_to=object))["data"]
                 shown = await sdk.get(f"/jobs/{job['id']}", cast_to=object)
     assert [event.sequence_number for event in seen] == list(range(len(seen)))
@@ -156,7 +159,8 @@ async def test_sixty_four_are_taken_over_within_ten_seconds(tmp_path: Path) -> N
             cancelled = await sdk.responses.cancel(made[0].id)
             await server.end(signal.SIGKILL)
         async with serving(*options) as server, server.sdk() as sdk:
-            ended = await asyncio.gather(*(polled(sdk, one.id) for one in made[1:]))
+            async with asyncio.timeout(TAKEN_OVER_S):
+                ended = [await polled(sdk, one.id) for one in made[1:]]
             assert [one.output_text for one in ended] == [f"number {n}" for n in range(1, 64)]
             assert await sdk.responses.retrieve(made[0].id) == cancelled
 

@@ -18,7 +18,7 @@ import pytest
 
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
-from tests.e2e.http_server import perdure, serving
+from tests.e2e.http_server import STOPS_WITHIN_S, perdure, serving
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ async def test_what_outlasts_the_bound_ends_with_a_reason_and_its_stream_too(
         server.process.terminate()
         events += [event async for event in stream]
         assert events[-1].type == "response.failed"
-        assert await asyncio.wait_for(server.process.wait(), 10) == 0
+        assert await asyncio.wait_for(server.process.wait(), STOPS_WITHIN_S) == 0
     async with serving(data, *options) as server, server.sdk() as sdk:
         assert "the last one ended clean" in server.said
         stored = await sdk.responses.retrieve(events[0].response.id)
@@ -102,7 +102,7 @@ async def test_a_second_sigterm_cuts_the_wait_short(
                 port = int(server.url.rsplit(":", 1)[1])
                 return probe.connect_ex(("127.0.0.1", port)) != 0
 
-        await wait_until(refused, 5, "the end of accepting")
+        await wait_until(refused, STOPS_WITHIN_S, "the end of accepting")
         assert server.process.returncode is None
         assert await server.end() == 0
         await asyncio.wait((asking,))

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 from openai.types.responses import FunctionToolParam
@@ -128,7 +129,7 @@ async def test_the_sdk_waits_for_what_it_builds_on(
     """A response that goes on after its client has left, and a client that will not wait."""
     options = ("--upstream", upstream.url)
     async with serving(tmp_path / "data", *options) as server, server.sdk() as sdk:
-        stream = await sdk.responses.create(model="m", input="slow 0.1 6", stream=True)
+        stream = await sdk.responses.create(model="m", input="gate on 1 6", stream=True)
         created = await anext(aiter(stream))
         assert created.type == "response.created"
         with pytest.raises(openai.BadRequestError) as refused:
@@ -137,9 +138,17 @@ async def test_the_sdk_waits_for_what_it_builds_on(
             )
         assert refused.value.code == "response_in_progress"
         assert refused.value.param == "previous_response_id"
-        patient = sdk.with_options(max_retries=2)
-        made = await patient.responses.create(
-            model="m", input="echo on", previous_response_id=created.response.id
-        )
+        statuses: list[int] = []
+
+        async def answered(answer: httpx2.Response) -> None:
+            statuses.append(answer.status_code)
+            await upstream.open("on")
+
+        hooked = openai.DefaultAsyncHttpxClient(event_hooks={"response": [answered]})
+        async with server.sdk(max_retries=2, http_client=hooked) as patient:
+            made = await patient.responses.create(
+                model="m", input="echo on", previous_response_id=created.response.id
+            )
         assert made.output_text == "on"
+        assert (statuses[0], statuses[-1]) == (400, 200)
         await stream.close()

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
@@ -257,10 +258,22 @@ async def test_a_retry_of_the_unmodified_sdk_joins_its_first_attempt(
     server: Server, upstream: ScriptedUpstream
 ) -> None:
     """The SDK's own timeout makes it send again while the first attempt is still generated."""
-    async with server.sdk(max_retries=2, timeout=1.0) as sdk:
-        made = await sdk.responses.create(model="m", input="slow 0.1 15")
+    asked: list[str] = []
+
+    async def asking(request: httpx2.Request) -> None:
+        asked.append(request.headers["x-stainless-retry-count"])
+        if len(asked) == 2:
+            opening.append(asyncio.create_task(upstream.open("on")))
+
+    opening: list[asyncio.Task[None]] = []
+    hooked = openai.DefaultAsyncHttpxClient(event_hooks={"request": [asking]})
+    async with server.sdk(max_retries=2, timeout=1.0, http_client=hooked) as hasty:
+        made = await hasty.responses.create(model="m", input="gate on 3 15")
         assert made.status == "completed"
+        assert asked[:2] == ["0", "1"]
         assert len(await upstream.received()) == 1
+        await opening[0]
+    async with server.sdk() as sdk:
         repeat = await sdk.responses.create(model="m", input="echo same")
         other = await sdk.responses.create(model="m", input="echo same")
         assert repeat.id != other.id, "the same words may be said twice"

@@ -30,14 +30,16 @@ class Served:
         self.service = application.service
         self.port = port
         self.log = log
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        self.client = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False
+        )
 
     async def raw(self, sent: bytes) -> bytes:
         """Send bytes on a new connection and return everything until the server hangs up."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(sent)
         try:
-            return await asyncio.wait_for(reader.read(), 10)
+            return await asyncio.wait_for(reader.read(), 20)
         finally:
             writer.close()
 

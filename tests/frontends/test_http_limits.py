@@ -137,7 +137,7 @@ async def test_connections_are_capped(serve: Serve) -> None:
     async def welcome() -> bool:
         return (await server.client.get("/livez")).status_code == 200
 
-    await wait_until(welcome, 5, "a place for another connection")
+    await wait_until(welcome, 20, "a place for another connection")
 
 
 # proves O6

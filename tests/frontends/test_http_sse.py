@@ -84,7 +84,7 @@ async def test_a_quiet_stream_has_heartbeats_and_its_client_may_leave(
     async def closed() -> bool:
         return server.service.streams.stats.open == 0
 
-    await wait_until(closed, 5, "the stream's end")
+    await wait_until(closed, 20, "the stream's end")
     assert server.service.streams.stats.disconnected == 1
     stored = await server.client.get(f"/v1/responses/{response_id}")
     assert stored.json()["status"] == "in_progress", "a stored response goes on without its client"
@@ -116,8 +116,10 @@ async def test_the_operator_may_let_stored_responses_end_with_their_client(
 
 
 # proves O2
-async def test_a_stop_ends_streams_in_good_form_and_they_resume(server: Served) -> None:
-    async with server.client.stream("POST", "/v1/responses", json=asked("slow 0.05 20")) as stream:
+async def test_a_stop_ends_streams_in_good_form_and_they_resume(
+    server: Served, upstream: ScriptedUpstream
+) -> None:
+    async with server.client.stream("POST", "/v1/responses", json=asked("gate on 3 20")) as stream:
         parts = stream.aiter_text()
         text = await begun(parts, holding="response.output_text.delta")
         await server.service.streams.end(0)
@@ -126,6 +128,7 @@ async def test_a_stop_ends_streams_in_good_form_and_they_resume(server: Served) 
     assert "the server is stopping" in text
     assert seen[-1]["type"] != "response.completed"
     assert server.service.streams.stats.stopped == 1
+    await upstream.open("on")
     started = await server.service.stored.follow("default", seen[0]["response"]["id"])
 
     async def stored(after: int) -> list[dict[str, Any]]:

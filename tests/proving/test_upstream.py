@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +16,7 @@ from openai import AsyncOpenAI
 
 from perdure.proving.scripts import Script, script_of
 from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.waiting import wait_until
 
 
 @pytest_asyncio.fixture
@@ -43,6 +47,7 @@ def said(prompt: str) -> list[Any]:
         ("count many", Script(chunks=("count", " many"))),
         ("slow 0.5 2", Script(chunks=("1", " 2"), delay_s=0.5)),
         ("long 12", Script(chunks=("012345678901",))),
+        ("gate g 1 2", Script(chunks=("1", " 2"), gate="g", before_gate=1)),
         ("refuse no", Script(refusal="no")),
         ('tool f {"a": 1}', Script(calls=(("f", '{"a": 1}'),), ending="tool_calls")),
         ("fail 429", Script(status=429)),
@@ -121,6 +126,26 @@ async def test_failures_are_real(upstream: ScriptedUpstream) -> None:
         assert flaky.choices[0].message.content == "flaky 1"
 
 
+async def test_an_answer_waits_at_its_gate(upstream: ScriptedUpstream) -> None:
+    async with client(upstream) as official:
+        chat = await official.chat.completions.create(
+            model="m", messages=said("gate one 2 4"), stream=True
+        )
+        pieces = [(await anext(chat)).choices[0].delta.content for _ in range(3)]
+        assert pieces == ["", "1", " 2"]
+        events = await official.responses.create(model="m", input="gate two 2 4", stream=True)
+        heard = [(await anext(events)).type for _ in range(6)]
+        assert heard[-2:] == ["response.output_text.delta"] * 2
+        whole = asyncio.create_task(official.responses.create(model="m", input="gate two 0 4"))
+        await upstream.received(3)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(chat)
+        await upstream.open("two")
+        assert [e.delta async for e in events if e.type == heard[-1]] == [" 3", " 4"]
+        assert (await whole).output_text == "1 2 3 4"
+
+
 async def test_who_leaves_a_hanging_answer_is_counted(upstream: ScriptedUpstream) -> None:
     async with httpx.AsyncClient() as http:
         body = {"model": "m", "stream": True, "messages": said("hang 2")}
@@ -145,3 +170,44 @@ async def test_it_tells_what_it_received_and_ends_with_its_context() -> None:
     async with httpx.AsyncClient() as http:
         with pytest.raises(httpx.ConnectError):
             await http.get(f"{url}/models")
+
+
+async def test_a_port_that_is_taken_is_an_error(upstream: ScriptedUpstream) -> None:
+    port = int(upstream.url.removesuffix("/v1").rpartition(":")[2])
+    with pytest.raises(OSError, match="in use"):
+        await ScriptedUpstream(port).__aenter__()
+
+
+PARENT = """
+import asyncio
+from perdure.proving.upstream import ScriptedUpstream
+
+async def main():
+    async with ScriptedUpstream() as upstream:
+        print(upstream.url, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_it_ends_with_a_parent_that_is_killed() -> None:
+    parent = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PARENT), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    url = (await parent.stdout.readline()).decode().strip()
+    async with httpx.AsyncClient() as http:
+        assert (await http.get(f"{url}/models")).status_code == 200
+    parent.send_signal(signal.SIGKILL)
+    await parent.wait()
+
+    async def gone() -> bool:
+        async with httpx.AsyncClient(verify=False) as http:
+            try:
+                await http.get(f"{url}/models")
+            except httpx.TransportError:
+                return True
+        return False
+
+    await wait_until(gone, 20, "the end of an upstream without a parent")

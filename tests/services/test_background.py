@@ -135,9 +135,10 @@ async def test_an_answer_that_broke_off_is_not_begun_again(driver: Driver) -> No
 class TestAfterADeath:
     # proves R5
     async def test_it_is_taken_over_and_no_text_is_repeated_within_an_item(
-        self, opened: Open
+        self, opened: Open, upstream: ScriptedUpstream
     ) -> None:
-        started, seen = await killed(opened, "slow 0.02 12", "1 2 3")
+        started, seen = await killed(opened, "gate again 3 12", "1 2 3")
+        await upstream.open("again")
         driver = await opened()
         events = await driver.events(started)
         assert events[: len(seen)] == seen
@@ -291,18 +292,19 @@ class TestAfterADeath:
 
     # proves R5, R7
     async def test_a_conversation_is_held_until_its_end_and_gets_the_turn_once(
-        self, opened: Open
+        self, opened: Open, upstream: ScriptedUpstream
     ) -> None:
         first = await opened(wrap=Deaf)
         conversation = await first.conversation("hello")
-        started = await first.ask("slow 0.02 8", background=True, conversation=conversation)
+        started = await first.ask("gate end 2 8", background=True, conversation=conversation)
         await heard(first, started, "1 2")
         await die(first.node)
         driver = await opened()
         with pytest.raises(ConversationLocked):
             await driver.ask("echo me", conversation=conversation)
+        await upstream.open("end")
         await driver.events(started)
-        assert await driver.words(conversation) == ["hello", "slow 0.02 8", "1 2 3 4 5 6 7 8"]
+        assert await driver.words(conversation) == ["hello", "gate end 2 8", "1 2 3 4 5 6 7 8"]
 
     # proves R5
     async def test_one_whose_events_are_damaged_keeps_no_other_from_being_taken_over(
@@ -395,13 +397,16 @@ async def test_what_is_not_to_be_stored_cannot_run_in_the_background(driver: Dri
 
 
 # proves R5
-async def test_a_replaced_owner_is_refused_and_the_next_one_ends_it(driver: Driver) -> None:
-    started = await driver.ask("slow 0.03 10", background=True)
+async def test_a_replaced_owner_is_refused_and_the_next_one_ends_it(
+    driver: Driver, upstream: ScriptedUpstream
+) -> None:
+    started = await driver.ask("gate on 2 10", background=True)
     await heard(driver, started, "1 2")
     state = driver.node.state
     job = await job_of(driver, started.key)
     await state.commit(state.jobs.requeue(job, "process_restart", at_s=0))
     tip = await state.engine.tip(EVENTS, started.key)
+    await upstream.open("on")
 
     async def refused() -> bool:
         return driver.node.gateway.stats.fenced == 1
@@ -475,7 +480,11 @@ async def test_one_that_cannot_be_asked_any_more_fails_with_the_reason(driver: D
 
 
 # proves R5
-async def test_an_attempt_that_the_store_failed_is_followed_by_another(opened: Open) -> None:
+async def test_an_attempt_that_the_store_failed_is_followed_by_another(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.services.lifecycle.RETRY_S", 0.1)
+
     class FailsOnce(Wrapping):
         """Refuses one commit of text, as a store does that cannot tell what became of it."""
 

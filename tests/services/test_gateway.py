@@ -81,15 +81,18 @@ async def test_a_conversation_gets_the_turn_in_the_commit_that_ends_it(driver: D
 
 
 # proves R7
-async def test_a_busy_conversation_is_locked_and_free_again_after_the_end(driver: Driver) -> None:
+async def test_a_busy_conversation_is_locked_and_free_again_after_the_end(
+    driver: Driver, upstream: ScriptedUpstream
+) -> None:
     conversation = await driver.conversation()
-    running = await driver.ask("slow 0.02 20", conversation=conversation)
+    running = await driver.ask("gate end 1 20", conversation=conversation)
     with pytest.raises(ConversationLocked):
         await driver.ask("echo hi", conversation=conversation)
     with pytest.raises(ConversationLocked):
         await driver.node.conversations.add_items(
             someone(), conversation, {"items": [{"role": "user", "content": "x"}]}
         )
+    await upstream.open("end")
     await driver.node.gateway.finished(running)
     await driver.answer("echo after", conversation=conversation)
     assert (await driver.words(conversation))[-1] == "after"

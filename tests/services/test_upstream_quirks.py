@@ -175,8 +175,9 @@ async def test_an_end_that_is_too_large_to_be_stored_is_stored_without_the_outpu
 
 # proves O2, C10
 async def test_a_full_disk_does_not_keep_a_server_from_stopping(
-    driver: Driver, quirky: tuple[Quirky, str]
+    driver: Driver, quirky: tuple[Quirky, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("perdure.services.gateway._STOP_WAIT_S", 0.2)
     quirky[0].closes = False
     quirky[0].body = chunk({"content": "hi"})
     started = await driver.ask("go")

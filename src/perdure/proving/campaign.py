@@ -38,7 +38,7 @@ from perdure.surfaces.state import PROMISES
 RUNNER = "server"
 """Under which name the verdict counts what belongs to no surface."""
 
-_LINGER_S = 2.0
+_LINGER_S = 10.0
 """How long a server may outlive its connections before that is a violation."""
 
 
@@ -89,8 +89,11 @@ class Stage:
     async def __aenter__(self) -> Stage:
         await self._stack.enter_async_context(self.upstream)
         await self._stack.enter_async_context(self.nursery)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        # Bound and not listening: the servers may listen here, and nobody else is given the port.
+        kept = self._stack.enter_context(socket.socket())
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        self.port = kept.getsockname()[1]
         return self
 
     async def __aexit__(self, *error: object) -> None:

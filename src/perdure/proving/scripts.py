@@ -7,6 +7,7 @@ is echoed:
     count N                 1 2 3 ... N, a number a chunk
     slow DELAY_S [N]        count N (20), waiting before each chunk
     pace DELAY_S TEXT       the text, word by word, waiting before each
+    gate NAME N M [DELAY_S] slow DELAY_S (0) M, and after N nothing until that gate is opened
     long N                  N characters, a thousand a chunk
     whole TEXT              the text at once, even where a stream was asked for
     reasoning TEXT          thoughts first, then the text
@@ -49,6 +50,8 @@ class Script(msgspec.Struct, frozen=True):
     refusal: str = ""
     calls: tuple[tuple[str, str], ...] = ()
     delay_s: float = 0.0
+    gate: str = ""
+    before_gate: int = 0
     status: int = 200
     failures: int = 0
     ending: Ending = "stop"
@@ -71,8 +74,10 @@ class Script(msgspec.Struct, frozen=True):
         for chunk in self.chunks:
             chunks.append(chunk[rest:])
             rest = max(0, rest - len(chunk))
+        left = tuple(filter(None, chunks))
+        before_gate = max(0, self.before_gate - (len(chunks) - len(left)))
         return msgspec.structs.replace(
-            self, chunks=tuple(filter(None, chunks)), thoughts=(), given=given, repeats=repeats
+            self, chunks=left, thoughts=(), given=given, repeats=repeats, before_gate=before_gate
         )
 
 
@@ -113,6 +118,16 @@ def _pace(rest: str) -> Script:
     return Script(chunks=_words(text), delay_s=float(delay_s))
 
 
+def _gate(rest: str) -> Script:
+    name, before, count, *delay_s = rest.split()
+    return Script(
+        chunks=_count(count),
+        gate=name,
+        before_gate=int(before),
+        delay_s=float(delay_s[0]) if delay_s else 0.0,
+    )
+
+
 def _long(rest: str) -> Script:
     text = ("0123456789" * (int(rest) // 10 + 1))[: int(rest)]
     starts = range(0, len(text), LONG_CHUNK_CHARS)
@@ -149,6 +164,7 @@ _VERBS: dict[str, Callable[[str], Script]] = {
     "count": lambda rest: Script(chunks=_count(rest)),
     "slow": _slow,
     "pace": _pace,
+    "gate": _gate,
     "long": _long,
     "whole": lambda rest: Script(chunks=_words(rest), streams=False),
     "reasoning": _reasoning,

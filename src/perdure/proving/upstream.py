@@ -1,23 +1,30 @@
 """The scripted upstream: a real HTTP server that answers like a model, to a script.
 
 It speaks `/v1/chat/completions`, `/v1/responses` and `/v1/models`, streamed and not, counts tokens
-at `/tokenize`, and tells at `/received` what it was sent. What it answers is decided in
-proving/scripts.py. Asked by chat completions, it goes on with a message of the assistant in the way
-it `continues`.
+at `/tokenize`, tells at `/received` what it was sent, and goes on at `/open` where an answer waits
+at a gate. What it answers is decided in proving/scripts.py. Asked by chat completions, it goes on
+with a message of the assistant in the way it `continues`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
+import errno
+import functools
+import os
+import signal
 import socket
+import subprocess
 import sys
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
 import httpx
+import msgspec
 import uvicorn
 
 from perdure.core import codec
@@ -30,6 +37,9 @@ from perdure.wire.fold import View, take
 from perdure.wire.responses import CreateResponse, finished, response_body
 
 RECEIVED_MAX = 10_000
+
+PATIENCE_S = 20.0
+"""How long who asks for a number of requests waits for them."""
 
 _NOTICED_S = 0.05
 """How soon a leaving client is noticed; shorter waits are plain sleeps, which are much cheaper."""
@@ -130,6 +140,7 @@ class ScriptedApp:
         self.left_early = 0
         self._connections: set[Any] = set()
         self._seen: Counter[str] = Counter()
+        self._gates: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._changed = asyncio.Event()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -148,6 +159,9 @@ class ScriptedApp:
                     "connections": len(self._connections),
                 }
                 await _answer(send, 200, told)
+            case "POST", "/open":
+                self._gates[parse_qs(scope["query_string"].decode())["gate"][0]].set()
+                await _answer(send, 200, {})
             case "POST", path if path in self._routes:
                 self._connections.add(tuple(scope["client"]))
                 await self._play(path, codec.parse(await _body(receive)), receive, send)
@@ -177,8 +191,9 @@ class ScriptedApp:
         elif script.status != 200:
             await _answer(send, script.status, _error(f"scripted: {script.status}"))
         elif body.get("stream") and script.streams:
-            stream = _chat_stream if path.endswith("completions") else _responses_stream
-            await self._stream(script, stream(script, body), receive, send)
+            chat = path.endswith("completions")
+            stream, lead = (_chat_stream, 1) if chat else (_responses_stream, 4)
+            await self._stream(script, stream(script, body), lead, receive, send)
         elif script.ending == "hang":
             await _left(receive)
             self._note(left=1)
@@ -186,6 +201,8 @@ class ScriptedApp:
             await _answer(send, 500, _error(f"scripted: {script.ending}"))
         else:
             await asyncio.sleep(script.delay_s * len(script.chunks))
+            if script.gate:
+                await self._gates[script.gate].wait()
             whole = _chat_whole if path.endswith("completions") else _responses_whole
             await _answer(send, 200, whole(script, body))
 
@@ -207,10 +224,10 @@ class ScriptedApp:
             return
 
     async def _stream(
-        self, script: Script, chunks: Iterator[bytes], receive: Receive, send: Send
+        self, script: Script, chunks: Iterator[bytes], lead: int, receive: Receive, send: Send
     ) -> None:
         """Send chunk by chunk at the script's pace, held against the clock so that it does not
-        drift, until the client leaves."""
+        drift, until the client leaves. The first `lead` chunks say nothing yet."""
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         left = asyncio.create_task(_left(receive))
@@ -218,6 +235,11 @@ class ScriptedApp:
         started_s = loop.time()
         try:
             for at, chunk in enumerate(chunks):
+                if script.gate and at == lead + script.before_gate:
+                    opened = asyncio.create_task(self._gates[script.gate].wait())
+                    await asyncio.wait((left, opened), return_when=asyncio.FIRST_COMPLETED)
+                    opened.cancel()
+                    started_s = loop.time() - at * script.delay_s
                 wait_s = started_s + at * script.delay_s - loop.time()
                 if wait_s > _NOTICED_S:
                     await asyncio.wait([left], timeout=wait_s)
@@ -346,10 +368,58 @@ def _error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
 
 
+class _Order(msgspec.Struct):
+    """What the nest is asked for: a server, or the end of the one with this `pid`."""
+
+    port: int = 0
+    models: Sequence[str] = ("scripted",)
+    apis: Sequence[str] = tuple(APIS)
+    continues: Continues = "continue_final_message"
+    pid: int | None = None
+
+
+class _Born(msgspec.Struct):
+    """A server that listens, or the errno of why none can."""
+
+    pid: int = 0
+    port: int = 0
+    refused: int = 0
+
+
+class _Nest:
+    """A process that has imported everything and forks servers, so that one costs a fork and not
+    an interpreter. It ends with this process, and the servers with it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            (sys.executable, "-m", "perdure.proving.upstream", "--nest"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # an interrupt from the keyboard is for who asked, not for it
+        )
+        atexit.register(self._close)
+
+    def ask(self, order: _Order) -> _Born:
+        """Have it done. Takes milliseconds, but for the first time."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(msgspec.json.encode(order) + b"\n")
+        return msgspec.json.decode(self._process.stdout.readline(), type=_Born)
+
+    def _close(self) -> None:
+        with self._process:
+            """Its standard input ends here, and so does it."""
+
+
+_nest = functools.cache(_Nest)
+
+
 class ScriptedUpstream:
     """The server in a process of its own, for as long as the context lasts.
 
-    `url` ends in `/v1`, as `--upstream` wants it. The process also ends with its parent.
+    `url` ends in `/v1`, as `--upstream` wants it. The process also ends with its parent. Raises
+    `OSError` where it cannot listen.
     """
 
     def __init__(
@@ -360,38 +430,22 @@ class ScriptedUpstream:
         continues: Continues = "continue_final_message",
     ) -> None:
         self.url = ""
-        self._models = models
-        self._continues = continues
-        self._apis = apis
-        self._port = port
-        self._process: asyncio.subprocess.Process | None = None
+        self._order = _Order(port, models, apis, continues)
+        self._born = _Born()
 
     async def __aenter__(self) -> ScriptedUpstream:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "perdure.proving.upstream", "--with-parent"),
-            *("--port", str(self._port), "--models", *self._models, "--apis", *self._apis),
-            *("--continues", self._continues),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        self._port = int(await self._process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self._port}/v1"
+        self._born = _nest().ask(self._order)
+        if self._born.refused:
+            raise OSError(self._born.refused, os.strerror(self._born.refused))
+        self.url = f"http://127.0.0.1:{self._born.port}/v1"
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._process is not None
-        if self._process.returncode is None:
-            self._process.terminate()
-        await self._process.wait()
+        _nest().ask(_Order(pid=self._born.pid))
 
-    @property
-    def pid(self) -> int:
-        """The server's process, for who wants to kill it."""
-        assert self._process is not None
-        return self._process.pid
-
-    async def received(self, at_least: int = 0, *, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+    async def received(
+        self, at_least: int = 0, *, timeout_s: float = PATIENCE_S
+    ) -> list[dict[str, Any]]:
         """The bodies of all requests for an answer so far, in order of arrival; waits for there
         to be `at_least` so many. Raises `TimeoutError`."""
         told = await self._told(requests=at_least, timeout_s=timeout_s)
@@ -399,7 +453,7 @@ class ScriptedUpstream:
             raise TimeoutError(f"{len(told['requests'])} requests came, not {at_least}.")
         return [request["body"] for request in told["requests"]]
 
-    async def left_early(self, at_least: int = 0, *, timeout_s: float = 5.0) -> int:
+    async def left_early(self, at_least: int = 0, *, timeout_s: float = PATIENCE_S) -> int:
         """How many clients left before the end of their answer; waits for there to be `at_least`
         so many. Raises `TimeoutError`."""
         told = await self._told(left=at_least, timeout_s=timeout_s)
@@ -407,56 +461,96 @@ class ScriptedUpstream:
             raise TimeoutError(f"{told['left_early']} clients left early, not {at_least}.")
         return int(told["left_early"])
 
+    async def open(self, gate: str) -> None:
+        """Let every answer go on that waits at this gate, or will come to it."""
+        async with httpx.AsyncClient(verify=False) as client:
+            url = f"http://127.0.0.1:{self._born.port}/open"
+            (await client.post(url, params={"gate": gate})).raise_for_status()
+
     async def connections(self) -> int:
         """How many connections requests for an answer have come on."""
         return int((await self._told(timeout_s=0))["connections"])
 
     async def _told(self, *, timeout_s: float, **wanted: int) -> dict[str, Any]:
-        async with httpx.AsyncClient(timeout=timeout_s + 5) as client:
+        async with httpx.AsyncClient(timeout=timeout_s + 5, verify=False) as client:
             response = await client.get(
-                f"http://127.0.0.1:{self._port}/received", params={"timeout_s": timeout_s, **wanted}
+                f"http://127.0.0.1:{self._born.port}/received",
+                params={"timeout_s": timeout_s, **wanted},
             )
             response.raise_for_status()
             told: dict[str, Any] = response.json()
             return told
 
 
-async def serve(port: int, app: ScriptedApp, *, with_parent: bool) -> None:
-    """Serve on 127.0.0.1 until told to stop; prints the port once connections are accepted."""
-    listening = socket.create_server(("127.0.0.1", port), backlog=1024)
+def _listen(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=1024)
+
+
+def _serve(listening: socket.socket, order: _Order) -> None:
+    """Serve until told to stop."""
     config = uvicorn.Config(
-        app, log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        ScriptedApp(order.models, order.apis, order.continues),
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=1,
     )
-    server = uvicorn.Server(config)
-    print(listening.getsockname()[1], flush=True)
-    if with_parent:
-        stop = asyncio.create_task(_stop_with_parent(server))
-    await server.serve(sockets=[listening])
-    if with_parent:
-        stop.cancel()
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
-async def _stop_with_parent(server: uvicorn.Server) -> None:
-    """Standard input ends when the process that started this one does."""
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
-    )
-    await reader.read()
-    server.should_exit = True
+def _hatch() -> None:
+    """Be the nest: carry out the orders on standard input until it ends."""
+    living: set[int] = set()
+    for line in sys.stdin.buffer:
+        order, born = msgspec.json.decode(line, type=_Order), _Born()
+        if order.pid is not None:
+            _end(order.pid)
+            living.remove(order.pid)
+        else:
+            try:
+                born = _fork(order)
+                living.add(born.pid)
+            except OSError as error:
+                born.refused = error.errno or errno.EIO
+        sys.stdout.buffer.write(msgspec.json.encode(born) + b"\n")
+        sys.stdout.buffer.flush()
+    for pid in living:
+        _end(pid)
+
+
+def _fork(order: _Order) -> _Born:
+    """A server that accepts connections from this moment on, because it listened before."""
+    with _listen(order.port) as listening:
+        pid = os.fork()
+        if pid == 0:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for pipe in (sys.stdin, sys.stdout):
+                os.dup2(nowhere, pipe.fileno())
+            _serve(listening, order)
+            os._exit(0)
+        return _Born(pid, listening.getsockname()[1])
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def main() -> None:
-    """`python -m perdure.proving.upstream --port 0`."""
+    """`python -m perdure.proving.upstream --port 0`: prints the port once it listens."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--models", nargs="+", default=["scripted"])
     parser.add_argument("--apis", nargs="+", choices=APIS, default=list(APIS))
     parser.add_argument("--continues", choices=("no", *WAYS), default="continue_final_message")
-    parser.add_argument("--with-parent", action="store_true")
+    parser.add_argument("--nest", action="store_true", help="fork servers on demand")
     options = parser.parse_args()
-    app = ScriptedApp(options.models, options.apis, options.continues)
-    asyncio.run(serve(options.port, app, with_parent=options.with_parent))
+    if options.nest:
+        _hatch()
+        return
+    order = _Order(options.port, options.models, options.apis, options.continues)
+    with _listen(order.port) as listening:
+        print(listening.getsockname()[1], flush=True)
+        _serve(listening, order)
 
 
 if __name__ == "__main__":
