@@ -229,13 +229,18 @@ async def test_text_goes_on_in_the_same_item(
 
 
 # proves R5
-async def test_what_goes_on_may_be_cut_short_again(opened: Open) -> None:
-    started, _ = await cut_short(opened, GOES_ON, PROMPT, "1 2")
+async def test_what_goes_on_may_be_cut_short_again(
+    opened: Open, upstream: ScriptedUpstream
+) -> None:
+    started, _ = await cut_short(opened, GOES_ON, "gate later 7 12 0.02", "1 2")
     again = await opened(GOES_ON, wrap=Deaf)
+    seen: list[dict[str, Any]] = []
     async for group in again.node.gateway.events(started, after=-1):
-        if b'" 7"' in b"".join(group):
+        seen += [msgspec.json.decode(event) for event in group]
+        if said(seen).startswith("1 2 3 4 5 6 7"):
             break
     await die(again.node)
+    await upstream.open("later")
     events, response = await ended(await opened(GOES_ON), started)
     assert types(events).count("output_item.added") == 1
     assert said(events) == TEXT == response["output"][0]["content"][0]["text"]
