@@ -12,7 +12,6 @@ import asyncio
 import random
 import shutil
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from perdure.proving.actors import actors
 from perdure.proving.client import Client, Gone
 from perdure.proving.launcher import Death, Plan, Power
 from perdure.proving.oracle import Check, History, Verdict
+from perdure.proving.ports import kept_port
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.victim import Nursery, Victim
@@ -89,11 +89,7 @@ class Stage:
     async def __aenter__(self) -> Stage:
         await self._stack.enter_async_context(self.upstream)
         await self._stack.enter_async_context(self.nursery)
-        # Bound and not listening: the servers may listen here, and nobody else is given the port.
-        kept = self._stack.enter_context(socket.socket())
-        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        kept.bind(("127.0.0.1", 0))
-        self.port = kept.getsockname()[1]
+        self.port = self._stack.enter_context(kept_port())
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ import typer
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
 from perdure.frontends.cli.output import console, recovered, seconds
+from perdure.proving.ports import kept_port
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
 from perdure.services.reports import StartupReport
@@ -58,7 +58,11 @@ def demo() -> None:
 
 
 async def _play(data: Path) -> bool:
-    port = _free_port()
+    with kept_port() as port:
+        return await _play_at(port, data)
+
+
+async def _play_at(port: int, data: Path) -> bool:
     url = f"http://127.0.0.1:{port}"
     async with ScriptedUpstream() as model, httpx.AsyncClient(base_url=url, timeout=None) as client:
         console.print("[dim]A model that speaks slowly, and Perdure in front of it.[/]\n")
@@ -168,9 +172,3 @@ def _judge(seen: list[_Event], rest: list[_Event], body: dict[str, Any]) -> bool
         f"the answer is {verdict}"
     )
     return whole
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
