@@ -1,4 +1,4 @@
-"""`make bench`: every question in one run, printed and written to docs/performance.md."""
+"""`make bench`: every question one after another, printed and written to docs/performance.md."""
 
 from __future__ import annotations
 
@@ -47,20 +47,15 @@ def main() -> None:
     asked = _arguments()
     if not tracing.available():
         sys.exit("the slow regime and the counts of fsyncs come from strace, which is not here.")
-    load_before = _load()
-    sections, page = [], ""
     for name in asked.only or QUESTIONS:
-        started_s = time.monotonic()
-        sections.append(QUESTIONS[name][1](asked))
+        started_s, load_before = time.monotonic(), _load()
+        section = QUESTIONS[name][1](asked)
         print(f"{name}: {time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
-        page = report.render(
-            sections,
-            f"python -m bench {' '.join(sys.argv[1:])}".strip(),
-            f"Load average over a minute {load_before} before, {_load()} after.",
-        )
-        if asked.write:  # after each, so that a failure later costs only what comes later
-            report.write(asked.write, page)
-    print(page)
+        load = f"Load average over a minute {load_before} before, {_load()} after."
+        measured = report.render(section, load)
+        print(measured, end="\n\n", flush=True)
+        if asked.write:
+            report.write(asked.write, {name: measured}, QUESTIONS)
 
 
 def _arguments() -> argparse.Namespace:

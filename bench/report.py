@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from bench.turns import Spread
 
 MARK = "<!-- Below this line `make bench` writes; above it people do. -->"
 """What a person wrote about the figures stays when they are measured again."""
+
+
+_BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", re.DOTALL)
 
 
 class Goal(NamedTuple):
@@ -61,22 +65,28 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def render(sections: Sequence[Section], command: str, load: str) -> str:
-    """The measured part of the page."""
-    goals = [goal.row() for section in sections for goal in section.goals]
+def render(section: Section, load: str) -> str:
+    """What was measured for one question: when and where, its goals, its tables."""
+    goals = [goal.row() for goal in section.goals]
+    heads = ("goal", "what", "measured", "floor", "verdict")
     parts = [
-        f"{machine()}\n{load}\nCommand: `{command}`",
-        "## Goals\n\nA ratio is the median over the turns, with its extremes in brackets.\n\n"
-        + table(("goal", "what", "measured", "floor", "verdict"), goals),
-        *(f"## {section.title}\n\n{section.text}" for section in sections if section.text),
+        f"## {section.title}",
+        f"{machine()} {load}",
+        *([table(heads, goals)] if goals else []),
+        *([section.text] if section.text else []),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
-def write(path: Path, measured: str) -> None:
-    """Put the measured part below the mark, keeping what stands above it."""
-    above = path.read_text().split(MARK)[0] if path.exists() else "# Performance\n\n"
-    path.write_text(f"{above.rstrip()}\n\n{MARK}\n\n{measured}")
+def write(path: Path, measured: Mapping[str, str], order: Iterable[str]) -> None:
+    """Put what was measured below the mark, question by question in `order`. What stands above it
+    stays, and so does what was measured before for other questions."""
+    above, _, below = (
+        path.read_text().partition(MARK) if path.exists() else ("# Performance", "", "")
+    )
+    known = {block[1]: block[2].strip() for block in _BLOCK.finditer(below)} | measured
+    blocks = [f"<!-- {name} -->\n{known[name]}" for name in order if name in known]
+    path.write_text("\n\n".join([above.rstrip(), MARK, *blocks]) + "\n")
 
 
 def machine() -> str:
