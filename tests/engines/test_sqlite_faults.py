@@ -15,13 +15,20 @@ from perdure.core.disk import Disk
 from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
-from tests.engines.sqlite_disks import DISK_FULL, SYNC_FAILED, WRITE_FAILED, TestDisk, broken
-from tests.engines.sqlite_stores import EVENTS, NOTES, Note, damage, last_step, opened, step
+from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step
+from perdure.proving.watched import (
+    DISK_FULL,
+    SYNC_FAILED,
+    WRITE_FAILED,
+    WatchedDisk,
+    broken,
+)
+from tests.engines.sqlite_stores import damage, opened
 
 KEY = ("t", "a")
 
 
-async def _written(path: Path, disk: TestDisk) -> SqliteEngine:
+async def _written(path: Path, disk: WatchedDisk) -> SqliteEngine:
     engine = await opened(path, vfs=disk.name)
     await engine.commit(step(0, 1))
     return engine
@@ -40,7 +47,7 @@ async def _until_refused(engine: SqliteEngine) -> Latched | None:
 async def test_an_acknowledgement_costs_one_sync_alone_and_a_fraction_in_company(
     tmp_path: Path,
 ) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.counts.clear()
     for number in range(100):
@@ -59,7 +66,7 @@ async def test_an_acknowledgement_costs_one_sync_alone_and_a_fraction_in_company
 
 # proves C3
 async def test_nobody_is_told_before_the_sync_has_returned(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     told: list[str] = []
     disk.watch = lambda call, suffix: told.append(f"{call}{suffix}")
@@ -83,7 +90,7 @@ async def test_a_failed_sync_latches_and_the_commit_is_unknown(
     tmp_path: Path, error: apsw.Error
 ) -> None:
     path = tmp_path / "state.db"
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(path, disk)
     disk.refuse("sync", "-wal", error)
     group = [engine.commit(put(NOTES, ("t", f"g{at}"), Note("x")).named(f"g{at}")) for at in (1, 2)]
@@ -112,7 +119,7 @@ async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgemen
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "state.db"
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(path, disk)
     disk.refuse("sync", "-wal", SYNC_FAILED)
     with pytest.raises(CommitUnknown):
@@ -133,7 +140,7 @@ async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgemen
 # proves C9
 async def test_an_end_that_was_not_synced_is_no_clean_one(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(path, disk)
     disk.refuse("sync", "-wal", SYNC_FAILED)
     with pytest.raises(Unavailable):
@@ -150,8 +157,8 @@ async def test_an_end_that_was_not_synced_is_no_clean_one(tmp_path: Path) -> Non
 
 # proves C9
 async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 5)
-    disk = TestDisk()
+    monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 5)
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("sync", "", SYNC_FAILED)
     assert "checkpoint" in str(await _until_refused(engine))
@@ -164,7 +171,7 @@ async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.M
 
 # proves C9
 async def test_a_write_that_fails_at_the_commit_latches(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("write", "-wal", WRITE_FAILED)
     with pytest.raises(CommitUnknown):
@@ -196,7 +203,7 @@ async def test_a_disk_that_refuses_the_mark_is_not_trusted_further(tmp_path: Pat
 
 # proves C10
 async def test_a_full_disk_refuses_and_writes_resume_by_themselves(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("write", "-wal", DISK_FULL)
     outcomes = await asyncio.gather(
@@ -218,7 +225,8 @@ import asyncio, os, sys
 from pathlib import Path
 from perdure.core.batch import put
 from perdure.core.errors import StorageFull
-from tests.engines.sqlite_stores import NOTES, Note, damage, opened
+from perdure.proving.steps import NOTES, Note
+from tests.engines.sqlite_stores import damage, opened
 
 async def main(path):
     engine = await opened(path)
@@ -301,8 +309,8 @@ async def test_a_batch_that_touches_damage_fails_alone(tmp_path: Path) -> None:
 async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 50)
-    monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 100)
+    monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 50)
+    monkeypatch.setattr(sqlite_checkpoint, "FINISH_FRAMES", 100)
     monkeypatch.setattr(sqlite_checkpoint, "_MAKE_WAY_FRAMES", 300)
     path = tmp_path / "state.db"
     engine = await opened(path)
@@ -328,7 +336,7 @@ async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
 async def test_a_store_whose_file_is_replaced_under_it_takes_no_more_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 20)
+    monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 20)
     path = tmp_path / "state.db"
     engine = await opened(path)
     await engine.commit(step(0, 1))
