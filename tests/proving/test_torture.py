@@ -10,11 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from perdure.core.errors import Invalid
-from perdure.engines import sqlite_driver
+from perdure.engines import sqlite_commit, sqlite_driver
+from perdure.engines.sqlite_commit import Committer
 from perdure.frontends.cli.main import app
 from perdure.proving.drills import DRILLS
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.torture import Order, Report, torture
 
 
@@ -64,6 +66,24 @@ async def test_a_violation_names_its_case_keeps_the_store_and_can_be_repeated(
     assert row.again == (
         f"perdure torture --faults power-cut --subject engine --seed 1 --case {violation.case}"
     )
+
+
+async def test_an_engine_that_forgets_its_latch_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Committer, "latch", lambda committer, why: None)
+    trial = Trial(tmp_path, "1", seconds=30)
+    await FailedCalls().run(trial)
+    assert any("was acknowledged by the same engine" in one.what for one in trial.violations)
+
+
+async def test_an_engine_that_latches_on_a_full_disk_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_commit, "leaves_doubt", lambda error: True)
+    trial = Trial(tmp_path, "1", seconds=30)
+    await FullDisk().run(trial)
+    assert any("without space" in one.what for one in trial.violations)
 
 
 async def test_one_case_alone_is_judged_again(tmp_path: Path) -> None:

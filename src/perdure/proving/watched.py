@@ -11,13 +11,15 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 import msgspec
 
 from perdure.core.disk import Disk
+from perdure.engines import sqlite_checkpoint
 from perdure.engines.sqlite_driver import CHECKSUM_VFS, register_checksums
 
 _names = itertools.count(1)
@@ -116,6 +118,17 @@ class WatchedDisk(apsw.VFS):
         self.watch(call, suffix)
         if error := self._refused.get((call, suffix)):
             raise error
+
+
+@contextmanager
+def small_checkpoints() -> Iterator[None]:
+    """Checkpoints come early, so that some lie within a short history."""
+    kept = sqlite_checkpoint.FEW_STEP_FRAMES, sqlite_checkpoint.FINISH_FRAMES
+    sqlite_checkpoint.FEW_STEP_FRAMES, sqlite_checkpoint.FINISH_FRAMES = 12, 25
+    try:
+        yield
+    finally:
+        sqlite_checkpoint.FEW_STEP_FRAMES, sqlite_checkpoint.FINISH_FRAMES = kept
 
 
 class HastyDisk(Disk):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
+from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
 from perdure.proving.drills.drill import Drill
+from perdure.proving.drills.failures import FailedCalls, FullDisk
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
@@ -13,4 +15,8 @@ DRILLS: tuple[Drill, ...] = (
     CutEngine(),
     CutBlobs(),
     CutServer(),
+    FailedCalls(),
+    FullDisk(),
+    DamagedEngine(),
+    DamagedBlobs(),
 )

@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
 from perdure.core.clock import SystemClock
 from perdure.core.errors import PerdureError
-from perdure.engines import sqlite_checkpoint
 from perdure.engines.sqlite import SqliteEngine
 from perdure.proving.drills.crashes import KilledServer
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import POWER_CUT
 from perdure.proving.steps import LAYOUTS, step, troubles
-from perdure.proving.watched import Contents, HastyDisk, WatchedDisk, Write
+from perdure.proving.watched import (
+    Contents,
+    HastyDisk,
+    WatchedDisk,
+    Write,
+    small_checkpoints,
+)
 
 _WRITERS = 3
 _STEPS = 8
@@ -140,7 +144,7 @@ class CutEngine:
     async def run(self, trial: Trial) -> None:
         real = trial.home / "real"
         real.mkdir()
-        with _small_checkpoints():
+        with small_checkpoints():
             moments = await Recording(real / "state.db").run(_STEPS)
         found = [
             state for at, one in enumerate(moments) for state in states(one, trial.rng("cut", at))
@@ -196,17 +200,6 @@ async def _reopened(path: Path, moment: Moment, disk: WatchedDisk) -> list[str]:
     wrong = await troubles(engine, moment.acknowledged, moment.begun)
     await engine.close()
     return wrong
-
-
-@contextmanager
-def _small_checkpoints() -> Iterator[None]:
-    """Checkpoints come early, so that some lie within a short history."""
-    kept = sqlite_checkpoint.FEW_STEP_FRAMES, sqlite_checkpoint.FINISH_FRAMES
-    sqlite_checkpoint.FEW_STEP_FRAMES, sqlite_checkpoint.FINISH_FRAMES = 12, 25
-    try:
-        yield
-    finally:
-        sqlite_checkpoint.FEW_STEP_FRAMES, sqlite_checkpoint.FINISH_FRAMES = kept
 
 
 async def _opened(path: Path, disk: WatchedDisk | None = None) -> SqliteEngine:
