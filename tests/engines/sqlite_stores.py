@@ -10,31 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
-
-from perdure.core.batch import Batch, append, put
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
-from perdure.core.layouts import Index, Log, Records
 from perdure.engines.sqlite import SqliteEngine
+from perdure.proving.steps import EVENTS, LAYOUTS, step
 
 WRITERS = 8
-
-
-class Note(msgspec.Struct):
-    text: str
-    state: str | None = None
-    at: int | None = None
-
-
-NOTES = Records(
-    "notes",
-    Note,
-    key=("tenant", "note"),
-    indexes=(Index("by_state", ("state", "at")), Index("due", ("at",), every_tenant=True)),
-)
-EVENTS = Log("events", Note, key=("tenant", "stream"))
-LAYOUTS = (NOTES, EVENTS)
 
 
 async def opened(
@@ -53,34 +34,6 @@ async def opened(
         read_only=read_only,
         vfs=vfs,
     )
-
-
-def step(writer: int, number: int) -> Batch:
-    """What one acknowledgement covers: a record, its copy, and an entry that counts them."""
-    text = f"{writer}-{number} " + "x" * (number * 37 % 1500)
-    note = Note(text, "open" if number % 2 else None, number)
-    return (
-        put(NOTES, ("t", f"w{writer}-{number}"), note, expect=0)
-        + put(NOTES, ("t", f"last-{writer}"), note)
-        + append(EVENTS, ("t", f"w{writer}"), [Note(text)], after=number - 1)
-    )
-
-
-async def last_step(engine: SqliteEngine, writer: int) -> int:
-    """The last step of a writer that is there. Fails unless all before it are, whole and equal."""
-    last = (await engine.tip(EVENTS, ("t", f"w{writer}"))).last
-    for number in range(1, last + 1):
-        put_note, _, appended = step(writer, number).ops
-        record = await engine.get(NOTES, ("t", f"w{writer}-{number}"))
-        assert record is not None
-        assert NOTES.encode(record.value) == put_note.value  # type: ignore[union-attr]
-        (entry,) = await engine.read(EVENTS, ("t", f"w{writer}"), after=number - 1, limit=1)
-        assert EVENTS.encode(entry.value) == appended.entries[0]  # type: ignore[union-attr]
-    newest = await engine.get(NOTES, ("t", f"last-{writer}"))
-    assert (newest.value.at if newest else 0) == last
-    assert (newest.version if newest else 0) == last
-    assert await engine.get(NOTES, ("t", f"w{writer}-{last + 1}")) is None
-    return last
 
 
 async def damage(engine: SqliteEngine) -> list[str]:

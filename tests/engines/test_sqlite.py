@@ -35,16 +35,8 @@ from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_scan import _order, _ranges, _source
 from perdure.engines.sqlite_schema import SQL, Table
 from perdure.engines.sqlite_verify import verify_store
-from tests.engines.sqlite_stores import (
-    EVENTS,
-    LAYOUTS,
-    NOTES,
-    Note,
-    damage,
-    last_step,
-    opened,
-    step,
-)
+from perdure.proving.steps import EVENTS, LAYOUTS, NOTES, Note, last_step, step
+from tests.engines.sqlite_stores import damage, opened
 
 KEY = ("t", "a")
 

@@ -17,7 +17,8 @@ from perdure.core.errors import Closed, Damaged, Invalid, PerdureError, StorageF
 from perdure.engines import restore_engine, sqlite_backup, sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_wal import FRAME_BYTES
-from tests.engines.sqlite_stores import EVENTS, LAYOUTS, NOTES, Note, opened
+from perdure.proving.steps import EVENTS, LAYOUTS, NOTES, Note
+from tests.engines.sqlite_stores import opened
 
 MIB = 1024 * 1024
 

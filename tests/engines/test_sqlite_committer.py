@@ -10,7 +10,8 @@ import pytest
 from perdure.core.batch import put
 from perdure.core.errors import CommitUnknown, Unavailable
 from perdure.engines.sqlite_checkpoint import Checkpointer
-from tests.engines.sqlite_stores import NOTES, Note, opened
+from perdure.proving.steps import NOTES, Note
+from tests.engines.sqlite_stores import opened
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -23,17 +23,9 @@ from perdure.core.values import Record
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_wal import FRAME_BYTES
-from tests.engines.sqlite_disks import TestDisk
-from tests.engines.sqlite_stores import (
-    EVENTS,
-    NOTES,
-    WRITERS,
-    Note,
-    damage,
-    last_step,
-    opened,
-    step,
-)
+from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step
+from perdure.proving.watched import WatchedDisk
+from tests.engines.sqlite_stores import WRITERS, damage, opened
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +81,7 @@ async def test_recovery_replays_the_log_and_not_the_store(tmp_path: Path) -> Non
         await engine.commit(step(1, 1))
         crashed = _crash(path, tmp_path / f"crashed{records}")
         await engine.close()
-        disk = TestDisk()
+        disk = WatchedDisk()
         engine = await opened(crashed, vfs=disk.name)
         pages_read.append(disk.counts[("read", "")])
         assert 0 < engine.recovered.replayed < 30
@@ -111,7 +103,7 @@ def _crash(path: Path, target: Path, *, marked: bool = True) -> Path:
 class PowerCuts:
     """What a power cut would have left at each moment of a run, and what had been acknowledged."""
 
-    def __init__(self, disk: TestDisk, path: Path, seed: int) -> None:
+    def __init__(self, disk: WatchedDisk, path: Path, seed: int) -> None:
         self.states: list[tuple[int, int, dict[str, bytes]]] = []
         """Acknowledged before the state was taken, at most begun by then, and the files."""
         self.acked = 0
@@ -125,19 +117,19 @@ class PowerCuts:
         if call != "sync" and self._chance.random() > 0.03:
             return
         acked = self.acked
-        waiting = sum(map(len, self._disk.pending.values()))
+        contents = self._disk.contents()
         for share in (0.0, 0.7):
-            kept = [at for at in range(waiting) if self._chance.random() < share]
+            kept = [at for at in range(len(contents.loose)) if self._chance.random() < share]
             # The mark is never synced: the disk holds the newest one, or one long gone.
             for mark in (self._old_mark, self._mark.read_bytes()):
-                left = self._disk.survivors(kept)
+                left = contents.survivors(kept)
                 self.states.append((acked, self.acked + 1, left | {self._mark.name: mark}))
 
 
 async def _run_until_power_cut(tmp_path: Path, seed: int) -> PowerCuts:
     path = tmp_path / "state.db"
     await (await opened(path)).close()
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await opened(path, vfs=disk.name)
     cuts = PowerCuts(disk, path, seed)
     for number in range(1, 16):
@@ -175,8 +167,8 @@ async def test_a_power_cut_leaves_all_that_was_acknowledged(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if seed % 2:  # with checkpoints under way and the log starting over
-        monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 12)
-        monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 25)
+        monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 12)
+        monkeypatch.setattr(sqlite_checkpoint, "FINISH_FRAMES", 25)
     cuts = await _run_until_power_cut(tmp_path, seed)
     assert len(cuts.states) > 60
     assert list(await _judge(tmp_path, cuts)) == []
@@ -196,7 +188,7 @@ async def test_the_power_cut_is_noticed_where_commits_are_not_synced(
     )
     cuts = await _run_until_power_cut(tmp_path, 0)
     # Too few syncs to cut at: look at what each acknowledgement rested on.
-    cuts.states.append((cuts.acked, cuts.acked, dict(cuts._disk.survivors())))
+    cuts.states.append((cuts.acked, cuts.acked, cuts._disk.contents().survivors()))
     assert any("acknowledged" in wrong for wrong in await _judge(tmp_path, cuts))
 
 

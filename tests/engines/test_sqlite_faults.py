@@ -16,20 +16,21 @@ from perdure.core.disk import Disk
 from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
-from tests.engines.sqlite_disks import (
+from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step
+from perdure.proving.watched import (
     DISK_FULL,
     READ_FAILED,
     SYNC_FAILED,
     WRITE_FAILED,
-    TestDisk,
+    WatchedDisk,
     broken,
 )
-from tests.engines.sqlite_stores import EVENTS, NOTES, Note, damage, last_step, opened, step
+from tests.engines.sqlite_stores import damage, opened
 
 KEY = ("t", "a")
 
 
-async def _written(path: Path, disk: TestDisk) -> SqliteEngine:
+async def _written(path: Path, disk: WatchedDisk) -> SqliteEngine:
     engine = await opened(path, vfs=disk.name)
     await engine.commit(step(0, 1))
     return engine
@@ -48,7 +49,7 @@ async def _until_refused(engine: SqliteEngine) -> Latched | None:
 async def test_an_acknowledgement_costs_one_sync_alone_and_a_fraction_in_company(
     tmp_path: Path,
 ) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.counts.clear()
     for number in range(100):
@@ -67,7 +68,7 @@ async def test_an_acknowledgement_costs_one_sync_alone_and_a_fraction_in_company
 
 # proves C3
 async def test_nobody_is_told_before_the_sync_has_returned(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     told: list[str] = []
     disk.watch = lambda call, suffix: told.append(f"{call}{suffix}")
@@ -107,7 +108,7 @@ class _NamesDisk(Disk):
 # proves C3
 async def test_a_new_store_has_a_durable_name_before_it_has_a_log(tmp_path: Path) -> None:
     told: list[str] = []
-    disk = TestDisk()
+    disk = WatchedDisk()
     disk.watch = lambda call, suffix: told.append(f"{call}{suffix}")
     engine = await opened(tmp_path / "state.db", vfs=disk.name, disk=_NamesDisk(told))
     disk.watch = lambda call, suffix: None
@@ -135,7 +136,7 @@ async def test_a_failed_sync_latches_and_the_commit_is_unknown(
     tmp_path: Path, error: apsw.Error
 ) -> None:
     path = tmp_path / "state.db"
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(path, disk)
     disk.refuse("sync", "-wal", error)
     group = [engine.commit(put(NOTES, ("t", f"g{at}"), Note("x")).named(f"g{at}")) for at in (1, 2)]
@@ -162,7 +163,7 @@ async def test_a_failed_sync_latches_and_the_commit_is_unknown(
 # proves C9
 async def test_a_rollback_that_fails_latches(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
-    engine = await _written(path, TestDisk())
+    engine = await _written(path, WatchedDisk())
 
     def refuse(cursor: apsw.Cursor, sql: str, bindings: object) -> bool:
         if sql == "ROLLBACK":
@@ -188,7 +189,7 @@ async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgemen
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "state.db"
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(path, disk)
     disk.refuse("sync", "-wal", SYNC_FAILED)
     with pytest.raises(CommitUnknown):
@@ -209,7 +210,7 @@ async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgemen
 # proves C9
 async def test_an_end_that_was_not_synced_is_no_clean_one(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(path, disk)
     disk.refuse("sync", "-wal", SYNC_FAILED)
     with pytest.raises(Unavailable):
@@ -226,8 +227,8 @@ async def test_an_end_that_was_not_synced_is_no_clean_one(tmp_path: Path) -> Non
 
 # proves C9
 async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 5)
-    disk = TestDisk()
+    monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 5)
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("sync", "", SYNC_FAILED)
     assert "checkpoint" in str(await _until_refused(engine))
@@ -240,7 +241,7 @@ async def test_a_failed_checkpoint_latches(tmp_path: Path, monkeypatch: pytest.M
 
 # proves C9
 async def test_a_write_that_fails_at_the_commit_latches(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("write", "-wal", WRITE_FAILED)
     with pytest.raises(CommitUnknown):
@@ -253,7 +254,7 @@ async def test_a_write_that_fails_at_the_commit_latches(tmp_path: Path) -> None:
 
 # proves C9
 async def test_a_write_that_fails_before_the_commit_latches(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("write", "-wal", WRITE_FAILED)
     large = put(NOTES, KEY, Note("x"), attachment=bytes(24 * 1024 * 1024))  # more than is cached
@@ -269,8 +270,8 @@ async def test_a_write_that_fails_before_the_commit_latches(tmp_path: Path) -> N
 # proves C7
 async def test_a_read_that_fails_fails_its_batch_alone(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
-    await (await _written(path, TestDisk())).close()
-    disk = TestDisk()
+    await (await _written(path, WatchedDisk())).close()
+    disk = WatchedDisk()
     engine = await opened(path, vfs=disk.name)
     disk.refuse("read", "", READ_FAILED)
     with pytest.raises(Unavailable):
@@ -304,7 +305,7 @@ async def test_a_disk_that_refuses_the_mark_is_not_trusted_further(tmp_path: Pat
 # proves C10
 @pytest.mark.parametrize("why", [errno.EDQUOT, errno.EFBIG])
 async def test_a_quota_or_a_limit_of_the_file_is_a_full_disk(tmp_path: Path, why: int) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.errno = why
     disk.refuse("write", "-wal", WRITE_FAILED)
@@ -326,7 +327,7 @@ async def test_a_quota_or_a_limit_of_the_file_is_a_full_disk(tmp_path: Path, why
 
 # proves C10
 async def test_a_full_disk_refuses_and_writes_resume_by_themselves(tmp_path: Path) -> None:
-    disk = TestDisk()
+    disk = WatchedDisk()
     engine = await _written(tmp_path / "state.db", disk)
     disk.refuse("write", "-wal", DISK_FULL)
     outcomes = await asyncio.gather(
@@ -348,7 +349,8 @@ import asyncio, resource, sys
 from pathlib import Path
 from perdure.core.batch import put
 from perdure.core.errors import StorageFull
-from tests.engines.sqlite_stores import NOTES, Note, damage, opened
+from perdure.proving.steps import NOTES, Note
+from tests.engines.sqlite_stores import damage, opened
 
 async def main(path):
     engine = await opened(path)
@@ -451,8 +453,8 @@ async def test_a_batch_that_touches_damage_fails_alone(tmp_path: Path) -> None:
 async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 50)
-    monkeypatch.setattr(sqlite_checkpoint, "_FINISH_FRAMES", 100)
+    monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 50)
+    monkeypatch.setattr(sqlite_checkpoint, "FINISH_FRAMES", 100)
     monkeypatch.setattr(sqlite_checkpoint, "_MAKE_WAY_FRAMES", 300)
     path = tmp_path / "state.db"
     engine = await opened(path)
@@ -478,7 +480,7 @@ async def test_the_log_stays_within_its_bound_while_a_reader_holds_it(
 async def test_a_store_whose_file_is_replaced_under_it_takes_no_more_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_checkpoint, "_FEW_STEP_FRAMES", 20)
+    monkeypatch.setattr(sqlite_checkpoint, "FEW_STEP_FRAMES", 20)
     path = tmp_path / "state.db"
     engine = await opened(path)
     await engine.commit(step(0, 1))

@@ -19,7 +19,7 @@ from perdure.core.errors import Damaged, Invalid
 from perdure.core.layouts import Index, Log, Records
 from perdure.engines import sqlite_upgrade
 from perdure.engines.sqlite import SqliteEngine
-from tests.engines.sqlite_stores import Note
+from perdure.proving.steps import Note
 
 NARROW = Records("notes", Note, key=("tenant", "note"))
 DUE = Records(

@@ -134,9 +134,9 @@ class Disk:
             raise StoreLocked(str(path.parent), *_holder(path)) from None
         return Lock(fd, path)
 
-    def private_directory(self) -> Path:
+    def private_directory(self, within: Path | None = None) -> Path:
         """A new temporary directory that only this user can enter."""
-        return Path(tempfile.mkdtemp(prefix="perdure-"))
+        return Path(tempfile.mkdtemp(prefix="perdure-", dir=within))
 
     def remove_tree(self, path: Path) -> None:
         """Remove a directory and everything in it, if it is there."""

@@ -26,9 +26,9 @@ from perdure.engines.sqlite_wal import FRAME_BYTES
 
 _MIB = 1024 * 1024
 _FEW_BATCHES = 8
-_FEW_STEP_FRAMES = 4 * _MIB // FRAME_BYTES
+FEW_STEP_FRAMES = 4 * _MIB // FRAME_BYTES
 _STEP_FRAMES = 8 * _MIB // FRAME_BYTES
-_FINISH_FRAMES = 24 * _MIB // FRAME_BYTES
+FINISH_FRAMES = 24 * _MIB // FRAME_BYTES
 _MAKE_WAY_FRAMES = 44 * _MIB // FRAME_BYTES
 
 
@@ -75,10 +75,10 @@ class Checkpointer:
             if not self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE):
                 self._make_way()
                 self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_RESTART)
-        elif self._nearly_done and (few or frames >= _FINISH_FRAMES):
+        elif self._nearly_done and (few or frames >= FINISH_FRAMES):
             self._nearly_done = False
             self._checkpoint(connection, apsw.SQLITE_CHECKPOINT_PASSIVE)
-        elif frames - self._seen_frames >= (_FEW_STEP_FRAMES if few else _STEP_FRAMES):
+        elif frames - self._seen_frames >= (FEW_STEP_FRAMES if few else _STEP_FRAMES):
             self._seen_frames = frames
             self._nearly_done = False
             self._steps.put(_Step.MOVE)

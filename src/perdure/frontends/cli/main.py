@@ -16,6 +16,7 @@ from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.prune import prune
 from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
+from perdure.frontends.cli.torture import torture
 from perdure.frontends.cli.verify import verify
 
 app = typer.Typer(
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, demo, status, contract, verify, backup, restore, prune):
+for command in (serve, demo, status, contract, verify, backup, restore, prune, torture):
     app.command()(command)
 for group in (responses, conversations, files, jobs):
     app.add_typer(group)

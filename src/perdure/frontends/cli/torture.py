@@ -1,0 +1,85 @@
+"""`perdure torture`: put this machine's disk, and Perdure on it, to every fault it can make."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perdure.core.disk import Disk
+from perdure.core.errors import Invalid
+from perdure.frontends.cli.options import AsJson
+from perdure.frontends.cli.output import console, say_json, shown_progress, table
+from perdure.proving.drills.drill import Subject
+from perdure.proving.faults import FAULTS
+from perdure.proving.torture import Order, Report, covered
+from perdure.proving.torture import torture as run
+
+_NAMES = ", ".join(fault.name for fault in FAULTS)
+
+
+def torture(
+    engine: Annotated[
+        str, typer.Option(help="What to torture; a path says on which disk, beside it.")
+    ] = "sqlite:///perdure-torture/state.db",
+    faults: Annotated[str, typer.Option(help=f"Only these, with commas between: {_NAMES}.")] = "",
+    subject: Annotated[Subject | None, typer.Option(help="Only drills of this part.")] = None,
+    seconds: Annotated[float, typer.Option(help="The time to share among the drills.")] = 120,
+    seed: Annotated[str, typer.Option(help="Where every choice comes from.")] = "1",
+    case: Annotated[int | None, typer.Option(help="Judge this case again, alone.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Put an engine, its blobs and the server to every fault this machine can make, in a
+    directory of its own, and say what held. Exits with 1 on a violation."""
+    order = Order(
+        home=_home(engine),
+        seed=seed,
+        seconds=seconds,
+        faults=tuple(name.strip() for name in faults.split(",") if name.strip()),
+        subject=subject,
+        case=case,
+    )
+    disk = Disk()
+    with shown_progress() as progress:
+        report = asyncio.run(run(order, progress))
+    if report.ok:
+        disk.remove_tree(order.home)
+    if json:
+        say_json(report)
+    else:
+        _show(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _home(engine: str) -> Path:
+    """A new directory on the disk that the engine's path names."""
+    prefix = "sqlite:///"
+    if not engine.startswith(prefix):
+        raise Invalid(
+            f"{engine} cannot be tortured: name a sqlite:/// path. What memory:// holds is gone "
+            "with its process, and it promises nothing else."
+        )
+    beside = Path(engine.removeprefix(prefix)).absolute().parent
+    Disk().make_directory(beside)
+    return Disk().private_directory(beside)
+
+
+def _show(report: Report) -> None:
+    rows = table("fault", "subject", "cases", "seconds", "verdict")
+    for row in report.rows:
+        of = f" of {row.planned}" if row.planned not in (None, row.cases) else ""
+        rows.add_row(row.fault, row.subject, f"{row.cases}{of}", f"{row.seconds:.1f}", row.verdict)
+    console.print(rows)
+    console.print(f"\n{covered(report.rows)}, seed {report.seed}, {report.seconds:.0f} s")
+    for row in report.rows:
+        if row.lacks is not None:
+            console.print(f"not tested here: {row.fault} / {row.subject}: {row.lacks}")
+        for violation in row.violations:
+            console.print(f"[red]VIOLATION[/] {row.fault} / {row.subject} case {violation.case}: ")
+            console.print(f"  {violation.what} (kept in {violation.kept})", markup=False)
+        if row.again is not None:
+            console.print(f"  again: {row.again}", markup=False)
+    console.print("every promise that was tested holds" if report.ok else "a promise is broken")

@@ -1,0 +1,22 @@
+"""The drills, in the order of the fault model: one file for each fault."""
+
+from __future__ import annotations
+
+from perdure.proving.drills.blob_cuts import CutBlobs
+from perdure.proving.drills.crashes import KilledServer, KilledWriter
+from perdure.proving.drills.cuts import CutEngine, CutServer
+from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
+from perdure.proving.drills.drill import Drill
+from perdure.proving.drills.failures import FailedCalls, FullDisk
+
+DRILLS: tuple[Drill, ...] = (
+    KilledWriter(),
+    KilledServer(),
+    CutEngine(),
+    CutBlobs(),
+    CutServer(),
+    FailedCalls(),
+    FullDisk(),
+    DamagedEngine(),
+    DamagedBlobs(),
+)

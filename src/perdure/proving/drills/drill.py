@@ -1,0 +1,116 @@
+"""What a drill is, and what it tells: cases judged, and what did not hold."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from perdure.core.disk import Disk
+from perdure.proving.faults import Fault
+
+Subject = Literal["engine", "blobs", "server"]
+
+_VIOLATIONS_MAX = 5
+"""A drill ends when so much is wrong: more of the same says nothing new."""
+
+
+class Violation(msgspec.Struct, frozen=True):
+    """One thing that should have held. `kept` is where the store lies that shows it."""
+
+    case: int
+    what: str
+    kept: str
+
+
+class Trial:
+    """One run of a drill in a directory of its own. Every choice comes from `seed`.
+
+    Cases are numbered from 1 in an order that the seed decides. A drill goes through them until
+    `over`; where only one is asked for it judges that one alone.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        seed: str,
+        *,
+        seconds: float,
+        case: int | None = None,
+        told: Callable[[int, int | None], None] = lambda done, planned: None,
+    ) -> None:
+        self.home = home
+        self.seed = seed
+        self.case = case
+        self.cases = 0
+        self.planned: int | None = None
+        """How many cases there are, where they can be counted."""
+        self.violations: list[Violation] = []
+        self.notes: dict[str, int] = {}
+        """Counts that say what the cases were made of."""
+        self.disk = Disk()
+        self._told = told
+        self._began_s = time.monotonic()
+        self._ends_s = self._began_s + seconds
+        home.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is used up, or enough is known to be wrong."""
+        wrong = len(self.violations) >= _VIOLATIONS_MAX
+        return wrong or (self.case is None and time.monotonic() > self._ends_s)
+
+    @property
+    def taken_s(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._began_s
+
+    def rng(self, *of: object) -> random.Random:
+        """A source of choices that depends on the seed and on what they are for."""
+        return random.Random("/".join(map(str, (self.seed, *of))))
+
+    def wants(self, case: int) -> bool:
+        """Whether this case is to be judged."""
+        return self.case in (None, case)
+
+    @contextmanager
+    def place(self, case: int) -> Iterator[Path]:
+        """An empty directory for one case; it stays where the case shows a violation."""
+        place = self.home / f"case-{case}"
+        place.mkdir()
+        known = len(self.violations)
+        yield place
+        if len(self.violations) == known:
+            self.disk.remove_tree(place)
+
+    def judged(self, case: int, troubles: Iterable[str], store: Path) -> None:
+        """A case was judged by what lies in `store`; `troubles` should be empty."""
+        self.cases += 1
+        self.violations += [Violation(case, trouble, str(store)) for trouble in troubles]
+        self._told(self.cases, self.planned)
+
+    def count(self, what: str, by: int = 1) -> None:
+        """Count something that says what the cases were made of."""
+        self.notes[what] = self.notes.get(what, 0) + by
+
+
+class Drill(Protocol):
+    """One fault put to one part of the program, as often and in as many ways as time allows."""
+
+    fault: Fault
+    subject: Subject
+    says: str
+    """What is done and judged, in a line for the evidence page."""
+
+    def lacks(self) -> str | None:
+        """Why it cannot run on this machine, and what to do about it; None if it can."""
+        ...
+
+    async def run(self, trial: Trial) -> None:
+        """Judge cases until the trial is over or all are judged."""
+        ...

@@ -1,0 +1,162 @@
+"""The torture run: every drill that this machine allows, within a budget, and what came of it.
+
+It works in a directory of its own, on whatever disk that lies, and touches nothing else. Every
+choice comes from the seed; how far a drill gets depends on the time it is given.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from perdure import __version__
+from perdure.core.disk import Disk
+from perdure.core.errors import Invalid
+from perdure.proving.drills import DRILLS
+from perdure.proving.drills.drill import Drill, Trial, Violation
+from perdure.proving.faults import FAULTS
+from perdure.proving.waiting import TooLate
+
+Progress = Callable[[str, int, int], None]
+"""Told what runs, how many cases were judged, and how many there are (0: nobody can say)."""
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to torture. `faults` and `subject` choose drills (empty: all); `seconds` are shared by
+    them; `case` repeats one case of one drill."""
+
+    home: Path
+    seed: str
+    seconds: float
+    faults: tuple[str, ...] = ()
+    subject: str | None = None
+    case: int | None = None
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """What one drill came to. `planned` is how many cases there are, where they can be counted;
+    `lacks` says why it did not run."""
+
+    fault: str
+    subject: str
+    says: str
+    cases: int = 0
+    planned: int | None = None
+    seconds: float = 0.0
+    notes: dict[str, int] = {}
+    violations: tuple[Violation, ...] = ()
+    again: str | None = None
+    lacks: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """One word for a table."""
+        if self.lacks is not None:
+            return "not tested here"
+        if self.violations:
+            return "VIOLATED"
+        return "holds" if self.cases else "no case in the time given"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to, on which machine."""
+
+    ok: bool
+    seed: str
+    seconds: float
+    version: str
+    machine: str
+    directory: str
+    rows: tuple[Row, ...]
+
+
+def chosen(order: Order) -> list[Drill]:
+    """The drills of an order. Raises `Invalid` where there is none."""
+    known = {fault.name for fault in FAULTS}
+    if unknown := sorted(set(order.faults) - known):
+        raise Invalid(f"no fault is named {', '.join(unknown)}. Known: {', '.join(sorted(known))}.")
+    drills = [
+        drill
+        for drill in DRILLS
+        if (not order.faults or drill.fault.name in order.faults)
+        and order.subject in (None, drill.subject)
+    ]
+    if not drills:
+        raise Invalid(f"no drill puts {', '.join(order.faults)} to {order.subject}.")
+    if order.case is not None and len(drills) != 1:
+        raise Invalid("a case belongs to one drill: name its fault and its subject too.")
+    return drills
+
+
+async def torture(order: Order, progress: Progress) -> Report:
+    """Run the drills one after another; what one leaves of its time, the others get."""
+    began_s = time.monotonic()
+    drills = chosen(order)
+    ready = [drill for drill in drills if drill.lacks() is None]
+    rows: dict[Drill, Row] = {}
+    for at, drill in enumerate(ready):
+        left_s = order.seconds - (time.monotonic() - began_s)
+        rows[drill] = await _row(drill, order, max(1.0, left_s / (len(ready) - at)), progress)
+    for drill in drills:
+        if (lacks := drill.lacks()) is not None and drill not in rows:
+            rows[drill] = _named(drill, lacks=lacks)
+    return Report(
+        ok=not any(row.violations for row in rows.values()),
+        seed=order.seed,
+        seconds=round(time.monotonic() - began_s, 1),
+        version=__version__,
+        machine=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        directory=str(order.home),
+        rows=tuple(rows[drill] for drill in drills),
+    )
+
+
+async def _row(drill: Drill, order: Order, seconds: float, progress: Progress) -> Row:
+    name = f"{drill.fault.name} / {drill.subject}"
+    trial = Trial(
+        order.home / f"{drill.fault.name}-{drill.subject}",
+        order.seed,
+        seconds=seconds,
+        case=order.case,
+        told=lambda done, planned: progress(name, done, planned or 0),
+    )
+    progress(name, 0, 0)
+    try:
+        await drill.run(trial)
+    except TooLate as late:
+        trial.judged(trial.cases + 1, [f"a hang: {late}"], trial.home)
+    if not trial.violations:
+        Disk().remove_tree(trial.home)
+    return _named(
+        drill,
+        cases=trial.cases,
+        planned=trial.planned,
+        seconds=round(trial.taken_s, 1),
+        notes=trial.notes,
+        violations=tuple(trial.violations),
+        again=_again(drill, order, trial.violations[0]) if trial.violations else None,
+    )
+
+
+def _named(drill: Drill, **what: object) -> Row:
+    row = Row(fault=drill.fault.name, subject=drill.subject, says=drill.says)
+    return msgspec.structs.replace(row, **what)
+
+
+def _again(drill: Drill, order: Order, violation: Violation) -> str:
+    """The command that judges this case again."""
+    return (
+        f"perdure torture --faults {drill.fault.name} --subject {drill.subject} "
+        f"--seed {order.seed} --case {violation.case}"
+    )
+
+
+def covered(rows: Sequence[Row]) -> str:
+    """How many cases of how many drills, in a line."""
+    ran = [row for row in rows if row.lacks is None]
+    return f"{sum(row.cases for row in ran)} cases of {len(ran)} drills on {sys.platform}"

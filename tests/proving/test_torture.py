@@ -1,0 +1,130 @@
+"""The torture run: what it holds against a store, and that it can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from perdure.core.errors import Invalid
+from perdure.engines import sqlite_commit, sqlite_driver
+from perdure.engines.sqlite_commit import Committer
+from perdure.frontends.cli.main import app
+from perdure.proving.drills import DRILLS
+from perdure.proving.drills.cuts import CutEngine
+from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.torture import Order, Report, torture
+
+
+def untold(what: str, done: int, total: int) -> None:
+    pass
+
+
+def order(home: Path, **what: object) -> Order:
+    return msgspec.structs.replace(Order(home=home, seed="1", seconds=1), **what)
+
+
+# proves C3
+@pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: f"{drill.fault.name}-{drill.subject}")
+async def test_every_drill_judges_and_finds_nothing(drill: Drill, tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "ci", seconds=3)
+    await drill.run(trial)
+    assert trial.violations == []
+    assert trial.cases > 0
+    assert trial.cases <= (trial.planned or trial.cases)
+
+
+@pytest.fixture
+def synced_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite as most programs run it: commits are synced with the next checkpoint."""
+    force: Callable[[object, str, object], None] = sqlite_driver._force
+    monkeypatch.setattr(
+        sqlite_driver,
+        "_force",
+        lambda connection, pragma, value: force(
+            connection, pragma, 1 if pragma == "synchronous" else value
+        ),
+    )
+
+
+@pytest.mark.usefixtures("synced_less")
+async def test_a_violation_names_its_case_keeps_the_store_and_can_be_repeated(
+    tmp_path: Path,
+) -> None:
+    asked = order(tmp_path / "first", faults=("power-cut",), subject="engine", seconds=30)
+    report = await torture(asked, untold)
+    (row,) = report.rows
+    assert not report.ok
+    assert row.verdict == "VIOLATED"
+    violation = row.violations[0]
+    assert "acknowledged" in violation.what
+    assert (Path(violation.kept) / "state.db").exists()
+    assert row.again == (
+        f"perdure torture --faults power-cut --subject engine --seed 1 --case {violation.case}"
+    )
+
+
+async def test_an_engine_that_forgets_its_latch_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Committer, "latch", lambda committer, why: None)
+    trial = Trial(tmp_path, "1", seconds=30)
+    await FailedCalls().run(trial)
+    assert any("was acknowledged by the same engine" in one.what for one in trial.violations)
+
+
+async def test_an_engine_that_latches_on_a_full_disk_is_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_commit, "leaves_doubt", lambda error: True)
+    trial = Trial(tmp_path, "1", seconds=30)
+    await FullDisk().run(trial)
+    assert any("without space" in one.what for one in trial.violations)
+
+
+async def test_one_case_alone_is_judged_again(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "1", seconds=30, case=7)
+    await CutEngine().run(trial)
+    assert trial.cases == 1
+    assert trial.planned is not None
+    assert trial.planned > 1000
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ({"faults": ("flood",)}, "no fault is named flood"),
+        ({"faults": ("clock-jump",), "subject": "blobs"}, "no drill"),
+        ({"case": 3}, "belongs to one drill"),
+    ],
+)
+async def test_an_order_that_means_nothing_is_refused(
+    tmp_path: Path, what: dict[str, object], why: str
+) -> None:
+    with pytest.raises(Invalid, match=why):
+        await torture(order(tmp_path, **what), untold)
+
+
+def test_the_command_says_what_held_and_leaves_nothing(tmp_path: Path) -> None:
+    run = CliRunner().invoke(
+        app,
+        [
+            *("torture", "--engine", f"sqlite:///{tmp_path}/state.db", "--json"),
+            *("--faults", "power-cut", "--subject", "blobs", "--seconds", "30", "--seed", "x"),
+        ],
+    )
+    assert run.exit_code == 0
+    report = msgspec.json.decode(run.stdout, type=Report)
+    assert report.ok
+    assert report.seed == "x"
+    assert report.rows[0].cases > 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_promises_nothing_is_refused() -> None:
+    run = CliRunner().invoke(app, ["torture", "--engine", "memory://"])
+    assert isinstance(run.exception, Invalid)
