@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import pytest_asyncio
 from openai import AsyncOpenAI
 
-from perdure.proving.campaign import Stage
-from perdure.proving.launcher import At, Death, Plan
-from perdure.proving.snapshot import Snapshot
-from perdure.proving.victim import Victim
-from perdure.services.continuing import Continues
+from perdure.proving.launcher import At, Death
 from perdure.surfaces.items import ITEMS
 from perdure.surfaces.responses import RESPONSES
+from tests.crash.conftest import Place
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,60 +23,6 @@ boot, of the boot that is ready, and of its first sign of life. Its events and i
 
 RETRIES = 5
 """The SDK's two would do, were every machine ready again within the second that they wait."""
-
-
-class Place:
-    """One data directory, and the servers that come and go over it."""
-
-    def __init__(self, stage: Stage, home: Path, continues: Continues = "no") -> None:
-        self.stage = stage
-        self.home = home
-        self.continues = continues
-        self.victim: Victim
-
-    async def start(self, death: Death | None = None) -> None:
-        assert await self.born(death)
-
-    async def born(self, death: Death | None) -> bool:
-        """Start a server; whether it became ready before it died."""
-        self.victim = await self.stage.nursery.start(
-            Plan(
-                data=str(self.home / "data"),
-                port=self.stage.port,
-                upstream=self.stage.upstream.url,
-                continues=self.continues,
-                death=death,
-            )
-        )
-        return await self.victim.ready() is not None
-
-    async def restart_when_dead(self) -> None:
-        await self.victim.death()
-        await self.start()
-
-    async def stop(self) -> Snapshot:
-        self.victim.signal()
-        await self.victim.death()
-        return await Snapshot.of(self.home / "data", self.home / "copy", verify=True)
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def place(stage: Stage, tmp_path: Path) -> AsyncIterator[Place]:
-    place = Place(stage, tmp_path)
-    yield place
-    place.victim.signal()
-    await place.victim.death()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{stage.port}/v1",
-        api_key="none",
-        max_retries=RETRIES,
-        _strict_response_validation=True,
-    ) as client:
-        yield client
 
 
 # proves C22

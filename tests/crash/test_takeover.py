@@ -5,22 +5,19 @@ reader is the unmodified official client, which resumes by sequence number."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import pytest_asyncio
 from openai import AsyncOpenAI
 
-from perdure.proving.campaign import Stage
 from perdure.proving.launcher import At, Death
 from perdure.proving.waiting import wait_until
 from perdure.services.continuing import Continues
 from perdure.surfaces.jobs import JOBS
 from perdure.surfaces.responses import RESPONSES
-from tests.crash.test_sdk import CREATED, RETRIES, Place
+from tests.crash.conftest import Place
+from tests.crash.test_sdk import CREATED, RETRIES
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -34,25 +31,6 @@ CERTAIN = 6
 """Commits of a boot that takes a job over: the boot, the job queued again, the boot that is ready,
 a sign of life, the new attempt, then its events and its end, which a slow machine puts into fewer
 commits."""
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def place(stage: Stage, tmp_path: Path) -> AsyncIterator[Place]:
-    place = Place(stage, tmp_path)
-    yield place
-    place.victim.signal()
-    await place.victim.death()
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def sdk(stage: Stage) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(
-        base_url=f"http://127.0.0.1:{stage.port}/v1",
-        api_key="none",
-        max_retries=0,
-        _strict_response_validation=True,
-    ) as client:
-        yield client
 
 
 async def begin(place: Place, sdk: AsyncOpenAI, gate: str) -> list[Any]:
