@@ -64,6 +64,17 @@ async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Man
     if not _is_empty(blobs):
         raise Invalid(f"{blobs} is not empty. A backup is restored into an empty place only.")
     manifest = await backups.check_backup(source, progress)
+    try:
+        await _restore(url, blobs, source, progress, manifest)
+    except BaseException:
+        Disk().remove_tree(_place_of(blobs))  # it was empty, and the next restore finds it so
+        raise
+    return manifest
+
+
+async def _restore(
+    url: str, blobs: str, source: Path, progress: Progress, manifest: Manifest
+) -> None:
     if manifest.blobs.count:
         kept = await open_blobs(blobs)
         try:
@@ -82,7 +93,6 @@ async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Man
         lambda done, total: progress("restoring the store", done, total),
         check=check,
     )
-    return manifest
 
 
 @asynccontextmanager
@@ -95,8 +105,12 @@ async def _looking(engine: Engine, blobs: str) -> AsyncIterator[BlobKeeper]:
         await kept.close()
 
 
+def _place_of(blobs: str) -> Path:
+    return Path(blobs.removeprefix("file:///"))
+
+
 def _is_empty(blobs: str) -> bool:
-    directory = Path(blobs.removeprefix("file:///"))
+    directory = _place_of(blobs)
     return not directory.exists() or not any(directory.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -18,6 +19,7 @@ from perdure.services.lifecycle import Node
 from perdure.services.requests import Caller
 
 _numbers = itertools.count()
+_END_S = 60.0
 
 
 def someone(**known: Any) -> Caller:
@@ -41,11 +43,13 @@ class Driver:
         return msgspec.json.decode(await self.node.gateway.finished(started))
 
     async def events(self, started: Started, after: int = -1) -> list[dict[str, Any]]:
-        return [
-            msgspec.json.decode(event)
-            async for group in self.node.gateway.events(started, after=after)
-            for event in group
-        ]
+        """All of them, to the end. Raises `TimeoutError` where there is none: a hang is a failure."""
+        async with asyncio.timeout(_END_S):
+            return [
+                msgspec.json.decode(event)
+                async for group in self.node.gateway.events(started, after=after)
+                for event in group
+            ]
 
     async def conversation(self, *said: str) -> str:
         items = [{"role": "user", "content": text} for text in said]

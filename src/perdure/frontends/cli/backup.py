@@ -60,7 +60,9 @@ async def _back_up(config: Config, target: Path, progress: Progress) -> Manifest
 
 
 async def _restore(config: Config, source: Path, progress: Progress) -> Manifest:
-    if config.data_path.exists() and any(config.data_path.iterdir()):
+    if config.data_path.exists() and any(
+        path for path in config.data_path.iterdir() if path.suffix != ".lock"
+    ):
         raise Invalid(
             f"{config.data_path} is not empty. Name a directory that is, or does not exist, "
             "with --data; move what is there out of the way if it is to be replaced."
