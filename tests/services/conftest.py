@@ -43,7 +43,7 @@ class Driver:
         return msgspec.json.decode(await self.node.gateway.finished(started))
 
     async def events(self, started: Started, after: int = -1) -> list[dict[str, Any]]:
-        """All of them, to the end. Raises `TimeoutError` where there is none: a hang is a failure."""
+        """All of them, to the end. Raises `TimeoutError` where that does not come."""
         async with asyncio.timeout(_END_S):
             return [
                 msgspec.json.decode(event)
