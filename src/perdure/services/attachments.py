@@ -220,16 +220,16 @@ class Attachments:
         """Name and bytes of a stored file."""
         try:
             held = self._kept.get(file_id) or await self._files.get(tenant, file_id)
+            if held.value.size_bytes > bytes_max:
+                raise WireError(
+                    f"File '{file_id}' has {held.value.size_bytes} bytes; a model is given at most "
+                    f"{bytes_max} of one file.",
+                    param=at,
+                    code="file_too_large",
+                )
+            data = b"".join([chunk async for chunk in self._files.content(held)])
         except Missing as gone:
             raise WireError(str(gone), param=at, code="file_not_found") from None
-        if held.value.size_bytes > bytes_max:
-            raise WireError(
-                f"File '{file_id}' has {held.value.size_bytes} bytes; a model is given at most "
-                f"{bytes_max} of one file.",
-                param=at,
-                code="file_too_large",
-            )
-        data = b"".join([chunk async for chunk in self._files.content(held)])
         return held.value.filename, data
 
 
