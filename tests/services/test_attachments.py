@@ -15,8 +15,9 @@ from pypdf import PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from perdure.proving.upstream import ScriptedUpstream
-from perdure.services import attachments
+from perdure.services import attachments, parsing
 from perdure.services.lifecycle import Node
+from perdure.services.parsing import TEXT_CHARS_MAX, Section
 from perdure.wire.errors import WireError
 from perdure.wire.files import CreateFile
 from tests.services.conftest import Driver, Open, someone
@@ -157,6 +158,59 @@ async def test_too_much_text_is_refused(driver: Driver, monkeypatch: pytest.Monk
     await driver.answer("", input=said(sent_data("a.txt", b"x" * 20)))
     with pytest.raises(WireError, match="over 40 characters"):
         await driver.ask("", input=said(*[sent_data("a.txt", b"x" * 20)] * 2))
+
+
+# proves R12
+async def test_what_a_request_gives_of_files_is_bounded_as_it_is_read(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is named as often as a request likes, and a request has a past."""
+    read = []
+    stored = attachments.Attachments._stored
+
+    async def counted(self: Any, *arguments: Any) -> tuple[str, bytes]:
+        read.append(arguments)
+        return await stored(self, *arguments)
+
+    monkeypatch.setattr(attachments.Attachments, "_stored", counted)
+    monkeypatch.setattr(attachments, "TEXT_CHARS_MAX", 100)
+    monkeypatch.setattr(attachments, "IMAGES_CHARS_MAX", 150)
+    text = {"type": "input_file", "file_id": await keep(driver.node, "a.txt", b"x" * 40)}
+    image = {"type": "input_image", "file_id": await keep(driver.node, "a.png", PNG)}
+    for part in (text, image):
+        first = await driver.answer("", input=said(part))
+        read.clear()
+        with pytest.raises(WireError, match="Attach fewer"):
+            await driver.ask("", input=said(*[part] * 50))
+        assert len(read) < 10
+        with pytest.raises(WireError, match="Attach fewer"):
+            await driver.ask("", input=said(*[part] * 2), previous_response_id=first["id"])
+
+
+# proves R12
+async def test_files_are_parsed_a_few_at_once(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = [0]
+    parsed = attachments._parsed
+
+    async def counted(*arguments: Any) -> Any:
+        at_once.append(at_once[-1] + 1)
+        try:
+            return await parsed(*arguments)
+        finally:
+            at_once.append(at_once[-1] - 1)
+
+    monkeypatch.setattr(attachments, "_parsed", counted)
+    pages = [sent_data(f"{name}.html", PAGE, "text/html") for name in range(8)]
+    await asyncio.gather(*(driver.answer("", input=said(page)) for page in pages))
+    assert max(at_once) == attachments.PARSED_AT_ONCE_MAX
+
+
+async def test_a_document_that_is_too_long_is_not_read_to_its_end() -> None:
+    pages = iter([Section("", "x" * TEXT_CHARS_MAX), Section("", "xyz"), Section("", "")])
+    assert [len(section.text) for section in parsing._enough(pages)] == [TEXT_CHARS_MAX, 1]
+    assert next(pages, None) is not None
 
 
 # proves R12

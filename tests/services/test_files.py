@@ -12,7 +12,7 @@ import pytest
 
 from perdure.core.batch import Batch, layout_of
 from perdure.core.clock import SystemClock
-from perdure.core.errors import Unavailable
+from perdure.core.errors import Missing, Unavailable
 from perdure.core.values import Committed
 from perdure.engines.failing import Edge, Failing, Fault, raising
 from perdure.engines.wrapping import Wrapping
@@ -107,6 +107,37 @@ async def test_time_passes_while_no_server_runs(opened: Open, tmp_path: Path) ->
         return await stored(node) == [] and await claims(node) == 0
 
     await wait_until(swept, 10, "the first sweep of the new boot")
+
+
+# proves R10
+async def test_a_file_that_is_deleted_while_it_is_read_is_no_damage(opened: Open) -> None:
+    node = (await opened()).node
+    file_id = (await keep(node, bytes(2 * BLOCK_BYTES)))["id"]
+    held = await node.files.get("default", file_id)
+    await node.files.delete("default", file_id)
+    with pytest.raises(Missing, match="deleted while it was read"):
+        await node.files.check(held)
+    with pytest.raises(Missing, match="deleted while it was read"):
+        await anext(node.files.content(held))
+    assert node.blobs.warnings == []
+
+
+# proves R10
+async def test_what_is_deleted_while_everything_is_verified_is_no_damage(opened: Open) -> None:
+    node = (await opened()).node
+    for number in range(3):
+        await keep(node, b"file %d" % number)
+    look = node.blobs.blobs.size
+
+    async def delete_all(digest: str) -> int | None:
+        node.blobs.blobs.size = look  # type: ignore[method-assign]
+        listed = await node.files.list("default", purpose=None, order="asc", limit=9, after=None)
+        for file in listed.data:
+            await node.files.delete("default", file.id)
+        return await look(digest)
+
+    node.blobs.blobs.size = delete_all  # type: ignore[method-assign]
+    assert [finding async for finding in node.blobs.verify()] == []
 
 
 # proves R10, C4

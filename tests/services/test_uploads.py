@@ -182,6 +182,26 @@ async def test_a_part_that_arrives_while_its_upload_ends_is_refused_and_gone(
     assert (await count(node, PARTS), await stored(node), await claims(node)) == (0, [], 0)
 
 
+# proves R10
+async def test_an_upload_that_is_cancelled_while_its_parts_are_read_says_so(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = (await opened()).node
+    upload = await announce(node)
+    parts = [await add(node, upload, piece) for piece in PIECES]
+    content = node.files.content
+
+    async def late(held: Any, **more: Any) -> AsyncGenerator[bytes, None]:
+        await node.uploads.cancel(nobody(), upload)
+        async for part in content(held, **more):
+            yield part
+
+    monkeypatch.setattr(node.files, "content", late)
+    ending = complete(node, upload, parts, md5=hashlib.md5(WHOLE).hexdigest())
+    assert await refused(ending) == "upload_cancelled"
+    assert node.blobs.warnings == []
+
+
 async def test_parts_may_be_sent_twice_and_not_for_ever(opened: Open) -> None:
     node = (await opened()).node
     upload = await announce(node, 4)

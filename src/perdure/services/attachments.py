@@ -24,15 +24,17 @@ import msgspec
 from perdure.core.errors import Damaged, Missing
 from perdure.core.offload import off_loop
 from perdure.services.files import Files
-from perdure.services.parsing import CPU_S_MAX, PARSERS, Section
+from perdure.services.parsing import CPU_S_MAX, PARSERS, TEXT_CHARS_MAX, Section
 from perdure.surfaces.files import Held
 from perdure.wire.errors import WireError, unsupported_value
 from perdure.wire.items import Item
 
 FILE_BYTES_MAX = 32 * 1024 * 1024
 IMAGE_BYTES_MAX = 20 * 1024 * 1024
-TEXT_CHARS_MAX = 1_000_000
-"""Of all files of one request together, earlier turns included."""
+IMAGES_CHARS_MAX = 64 * 1024 * 1024
+"""Of the data URLs of all stored images of one request together, earlier turns included."""
+PARSED_AT_ONCE_MAX = 4
+"""Each is a process, which may have `parsing.MEMORY_BYTES_MAX`."""
 
 _PARSE_S_MAX = CPU_S_MAX + 10
 _CACHED_CHARS_MAX = 8_000_000
@@ -71,18 +73,50 @@ class _Sent(msgspec.Struct, frozen=True):
     media: str | None = None
 
 
+class _Room:
+    """How much of files one request may still give the model. It is taken part by part: a file that
+    is named a thousand times is read until there is no more room, and not a thousand times."""
+
+    def __init__(self) -> None:
+        self._text_chars = TEXT_CHARS_MAX
+        self._image_chars = IMAGES_CHARS_MAX
+
+    def take(self, part: Item, at: str) -> None:
+        """Raises `WireError` where there is not enough of it."""
+        self._text_chars -= len(part.get("text", ""))
+        self._image_chars -= len(part.get("image_url", ""))
+        if self._text_chars < 0:
+            raise WireError(
+                f"The text of the files is over {TEXT_CHARS_MAX} characters. "
+                "Attach fewer or smaller ones.",
+                param=at,
+                code="string_above_max_length",
+            )
+        if self._image_chars < 0:
+            raise WireError(
+                f"The stored images are over {IMAGES_CHARS_MAX} characters as data URLs. "
+                "Attach fewer or smaller ones.",
+                param=at,
+                code="string_above_max_length",
+            )
+
+
 class Attachments:
     """Reads the files that requests of one state name or bring along."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
         self._kept: Mapping[str, Held] = {}
+        self._room = _Room()
         self._texts: OrderedDict[bytes, str] = OrderedDict()
+        self._parsing = asyncio.Semaphore(PARSED_AT_ONCE_MAX)
 
-    def keeping(self, kept: Mapping[str, Held]) -> Attachments:
-        """The same, which also reads files that are kept for somebody and may be deleted by now."""
+    def for_request(self, kept: Mapping[str, Held]) -> Attachments:
+        """The same for one request, with room of its own, which also reads the files that are
+        `kept` for it and may be deleted by now."""
         made = copy(self)
         made._kept = kept
+        made._room = _Room()
         return made
 
     async def readable(
@@ -90,7 +124,6 @@ class Attachments:
     ) -> list[Item]:
         """The items, every file in them as text and every stored image as a data URL. `at` is
         where they stand in the request, None for those of earlier turns. Raises `WireError`."""
-        left = TEXT_CHARS_MAX
         made: list[Item] = []
         for place, item in enumerate(items):
             for field in ("content", "output"):
@@ -98,22 +131,12 @@ class Attachments:
                 if not isinstance(parts, list) or not any(map(_attached, parts)):
                     continue
                 where = None if at is None else f"{at}[{place}].{field}"
-                read = [
-                    await self._part(tenant, part, where and f"{where}[{number}]")
-                    for number, part in enumerate(parts)
-                ]
-                left -= sum(
-                    len(new["text"])
-                    for new, old in zip(read, parts, strict=True)
-                    if new is not old and "text" in new
-                )
-                if left < 0:
-                    raise WireError(
-                        f"The text of the files is over {TEXT_CHARS_MAX} characters. "
-                        "Attach fewer or smaller ones.",
-                        param=where or "input",
-                        code="string_above_max_length",
-                    )
+                read = []
+                for number, part in enumerate(parts):
+                    new = await self._part(tenant, part, where and f"{where}[{number}]")
+                    if new is not part:
+                        self._room.take(new, where or "input")
+                    read.append(new)
                 item = item | {field: read}
             made.append(item)
         return made
@@ -145,7 +168,8 @@ class Attachments:
             self._texts.move_to_end(key)
             return self._texts[key]
         if kind in PARSERS:
-            sections = await _parsed(kind, sent, at)
+            async with self._parsing:
+                sections = await _parsed(kind, sent, at)
         else:
             sections = [Section("", _decoded(sent, at))]
         told = [f"[file: {' '.join(sent.name.split())}]"]
@@ -196,16 +220,16 @@ class Attachments:
         """Name and bytes of a stored file."""
         try:
             held = self._kept.get(file_id) or await self._files.get(tenant, file_id)
+            if held.value.size_bytes > bytes_max:
+                raise WireError(
+                    f"File '{file_id}' has {held.value.size_bytes} bytes; a model is given at most "
+                    f"{bytes_max} of one file.",
+                    param=at,
+                    code="file_too_large",
+                )
+            data = b"".join([chunk async for chunk in self._files.content(held)])
         except Missing as gone:
             raise WireError(str(gone), param=at, code="file_not_found") from None
-        if held.value.size_bytes > bytes_max:
-            raise WireError(
-                f"File '{file_id}' has {held.value.size_bytes} bytes; a model is given at most "
-                f"{bytes_max} of one file.",
-                param=at,
-                code="file_too_large",
-            )
-        data = b"".join([chunk async for chunk in self._files.content(held)])
         return held.value.filename, data
 
 

@@ -21,7 +21,7 @@ import structlog
 from perdure.core.blobs import Blob, Blobs
 from perdure.core.clock import Clock
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Damaged
+from perdure.core.errors import Conflict, Damaged, Missing
 from perdure.core.values import Finding, Record
 from perdure.surfaces.blobs import CLAIM_KEPT_S, NOBODY, BlobUses, Claim
 from perdure.surfaces.boots import SurfaceRecovery
@@ -134,14 +134,18 @@ class BlobKeeper:
         return Record((tenant, digest, self._clock.new_id("claim")), 1, claim)
 
     async def check(self, digest: str, size_bytes: int) -> None:
-        """Raises `Damaged` where the bytes of a reference are absent or of another size."""
+        """Raises what `lost` says where the bytes of a reference are absent or of another size."""
         stored = await self.blobs.size(digest)
         if stored != size_bytes:
             found = "absent" if stored is None else f"{stored} bytes"
-            raise self.damaged(digest, f"{size_bytes} bytes were stored, now it is {found}")
+            raise await self.lost(digest, f"{size_bytes} bytes were stored, now it is {found}")
 
-    def damaged(self, digest: str, why: str) -> Damaged:
-        """The error for bytes that are not what was written, noted as a trouble of the digest."""
+    async def lost(self, digest: str, why: str) -> Damaged | Missing:
+        """The error for bytes that are not what was written: damage, noted as a trouble of the
+        digest, unless nobody needs them, because what they were of was deleted since it was read.
+        """
+        if not await self.uses.needed(digest, [self._boot_id]):
+            return Missing(f"what the blob {digest} was of was deleted while it was read.")
         self.troubles[digest] = why
         return Damaged(f"the blob {digest}", why)
 
@@ -163,6 +167,8 @@ class BlobKeeper:
             tenant, digest, owner = reference.key
             try:
                 await self.check(digest, reference.value.size_bytes)
+            except Missing:
+                continue
             except Damaged as damage:
                 yield Finding(f"{damage.where} of {owner} (tenant {tenant})", damage.why)
 

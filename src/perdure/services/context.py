@@ -64,7 +64,7 @@ class Context:
         what cannot be read.
         """
         past = past or await self.past(tenant, request)
-        attachments = self._attachments.keeping(past.files)
+        attachments = self._attachments.for_request(past.files)
         history = await self._sealing.opened(tenant, past.history)
         history = await attachments.readable(tenant, history)
         items = await self._sealing.opened(tenant, items, at="input")

@@ -148,7 +148,8 @@ class Files:
         return self.shown(held)
 
     async def check(self, held: Held) -> None:
-        """Raises `Damaged` where bytes of a file are absent, or more or fewer than were stored."""
+        """Raises `Damaged` where bytes of a file are absent, or more or fewer than were stored, and
+        `Missing` where it was deleted since."""
         for piece in held.value.pieces:
             await self._keeper.check(piece.digest, piece.size_bytes)
 
@@ -192,7 +193,8 @@ class Files:
         self, held: Held, *, start: int = 0, size_bytes: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         """The file's bytes from `start`, at most `size_bytes`, each verified before it is given
-        out. Raises `Damaged` in place of the first that is not what was written."""
+        out. Raises `Damaged` in place of the first that is not what was written, and `Missing`
+        where the file was deleted since."""
         left = held.value.size_bytes - start
         if size_bytes is not None:
             left = min(left, size_bytes)
@@ -300,12 +302,13 @@ class Files:
                     del read[:size]
                     place = at // BLOCK_BYTES * SUM_BYTES
                     if xxhash.xxh3_64_digest(block) != sums[place : place + SUM_BYTES]:
-                        raise self._keeper.damaged(piece.digest, f"it is changed after byte {at}")
+                        why = f"it is changed after byte {at}"
+                        raise await self._keeper.lost(piece.digest, why)
                     yield block[max(start - at, 0) : end - at]
                     at += size
         except Damaged as damage:
-            raise self._keeper.damaged(piece.digest, damage.why) from damage
+            raise await self._keeper.lost(piece.digest, damage.why) from damage
         except Missing:
-            raise self._keeper.damaged(piece.digest, "its bytes are gone") from None
+            raise await self._keeper.lost(piece.digest, "its bytes are gone") from None
         if at < until:
-            raise self._keeper.damaged(piece.digest, f"it ends before byte {until}")
+            raise await self._keeper.lost(piece.digest, f"it ends before byte {until}")

@@ -15,6 +15,9 @@ from io import BytesIO
 
 import msgspec
 
+TEXT_CHARS_MAX = 1_000_000
+"""Of all files of one request together, earlier turns included. One that has more is not read to
+its end, because nothing can be done with it."""
 MEMORY_BYTES_MAX = 1024 * 1024 * 1024
 CPU_S_MAX = 20
 
@@ -94,8 +97,17 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S_MAX, CPU_S_MAX))
     data = sys.stdin.buffer.read()
-    sections = list(PARSERS[sys.argv[1]](data))
+    sections = list(_enough(PARSERS[sys.argv[1]](data)))
     sys.stdout.buffer.write(msgspec.json.encode(sections))
+
+
+def _enough(sections: Iterator[Section]) -> Iterator[Section]:
+    """The sections up to the one that is more than a request can have, and as much of that as shows
+    it."""
+    left = TEXT_CHARS_MAX
+    while left >= 0 and (section := next(sections, None)) is not None:
+        yield Section(section.label, section.text[: left + 1])
+        left -= len(section.text)
 
 
 if __name__ == "__main__":

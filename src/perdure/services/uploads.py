@@ -129,7 +129,7 @@ class Uploads:
         try:
             made = await self._made(caller.tenant, upload_id, request)
             return made or await self._complete(caller, upload_id, request)
-        except (Conflict, WireError):  # it may have been completed meanwhile, and its parts be gone
+        except (Conflict, Missing, WireError):  # it may have ended meanwhile, and its parts be gone
             made = await self._made(caller.tenant, upload_id, request)
             if made is None:
                 await self._pending(caller.tenant, upload_id)  # says what else it has become
