@@ -86,6 +86,53 @@ async def test_heads_are_bounded_and_nonsense_is_told_so(serve: Serve) -> None:
     assert server.service.connections.malformed == 1
 
 
+# proves O6
+async def test_a_body_that_comes_byte_by_byte_is_hung_up_on(serve: Serve) -> None:
+    server = await serve(limits__read_timeout_s=0.4)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"POST /v1/conversations HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000\r\n\r\n"
+    )
+
+    async def answered() -> bool:
+        writer.write(b" ")  # far more often than once in the timeout
+        return server.service.connections.late == 1
+
+    await wait_until(answered, 20, "the end of a body that hardly arrives")
+    status, error = told(await asyncio.wait_for(reader.read(), 20))
+    assert (status, error["code"]) == (408, "request_timeout")
+    writer.close()
+
+
+# proves O6
+async def test_small_headers_are_counted(serve: Serve) -> None:
+    server = await serve()
+    status, error = told(await server.raw(GET + b"x:\r\n" * 1000))
+    assert (status, error["code"]) == (431, "headers_too_large")
+
+
+# proves O6
+async def test_fields_behind_a_body_are_dropped(serve: Serve) -> None:
+    server = await serve(environment={"PERDURE_API_KEY": "secret"})
+    head = b"POST /v1/conversations HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    chunked = b"transfer-encoding: chunked\r\n\r\n0\r\nauthorization: Bearer %b\r\n\r\n"
+    key = b"authorization: Bearer secret\r\n"
+    assert told(await server.raw(head + chunked % b"secret"))[0] == 401
+    assert b" 200 OK" in await server.raw(head + key + chunked % b"wrong")
+
+
+# proves O6
+async def test_requests_far_ahead_of_their_answers_are_refused(serve: Serve) -> None:
+    server = await serve()
+    whole = GET + b"\r\n"
+    few = whole * 7 + GET + b"connection: close\r\n\r\n"
+    assert (await server.raw(few)).count(b"HTTP/1.1 200 OK") == 8
+    status, error = told(await server.raw(whole * 1000))
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert server.service.connections.malformed == 1
+    assert (await server.client.get("/livez")).status_code == 200
+
+
 # proves R1
 @pytest.mark.parametrize("path", ["/v1/responses", "/livez", "/nowhere", "/v1/responses/compact"])
 async def test_a_websocket_is_refused_on_every_path(

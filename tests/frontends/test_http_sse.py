@@ -140,6 +140,21 @@ async def test_a_stop_ends_streams_in_good_form_and_they_resume(
     assert rest[-1]["type"] == "response.completed"
 
 
+# proves O6
+async def test_a_client_that_asked_for_more_behind_a_stream_can_leave_it(server: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    body = json.dumps(asked("hang 2")).encode()
+    head = b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % len(body) + body + b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"response.created"), 20)
+    writer.close()
+
+    async def closed() -> bool:
+        return server.service.streams.stats.open == 0
+
+    await wait_until(closed, 20, "the stream's end")
+
+
 # proves R4
 async def test_a_reader_that_takes_nothing_is_dropped_and_delays_nobody(
     serve: Serve, upstream: ScriptedUpstream
