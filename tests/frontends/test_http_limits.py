@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import msgspec
 import pytest
 
@@ -198,6 +199,24 @@ async def test_a_key_has_a_rate(serve: Serve) -> None:
     assert 1 <= int(refused.headers["retry-after-ms"]) <= 10_000
     assert refused.headers["x-should-retry"] == "true"
     assert (await server.client.get("/readyz")).status_code == 200
+
+
+# proves O6
+async def test_unknown_keys_share_a_rate_and_take_nobody_elses(serve: Serve) -> None:
+    server = await serve(
+        environment={"PERDURE_API_KEY": "known"},
+        limits__requests_per_minute=6,
+        limits__burst=2,
+    )
+
+    async def ask(key: str | None) -> httpx.Response:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return await server.client.get("/v1/models", headers=headers)
+
+    guesses = [await ask(key) for key in ("knowm", "first", None, "k", "knownn")]
+    assert [guess.status_code for guess in guesses] == [401, 401, 429, 429, 429]
+    assert guesses[4].headers["retry-after"]
+    assert [(await ask("known")).status_code for _ in range(3)] == [200, 200, 429]
 
 
 # proves O6
