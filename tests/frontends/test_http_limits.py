@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import msgspec
 import pytest
 
@@ -86,6 +87,53 @@ async def test_heads_are_bounded_and_nonsense_is_told_so(serve: Serve) -> None:
     assert server.service.connections.malformed == 1
 
 
+# proves O6
+async def test_a_body_that_comes_byte_by_byte_is_hung_up_on(serve: Serve) -> None:
+    server = await serve(limits__read_timeout_s=0.4)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"POST /v1/conversations HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5000\r\n\r\n"
+    )
+
+    async def answered() -> bool:
+        writer.write(b" ")  # far more often than once in the timeout
+        return server.service.connections.late == 1
+
+    await wait_until(answered, 20, "the end of a body that hardly arrives")
+    status, error = told(await asyncio.wait_for(reader.read(), 20))
+    assert (status, error["code"]) == (408, "request_timeout")
+    writer.close()
+
+
+# proves O6
+async def test_small_headers_are_counted(serve: Serve) -> None:
+    server = await serve()
+    status, error = told(await server.raw(GET + b"x:\r\n" * 1000))
+    assert (status, error["code"]) == (431, "headers_too_large")
+
+
+# proves O6
+async def test_fields_behind_a_body_are_dropped(serve: Serve) -> None:
+    server = await serve(environment={"PERDURE_API_KEY": "secret"})
+    head = b"POST /v1/conversations HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    chunked = b"transfer-encoding: chunked\r\n\r\n0\r\nauthorization: Bearer %b\r\n\r\n"
+    key = b"authorization: Bearer secret\r\n"
+    assert told(await server.raw(head + chunked % b"secret"))[0] == 401
+    assert b" 200 OK" in await server.raw(head + key + chunked % b"wrong")
+
+
+# proves O6
+async def test_requests_far_ahead_of_their_answers_are_refused(serve: Serve) -> None:
+    server = await serve()
+    whole = GET + b"\r\n"
+    few = whole * 7 + GET + b"connection: close\r\n\r\n"
+    assert (await server.raw(few)).count(b"HTTP/1.1 200 OK") == 8
+    status, error = told(await server.raw(whole * 1000))
+    assert (status, error["type"]) == (400, "invalid_request_error")
+    assert server.service.connections.malformed == 1
+    assert (await server.client.get("/livez")).status_code == 200
+
+
 # proves R1
 @pytest.mark.parametrize("path", ["/v1/responses", "/livez", "/nowhere", "/v1/responses/compact"])
 async def test_a_websocket_is_refused_on_every_path(
@@ -151,6 +199,24 @@ async def test_a_key_has_a_rate(serve: Serve) -> None:
     assert 1 <= int(refused.headers["retry-after-ms"]) <= 10_000
     assert refused.headers["x-should-retry"] == "true"
     assert (await server.client.get("/readyz")).status_code == 200
+
+
+# proves O6
+async def test_unknown_keys_share_a_rate_and_take_nobody_elses(serve: Serve) -> None:
+    server = await serve(
+        environment={"PERDURE_API_KEY": "known"},
+        limits__requests_per_minute=6,
+        limits__burst=2,
+    )
+
+    async def ask(key: str | None) -> httpx.Response:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return await server.client.get("/v1/models", headers=headers)
+
+    guesses = [await ask(key) for key in ("knowm", "first", None, "k", "knownn")]
+    assert [guess.status_code for guess in guesses] == [401, 401, 429, 429, 429]
+    assert guesses[4].headers["retry-after"]
+    assert [(await ask("known")).status_code for _ in range(3)] == [200, 200, 429]
 
 
 # proves O6

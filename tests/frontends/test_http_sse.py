@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from perdure.core.errors import Damaged
@@ -133,11 +134,70 @@ async def test_a_stop_ends_streams_in_good_form_and_they_resume(
 
     async def stored(after: int) -> list[dict[str, Any]]:
         groups = server.node.gateway.events(started, after=after)
-        return [json.loads(event) async for group in groups for event in group]
+        return [msgspec.json.decode(event) async for group in groups for event in group]
 
     rest = await stored(seen[-1]["sequence_number"])
     assert seen + rest == await stored(-1)
     assert rest[-1]["type"] == "response.completed"
+
+
+# proves R4
+async def test_nothing_is_said_in_the_middle_of_a_large_event(
+    serve: Serve, upstream: ScriptedUpstream
+) -> None:
+    server = await serve(upstream__url=upstream.url, limits__heartbeat_s=0.01)
+    large = asked("count 3", instructions="x" * 3_000_000, stream=False)
+    made = await server.json("POST", "/v1/responses", large)
+    path = f"/v1/responses/{made['id']}?stream=true"
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=4096)
+    get = f"GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n"
+    writer.write(get.encode())
+    await reader.readuntil(b"\r\n\r\n")
+    taken = []
+    while part := await reader.read(4096):
+        taken.append(part)
+    writer.close()
+    chunked = b"".join(taken)
+    text = b""
+    while chunked:
+        size, _, chunked = chunked.partition(b"\r\n")
+        text += chunked[: int(size, 16)]
+        chunked = chunked[int(size, 16) + 2 :]
+    events = events_of(text.decode())
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["response"]["instructions"] == large["instructions"]
+
+
+# proves O2
+async def test_a_stop_in_the_middle_of_a_large_event_says_nothing_into_it(
+    serve: Serve, upstream: ScriptedUpstream
+) -> None:
+    server = await serve(upstream__url=upstream.url)
+    large = asked("count 3", instructions="x" * 8_000_000, stream=False)
+    made = await server.json("POST", "/v1/responses", large)
+    path = f"/v1/responses/{made['id']}?stream=true"
+    async with server.client.stream("GET", path) as stream:
+        parts = stream.aiter_text()
+        text = await begun(parts, holding="response.created")
+        await server.service.streams.end(0)
+        text += "".join([part async for part in parts])
+    assert server.service.streams.stats.stopped == 1
+    assert "the server is stopping" not in text
+
+
+# proves O6
+async def test_a_client_that_asked_for_more_behind_a_stream_can_leave_it(server: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    body = json.dumps(asked("hang 2")).encode()
+    head = b"POST /v1/responses HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n"
+    writer.write(head % len(body) + body + b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    await asyncio.wait_for(reader.readuntil(b"response.created"), 20)
+    writer.close()
+
+    async def closed() -> bool:
+        return server.service.streams.stats.open == 0
+
+    await wait_until(closed, 20, "the stream's end")
 
 
 # proves R4

@@ -257,18 +257,18 @@ class Gateway:
 
     async def events(self, started: Started, *, after: int) -> AsyncGenerator[list[bytes], None]:
         """Wire events numbered above `after` (a sequence number; -1 for all), in groups as they
-        become durable, up to the terminal one. Past the end of one that has ended: nothing. Raises
-        `Unavailable` for one that nobody generates and that has no end."""
+        become durable and as they are kept, shared by all who follow, up to the terminal one. Past
+        the end of one that has ended: nothing. Raises `Unavailable` for one that nobody generates
+        and that has no end."""
         store = self._store(started.stored)
-        held = await self._ending(started)
-        if held.value.status.terminal:
+        if (await self._ending(started)).value.status.terminal:
             tip = await store.state.engine.tip(EVENTS, started.key)
             if after + 1 >= tip.last:
                 return
         async for entries in store.tail.follow(
             EVENTS, started.key, after=after + 1, ended=_is_last
         ):
-            yield [bytes(entry.value) for entry in entries]
+            yield [entry.value for entry in entries]
 
     async def finished(self, started: Started) -> bytes:
         """The terminal wire body, once there is one. Raises `UpstreamFailed` for one that ended

@@ -6,7 +6,7 @@ its entry less one, so that `response.created` is 0. Until then the next one may
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -222,3 +222,12 @@ def encode_events(events: Iterable[Event], *, after: int) -> list[bytes]:
 def sse(type: str, data: bytes) -> bytes:
     """One server-sent event. JSON text holds no line break, so one `data` line is enough."""
     return b"event: %b\ndata: %b\n\n" % (type.encode(), data)
+
+
+def sse_pieces(type: str, data: bytes, size_bytes: int) -> Iterator[bytes]:
+    """The same in pieces: nobody has to hold a large event a second time."""
+    yield b"event: %b\ndata: " % type.encode()
+    view = memoryview(data)
+    for start in range(0, view.nbytes, size_bytes):
+        yield bytes(view[start : start + size_bytes])
+    yield b"\n\n"

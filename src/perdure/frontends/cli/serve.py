@@ -18,6 +18,7 @@ from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import complaints, console, recovered, seconds
 from perdure.frontends.http.errors import places
 from perdure.frontends.http.server import serve as run_server
+from perdure.services.config import Config
 from perdure.services.lifecycle import Node
 from perdure.services.neighbours import neighbours
 
@@ -57,23 +58,31 @@ def serve(
         upstream__continues=upstream_continues,
     )
     _configure_logs()
-    _allow_files(settings.limits.connections_max + _FILES_BESIDE)
+    settings = _within_files(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run_server(settings, ready=_say_ready))
     console.print("stopped")
 
 
-def _allow_files(wanted: int) -> None:
-    """Let this process open a file for every connection it may have, as far as the system does."""
+def _within_files(settings: Config) -> Config:
+    """Let this process open a file for every connection it may have, as far as the system does.
+    Where that is not far enough, connections are capped below it: they are refused by name while
+    the store can still open what it needs."""
+    allowed = settings.limits.connections_max
+    wanted = allowed + _FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < wanted:
-        complaints.print(
-            f"[yellow]warning[/] this process may open {most} files, and limits.connections_max "
-            f"needs {wanted}: connections beyond that will wait"
-        )
+    if most == wanted:
+        return settings
+    cap = max(most // 2, most - _FILES_BESIDE)
+    complaints.print(
+        f"[yellow]warning[/] this process may open {most} files, and limits.connections_max = "
+        f"{allowed} needs {wanted}: connections beyond {cap} are refused. Raise `ulimit -n`."
+    )
+    limits = msgspec.structs.replace(settings.limits, connections_max=cap)
+    return msgspec.structs.replace(settings, limits=limits)
 
 
 class _JsonLines(logging.Formatter):

@@ -1,7 +1,9 @@
 """Admission: who may call, how often, and from which pages.
 
 Keys are compared by digest in constant time, every one of them, so that neither the time nor the
-order tells anything about them. Names of keys in logs and limits are short digests.
+order tells anything about them. Names of keys in logs and limits are short digests. Callers whose
+key is unknown share one rate among themselves; it is never one of a known key, or whoever sends
+wrong ones could lock everyone out.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from perdure.frontends.http.call import Call, Principal
 from perdure.frontends.http.errors import Forbidden, TooManyRequests, Unauthorized
 
 ANYONE = Principal(DEFAULT_TENANT, "anyone")
+STRANGER = Principal(DEFAULT_TENANT, "stranger")
 OPERATOR = Principal(DEFAULT_TENANT, "operator", operator=True)
 
 _LOCAL_NAMES = {b"localhost", b"127.0.0.1", b"[::1]"}
@@ -66,7 +69,7 @@ class Admission:
         ]
         self._buckets = {
             caller.name: Bucket(per_minute, burst, clock.monotonic_s())
-            for caller in (self._anyone, *(caller for _, caller in self._callers))
+            for caller in (self._anyone, STRANGER, *(caller for _, caller in self._callers))
             if per_minute
         }
 
@@ -77,13 +80,18 @@ class Admission:
 
     def admit(self, call: Call) -> Principal:
         """Who calls. Raises `Unauthorized`, `Forbidden` or `TooManyRequests`."""
-        caller = self._identify(call) if self._callers else self._local(call)
-        bucket = self._buckets.get(caller.name)
-        if bucket is not None:
-            wait_s = bucket.take(self._clock.monotonic_s())
-            if wait_s:
-                raise TooManyRequests(self._per_minute, wait_s)
+        try:
+            caller = self._identify(call) if self._callers else self._local(call)
+        except Unauthorized:
+            self._take(STRANGER)
+            raise
+        self._take(caller)
         return caller
+
+    def _take(self, caller: Principal) -> None:
+        bucket = self._buckets.get(caller.name)
+        if bucket is not None and (wait_s := bucket.take(self._clock.monotonic_s())):
+            raise TooManyRequests(self._per_minute, wait_s)
 
     def _local(self, call: Call) -> Principal:
         _require_same_machine(call)

@@ -2,7 +2,8 @@
 
 uvicorn's protocol has no limit on how slowly or how long a request's head may arrive; here every
 wait of a connection has an end. A timer exists only while a request is incomplete, so a request
-that arrives whole costs nothing.
+that arrives whole costs nothing. What one connection can make this process hold is bounded too:
+the size and number of its headers, and how many requests it may send ahead of their answers.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 from typing import Any, cast
 
 import msgspec
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config as UvicornConfig
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from perdure.frontends.http.journal import AccessLog
@@ -22,6 +24,16 @@ from perdure.wire.errors import ErrorBody, ErrorDetail
 _LINGER_BYTES_MAX = 1024 * 1024 * 1024
 """How much of a body is read and thrown away after its request was refused, so that an honest
 client gets to read why."""
+
+_HEADERS_MAX = 128
+"""Of a head that has not ended. Each costs many times the bytes it is sent in."""
+
+_AHEAD_MAX = 16
+"""Requests that may wait behind the one being answered. Of the smallest ones, thousands fit into
+what is read at once, and each costs many times its bytes."""
+
+_PROGRESS_BYTES = 4096
+"""How much of a body must come in every `limits.read_timeout_s`, however often some of it does."""
 
 _CONTINUE = b"HTTP/1.1 100"
 
@@ -60,6 +72,10 @@ class _Joined:
         self._transport.close()
 
 
+class _TooFarAhead(Exception):
+    """Raised into the parser to make it stop."""
+
+
 class ConnectionStats(msgspec.Struct):
     """Connections refused or dropped since the start, by why."""
 
@@ -92,6 +108,8 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._ended_one = False
         self._discarded_bytes = 0
+        self._awaited_bytes = 0
+        self._answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -105,6 +123,9 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         self._stop_stall()
         super().connection_lost(exc)
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True  # uvicorn tells only the request that came last
+            self._answered.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._ended_one = False
@@ -113,7 +134,9 @@ class Connection(HttpToolsProtocol):
             return
         if self._in_head and not self._ended_one:  # else the bytes belong to another request too
             self._head_bytes += len(data)
-        if self._head_bytes > self.limits.head_bytes_max:
+        if self._head_bytes > self.limits.head_bytes_max or (
+            self._in_head and len(self.headers) > _HEADERS_MAX
+        ):
             self._refuse(431, "headers_too_large", "The request's headers are too large.")
         else:
             self._watch()
@@ -121,11 +144,18 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
+        if len(self.pipeline) > _AHEAD_MAX:
+            raise _TooFarAhead
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # fields behind a body are dropped: they could replace those before it
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_bytes = 0
         self._discarded_bytes = 0
+        self._awaited_bytes = 0
         self._stop_timer()
         super().on_headers_complete()
         if self._asks_for_websocket():
@@ -133,7 +163,12 @@ class Connection(HttpToolsProtocol):
         if self.scope["method"] != "HEAD":
             self.cycle.transport = cast(asyncio.Transport, _Joined(self.transport))
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_body(self, body: bytes) -> None:
+        self._awaited_bytes -= len(body)
         if self.cycle.response_complete:
             self._discarded_bytes += len(body)
             if self._discarded_bytes > _LINGER_BYTES_MAX:
@@ -177,15 +212,21 @@ class Connection(HttpToolsProtocol):
         self._refuse(400, "invalid_request", msg)
 
     def _watch(self) -> None:
-        """Start the timer that what is missing now needs: a body may pause so long, a head must be
-        there so long after its first byte, or after the last sign of a client that says nothing."""
+        """Start the timer that what is missing now needs: some of a body must come in every so
+        long, a head must be there so long after its first byte, or after the last sign of a client
+        that says nothing."""
         if self._incomplete():
-            self._stop_timer()
-            self._timer = self.loop.call_later(self.limits.read_timeout_s, self._body_late)
+            if self._awaited_bytes <= 0:
+                self._await_body()
         elif not self._in_head and self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
         elif self._timer is None:
             self._timer = self.loop.call_later(self.limits.head_timeout_s, self._head_late)
+
+    def _await_body(self) -> None:
+        self._stop_timer()
+        self._awaited_bytes = _PROGRESS_BYTES
+        self._timer = self.loop.call_later(self.limits.read_timeout_s, self._body_late)
 
     def _incomplete(self) -> bool:
         return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
@@ -198,6 +239,9 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _body_late(self) -> None:
+        if self.flow.read_paused:
+            self._await_body()  # it is this server that does not take more
+            return
         self.stats.late += 1
         if self._incomplete() and not self.cycle.response_started:
             self._refuse(408, "request_timeout", "The request's body stopped arriving.")
@@ -214,7 +258,7 @@ class Connection(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        cycle = self.cycle
+        cycle = self._answered
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.close()  # nothing may stand in the middle of another answer
             return

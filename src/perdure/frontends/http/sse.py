@@ -1,9 +1,9 @@
 """Server-sent events: durable events out, as fast as each client takes them.
 
 Nothing is queued here. A client's events come from its own place in the log, and `Call.write`
-waits while the connection's buffer (64 KiB) is full, so a slow reader costs one buffer and delays
-nobody. One that takes nothing for `limits.stall_timeout_s` loses its connection (see `protocol`):
-the events are durable, and it resumes by sequence number.
+waits while the connection's buffer (64 KiB) is full; what is larger is written in pieces. So a
+slow reader costs one buffer and delays nobody. One that takes nothing for `limits.stall_timeout_s`
+loses its connection (see `protocol`): the events are durable, and it resumes by sequence number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import structlog
 from perdure.core.errors import PerdureError, Unavailable
 from perdure.frontends.http.call import Call, EventStream
 from perdure.wire.errors import body_of
-from perdure.wire.events import ErrorEvent, encode_event, sse, type_of
+from perdure.wire.events import ErrorEvent, encode_event, sse, sse_pieces, type_of
 
 _log = structlog.get_logger("perdure.http")
 
@@ -27,6 +27,10 @@ DONE = b"data: [DONE]\n\n"
 last event does not get it."""
 
 FAREWELL = b": the server is stopping; resume with starting_after\n\n"
+
+
+PIECE_BYTES = 64 * 1024
+"""More than this is not handed to a connection at once."""
 
 
 class StreamStats(msgspec.Struct):
@@ -44,6 +48,34 @@ class _Head(msgspec.Struct):
 
 
 _head = msgspec.json.Decoder(_Head)
+
+
+class _Events:
+    """Events on their way to one client. Those that leave in pieces are not to be spoken into."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._turn = asyncio.Lock()
+        self.whole = True
+
+    async def send(self, types: list[str], group: list[bytes]) -> None:
+        """Send a group; it returns when the connection can take more."""
+        async with self._turn:
+            if sum(memoryview(event).nbytes for event in group) <= PIECE_BYTES:
+                parts = [sse(type, event) for type, event in zip(types, group, strict=True)]
+                await self._call.write(b"".join(parts))
+                return
+            for type, event in zip(types, group, strict=True):
+                self.whole = False
+                for piece in sse_pieces(type, event, PIECE_BYTES):
+                    await self._call.write(piece)
+                self.whole = True
+
+    async def show_life(self) -> None:
+        """Send a comment, unless the client has yet to take what it was sent."""
+        if not self._turn.locked():
+            async with self._turn:
+                await self._call.write(HEARTBEAT)
 
 
 class Streams:
@@ -67,8 +99,9 @@ class Streams:
     async def serve(self, call: Call, stream: EventStream) -> None:
         """Send a stream to its end, or until its client leaves or the server stops."""
         await call.begin(stream.headers)
-        pump = asyncio.create_task(self._pump(call, stream))
-        watch = asyncio.create_task(self._watch(call))
+        events = _Events(call)
+        pump = asyncio.create_task(self._pump(call, stream, events))
+        watch = asyncio.create_task(self._watch(call, events))
         self._pumps.add(pump)
         self.stats.open += 1
         if self._stopping:
@@ -77,7 +110,8 @@ class Streams:
             await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
             if pump.cancelled():
                 self.stats.stopped += 1
-                await call.write(_CUT if stream.framed else FAREWELL, last=True)
+                farewell = _CUT if stream.framed else FAREWELL
+                await call.write(farewell if events.whole else b"", last=True)
             elif not pump.done():
                 self.stats.disconnected += 1
                 if stream.left is not None:
@@ -93,7 +127,7 @@ class Streams:
             if not task.cancelled():
                 task.result()
 
-    async def _pump(self, call: Call, stream: EventStream) -> None:
+    async def _pump(self, call: Call, stream: EventStream, events: _Events) -> None:
         last = 0
         async with aclosing(stream.groups) as groups:
             try:
@@ -103,10 +137,7 @@ class Streams:
                         continue
                     heads = [_head.decode(event) for event in group]
                     last = heads[-1].sequence_number
-                    parts = [
-                        sse(head.type, event) for head, event in zip(heads, group, strict=True)
-                    ]
-                    await call.write(b"".join(parts))
+                    await events.send([head.type for head in heads], group)
             except PerdureError as error:
                 self.stats.failed += 1
                 _log.warning("a stream ended early", request_id=call.request_id, code=error.code)
@@ -115,7 +146,7 @@ class Streams:
                 return
         await call.write(b"" if stream.framed else DONE, last=True)
 
-    async def _watch(self, call: Call) -> None:
+    async def _watch(self, call: Call, events: _Events) -> None:
         """Send a comment in every quiet period; return when the client has left."""
         while True:
             try:
@@ -123,7 +154,7 @@ class Streams:
                     await call.disconnected()
                 return
             except TimeoutError:
-                await call.write(HEARTBEAT)
+                await events.show_life()
 
 
 def _framed(error: PerdureError) -> bytes:
