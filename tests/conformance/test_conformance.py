@@ -14,7 +14,7 @@ from perdure.proving import conformance
 from perdure.proving.conformance import RULES
 from perdure.proving.rules import Rule
 from perdure.proving.subject import Subject
-from tests.conformance.subjects import KNOWN
+from perdure.proving.subjects import KNOWN
 from tests.conftest import PROVEN_ON
 
 ASKED = conformance.asked_for(KNOWN, os.environ)

@@ -8,7 +8,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from perdure.proving.differential import machine
 from perdure.proving.subject import Subject
-from tests.conformance.subjects import KNOWN
+from perdure.proving.subjects import KNOWN
 from tests.conformance.test_conformance import ASKED
 
 THOROUGH = settings(

@@ -10,6 +10,7 @@ import pytest
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.drill import Trial
+from perdure.proving.planted_disks import DISKS
 
 
 # proves C3
@@ -22,37 +23,7 @@ async def test_no_power_cut_loses_a_blob_or_shows_half_of_one(tmp_path: Path) ->
     assert trial.cases > 100
 
 
-class ForgetsToSyncBytes(RecordingDisk):
-    def sync(self, fd: int, path: Path) -> None:
-        pass
-
-
-class ForgetsToSyncNames(RecordingDisk):
-    def sync_directory(self, path: Path) -> None:
-        pass
-
-
-class ForgetsToSyncNewDirectories(RecordingDisk):
-    def make_directory(self, path: Path) -> None:
-        for part in reversed([part for part in (path, *path.parents) if not part.exists()]):
-            self.add_directory(part)
-
-
-class WritesInPlace(RecordingDisk):
-    """Copies the bytes under their name instead of renaming the file."""
-
-    def replace(self, source: Path, target: Path) -> None:
-        data = source.read_bytes()
-        fd = self.open_new(target)
-        self.write_all(fd, data, target)
-        self.sync(fd, target)
-        self.unlink(source)
-
-
-@pytest.mark.parametrize(
-    "planted",
-    [ForgetsToSyncBytes, ForgetsToSyncNames, ForgetsToSyncNewDirectories, WritesInPlace],
-)
+@pytest.mark.parametrize("planted", DISKS.values(), ids=lambda planted: planted.__name__)
 async def test_a_disk_that_does_less_than_it_says_is_caught(
     planted: Callable[[], RecordingDisk], tmp_path: Path
 ) -> None:

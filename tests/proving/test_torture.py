@@ -13,10 +13,12 @@ from perdure.core.errors import Invalid
 from perdure.engines import sqlite_commit, sqlite_driver
 from perdure.engines.sqlite_commit import Committer
 from perdure.frontends.cli.main import app
+from perdure.proving import torture as proving_torture
 from perdure.proving.drills import DRILLS
 from perdure.proving.drills.cuts import CutEngine
-from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.drill import Drill, Subject, Trial
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.faults import POWER_CUT
 from perdure.proving.torture import Order, Report, torture
 
 
@@ -128,3 +130,46 @@ def test_the_command_says_what_held_and_leaves_nothing(tmp_path: Path) -> None:
 def test_an_engine_that_promises_nothing_is_refused() -> None:
     run = CliRunner().invoke(app, ["torture", "--engine", "memory://"])
     assert isinstance(run.exception, Invalid)
+
+
+def test_a_refused_order_leaves_nothing(tmp_path: Path) -> None:
+    run = CliRunner().invoke(
+        app, ["torture", "--engine", f"sqlite:///{tmp_path}/state.db", "--faults", "flood"]
+    )
+    assert isinstance(run.exception, Invalid)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("synced_less")
+def test_the_command_ends_with_1_and_says_how_to_see_a_violation_again(tmp_path: Path) -> None:
+    asked = ["--engine", f"sqlite:///{tmp_path}/state.db", "--faults", "power-cut"]
+    run = CliRunner().invoke(app, ["torture", *asked, "--subject", "engine", "--seconds", "30"])
+    assert run.exit_code == 1
+    assert "VIOLATION power-cut / engine case" in run.stdout
+    assert f"again: perdure torture --engine sqlite:///{tmp_path}/state.db --faults" in run.stdout
+    (kept,) = tmp_path.iterdir()
+    assert f"kept in {kept}" in run.stdout
+
+
+class Lacking:
+    """A drill that this machine cannot run."""
+
+    fault = POWER_CUT
+    subject: Subject = "engine"
+    says = "nothing"
+
+    def lacks(self) -> str | None:
+        return "it needs root: run it as root, or believe the other drills."
+
+    async def run(self, trial: Trial) -> None:
+        raise AssertionError("it was run")
+
+
+def test_what_could_not_be_tested_is_said_and_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proving_torture, "DRILLS", (Lacking(),))
+    run = CliRunner().invoke(app, ["torture", "--engine", f"sqlite:///{tmp_path}/state.db"])
+    assert run.exit_code == 1
+    assert "not tested here: power-cut / engine: it needs root" in run.stdout
+    assert "nothing was tested" in run.stdout

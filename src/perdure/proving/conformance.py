@@ -48,6 +48,20 @@ async def run(rule: Rule, subject: Subject, directory: Path) -> None:
         await store.close()
 
 
+async def first_broken(
+    subject: Subject, directory: Path, rules: Sequence[Rule] = RULES
+) -> str | None:
+    """The first rule that an engine does not keep, and how; None where it keeps them all."""
+    for number, rule in enumerate(rules):
+        fresh = _fresh(directory, number)
+        if await applies(rule, subject, fresh / "asked"):
+            try:
+                await run(rule, subject, fresh)
+            except Exception as error:
+                return f"{rule.name}: {type(error).__name__}: {error}"
+    return None
+
+
 async def prove(subject: Subject, directory: Path, rules: Sequence[Rule] = RULES) -> None:
     """Run every rule, each in its own directory under `directory`, and print what came out.
 
@@ -56,9 +70,7 @@ async def prove(subject: Subject, directory: Path, rules: Sequence[Rule] = RULES
     failed: list[str] = []
     skipped: list[str] = []
     for number, rule in enumerate(rules):
-        fresh = directory / f"{number}"
-        for part in (fresh, fresh / "asked"):
-            part.mkdir(parents=True)
+        fresh = _fresh(directory, number)
         if not await applies(rule, subject, fresh / "asked"):
             skipped.append(rule.name)
             continue
@@ -86,3 +98,11 @@ def asked_for(known: Mapping[str, Subject], environment: Mapping[str, str]) -> l
             "be proven here. Install its driver, or ask for another."
         )
     return [known[name] for name in names]
+
+
+def _fresh(directory: Path, number: int) -> Path:
+    """The directory of one rule, with one in it for asking whether the rule applies."""
+    fresh = directory / f"{number}"
+    for part in (fresh, fresh / "asked"):
+        part.mkdir(parents=True)
+    return fresh

@@ -12,14 +12,17 @@ import argparse
 import asyncio
 import importlib
 import importlib.util
+import math
 import random
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
 import msgspec
 
+from perdure.core.disk import Disk
 from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check
@@ -116,8 +119,18 @@ def report(campaign: Campaign, cycles: int, again: str) -> Report:
     )
 
 
-async def run(home: Path, cycles: int, seed: str, plant: str | None, *, quiet: bool) -> Report:
-    """Live until a violation, or as often as asked."""
+async def run(
+    home: Path,
+    cycles: int,
+    seed: str,
+    plant: str | None,
+    *,
+    quiet: bool,
+    seconds: float = math.inf,
+) -> Report:
+    """Live until a violation, or as often as asked, or until `seconds` are over."""
+    Disk().make_directory(home)
+    ends_s = time.monotonic() + seconds
     async with Stage(home) as stage:
         with Campaign(stage, home, seed=seed, plant=plant, more=official()) as campaign:
             for cycle in range(1, cycles + 1):
@@ -126,7 +139,7 @@ async def run(home: Path, cycles: int, seed: str, plant: str | None, *, quiet: b
                 sound = await campaign.live(life)
                 if not quiet:
                     print(f"{cycle:4}/{cycles} {life}: {_told(campaign)}", flush=True)
-                if not sound:
+                if not sound or time.monotonic() > ends_s:
                     break
     planted = f" --plant {plant}" if plant else ""
     again = f"python -m perdure.proving.crash --cycles {cycle} --seed {seed}{planted}"
@@ -163,14 +176,23 @@ def main() -> None:
     """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cycles", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after these")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug that should be caught")
     parser.add_argument("--home", type=Path, help="where data and evidence go [default: temporary]")
     parser.add_argument("--json", action="store_true", help="print the report as JSON only")
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="perdure-crash-"))
-    home.mkdir(parents=True, exist_ok=True)
-    told = asyncio.run(run(home, options.cycles, options.seed, options.plant, quiet=options.json))
+    told = asyncio.run(
+        run(
+            home,
+            options.cycles,
+            options.seed,
+            options.plant,
+            quiet=options.json,
+            seconds=options.seconds,
+        )
+    )
     if options.json:
         print(msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
     else:

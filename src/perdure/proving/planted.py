@@ -256,16 +256,16 @@ def _take_it_for_more() -> None:
     _replace("new", lambda self, said: said, Continuation)
 
 
-def _trust_rows() -> None:
+def unchecked_record(
+    records: Records[Any], key: Key, place: str, row: tuple[int, int, bytes, bytes | None]
+) -> Record[Any]:
     """Decode what stands in a row, whatever its checksum."""
+    version, _, value, attachment = row
+    return Record(key, version, records.decode(key, value), attachment)
 
-    def unchecked(
-        records: Records[Any], key: Key, place: str, row: tuple[int, int, bytes, bytes | None]
-    ) -> Record[Any]:
-        version, _, value, attachment = row
-        return Record(key, version, records.decode(key, value), attachment)
 
-    _replace("checked_record", unchecked, sqlite, sqlite_schema)
+def _trust_rows() -> None:
+    _replace("checked_record", unchecked_record, sqlite, sqlite_schema)
 
 
 def _names_before_bytes() -> None:

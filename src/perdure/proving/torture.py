@@ -7,9 +7,11 @@ choice comes from the seed; how far a drill gets depends on the time it is given
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +30,8 @@ Progress = Callable[[str, int, int], None]
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to torture. `faults` and `subject` choose drills (empty: all); `seconds` are shared by
-    them; `case` repeats one case of one drill."""
+    them; `case` repeats one case of one drill. `engine` is what the command that repeats one
+    names."""
 
     home: Path
     seed: str
@@ -36,6 +39,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[str, ...] = ()
     subject: str | None = None
     case: int | None = None
+    engine: str | None = None
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +68,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to, on which machine."""
+    """What a run came to, on which machine. It is not `ok` where nothing could be judged."""
 
     ok: bool
     seed: str
@@ -101,12 +105,15 @@ async def torture(order: Order, progress: Progress) -> Report:
     rows: dict[Drill, Row] = {}
     for at, drill in enumerate(ready):
         left_s = order.seconds - (time.monotonic() - began_s)
-        rows[drill] = await _row(drill, order, max(1.0, left_s / (len(ready) - at)), progress)
+        name = f"{at + 1} of {len(ready)}: {drill.fault.name} / {drill.subject}"
+        told = partial(progress, name)
+        rows[drill] = await _row(drill, order, max(1.0, left_s / (len(ready) - at)), told)
     for drill in drills:
         if (lacks := drill.lacks()) is not None and drill not in rows:
             rows[drill] = _named(drill, lacks=lacks)
     return Report(
-        ok=not any(row.violations for row in rows.values()),
+        ok=not any(row.violations for row in rows.values())
+        and any(row.cases for row in rows.values()),
         seed=order.seed,
         seconds=round(time.monotonic() - began_s, 1),
         version=__version__,
@@ -116,16 +123,15 @@ async def torture(order: Order, progress: Progress) -> Report:
     )
 
 
-async def _row(drill: Drill, order: Order, seconds: float, progress: Progress) -> Row:
-    name = f"{drill.fault.name} / {drill.subject}"
+async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, int], None]) -> Row:
     trial = Trial(
         order.home / f"{drill.fault.name}-{drill.subject}",
         order.seed,
         seconds=seconds,
         case=order.case,
-        told=lambda done, planned: progress(name, done, planned or 0),
+        told=lambda done, planned: told(done, planned or 0),
     )
-    progress(name, 0, 0)
+    told(0, 0)
     try:
         await drill.run(trial)
     except TooLate as late:
@@ -150,9 +156,10 @@ def _named(drill: Drill, **what: object) -> Row:
 
 def _again(drill: Drill, order: Order, violation: Violation) -> str:
     """The command that judges this case again."""
+    engine = f"--engine {shlex.quote(order.engine)} " if order.engine else ""
     return (
-        f"perdure torture --faults {drill.fault.name} --subject {drill.subject} "
-        f"--seed {order.seed} --case {violation.case}"
+        f"perdure torture {engine}--faults {drill.fault.name} --subject {drill.subject} "
+        f"--seed {shlex.quote(order.seed)} --case {violation.case}"
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +13,10 @@ import typer
 from perdure.core.disk import Disk
 from perdure.core.errors import Invalid
 from perdure.frontends.cli.options import AsJson
-from perdure.frontends.cli.output import console, say_json, shown_progress, table
+from perdure.frontends.cli.output import complaints, console, say_json, shown_progress, table
 from perdure.proving.drills.drill import Subject
 from perdure.proving.faults import FAULTS
-from perdure.proving.torture import Order, Report, covered
+from perdure.proving.torture import Order, Progress, Report, covered
 from perdure.proving.torture import torture as run
 
 _NAMES = ", ".join(fault.name for fault in FAULTS)
@@ -22,8 +24,8 @@ _NAMES = ", ".join(fault.name for fault in FAULTS)
 
 def torture(
     engine: Annotated[
-        str, typer.Option(help="What to torture; a path says on which disk, beside it.")
-    ] = "sqlite:///perdure-torture/state.db",
+        str, typer.Option(help="What to torture: a new store, on the disk of this path.")
+    ] = "sqlite:///state.db",
     faults: Annotated[str, typer.Option(help=f"Only these, with commas between: {_NAMES}.")] = "",
     subject: Annotated[Subject | None, typer.Option(help="Only drills of this part.")] = None,
     seconds: Annotated[float, typer.Option(help="The time to share among the drills.")] = 120,
@@ -32,7 +34,10 @@ def torture(
     json: AsJson = False,
 ) -> None:
     """Put an engine, its blobs and the server to every fault this machine can make, in a
-    directory of its own, and say what held. Exits with 1 on a violation."""
+    directory of its own, and say what held. Needs no root; says what it could not test, and why.
+
+    Exits with 0 if all that was tested holds, with 1 on a violation or where nothing could be
+    tested, with 2 if what is asked for makes no sense."""
     order = Order(
         home=_home(engine),
         seed=seed,
@@ -40,18 +45,37 @@ def torture(
         faults=tuple(name.strip() for name in faults.split(",") if name.strip()),
         subject=subject,
         case=case,
+        engine=engine,
     )
-    disk = Disk()
-    with shown_progress() as progress:
-        report = asyncio.run(run(order, progress))
-    if report.ok:
-        disk.remove_tree(order.home)
+    kept = False
+    try:
+        with _progress() as progress:
+            report = asyncio.run(run(order, progress))
+        kept = any(row.violations for row in report.rows)
+    finally:
+        if not kept:
+            Disk().remove_tree(order.home)
     if json:
         say_json(report)
     else:
         _show(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere a line when something begins."""
+    with shown_progress() as shown:
+        if complaints.is_terminal:
+            yield shown
+            return
+
+        def told(what: str, done: int, total: int) -> None:
+            if done == 0:
+                complaints.print(what)
+
+        yield told
 
 
 def _home(engine: str) -> Path:
@@ -68,18 +92,34 @@ def _home(engine: str) -> Path:
 
 
 def _show(report: Report) -> None:
-    rows = table("fault", "subject", "cases", "seconds", "verdict")
+    rows = table("fault", "subject", "cases", "of", "seconds", "verdict")
     for row in report.rows:
-        of = f" of {row.planned}" if row.planned not in (None, row.cases) else ""
-        rows.add_row(row.fault, row.subject, f"{row.cases}{of}", f"{row.seconds:.1f}", row.verdict)
+        of = "" if row.planned is None else f"{row.planned:,}"
+        rows.add_row(
+            row.fault, row.subject, f"{row.cases:,}", of, f"{row.seconds:.1f}", row.verdict
+        )
+    for column in rows.columns[2:5]:
+        column.justify = "right"
     console.print(rows)
     console.print(f"\n{covered(report.rows)}, seed {report.seed}, {report.seconds:.0f} s")
     for row in report.rows:
         if row.lacks is not None:
-            console.print(f"not tested here: {row.fault} / {row.subject}: {row.lacks}")
+            console.print(
+                f"not tested here: {row.fault} / {row.subject}: {row.lacks}", markup=False
+            )
         for violation in row.violations:
-            console.print(f"[red]VIOLATION[/] {row.fault} / {row.subject} case {violation.case}: ")
-            console.print(f"  {violation.what} (kept in {violation.kept})", markup=False)
+            console.print(f"[red]VIOLATION[/] {row.fault} / {row.subject} case {violation.case}:")
+            console.print(f"  {violation.what}", markup=False)
+            console.print(f"  kept in {violation.kept}", markup=False)
         if row.again is not None:
             console.print(f"  again: {row.again}", markup=False)
-    console.print("every promise that was tested holds" if report.ok else "a promise is broken")
+    console.print(_conclusion(report))
+
+
+def _conclusion(report: Report) -> str:
+    wrong = sum(len(row.violations) for row in report.rows)
+    if wrong:
+        return f"a promise is broken: {wrong} violation{'s' if wrong > 1 else ''}"
+    if not report.ok:
+        return "nothing was tested: give it more --seconds, or what it lacks"
+    return "every promise that was tested holds"

@@ -1,0 +1,193 @@
+"""Every planted bug, put where it belongs, and what catches it: the proof that proofs can fail.
+
+The server's bugs live through short campaigns, an engine's through the conformance suite, a disk's
+through the states that a power cut leaves, and bugs inside the SQLite engine through the drills of
+`perdure torture`. `catch` says what first showed a bug, or None: then a proof is worth nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from perdure.core.disk import Disk
+from perdure.core.engine import Engine
+from perdure.engines import sqlite, sqlite_commit, sqlite_driver, sqlite_schema
+from perdure.engines.sqlite_commit import Committer
+from perdure.engines.wrapping import Wrapping
+from perdure.proving import conformance
+from perdure.proving.campaign import Campaign, Stage
+from perdure.proving.crashstates import RecordingDisk
+from perdure.proving.drills.blob_cuts import CutBlobs
+from perdure.proving.drills.cuts import CutEngine
+from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.planted import PLANTS, unchecked_record
+from perdure.proving.planted_disks import DISKS
+from perdure.proving.planted_engines import PLANTED, subject_of
+from perdure.proving.planted_lives import CASES, Case, live
+from perdure.proving.rules import logs
+from perdure.proving.subjects import KNOWN
+
+_SECONDS = 60.0
+"""What a drill is given to catch a bug."""
+
+Catch = Callable[[Stage, Path], Awaitable[str | None]]
+
+
+class Bug(msgspec.Struct, frozen=True):
+    """A planted bug: what is wrong, the part that has it, and what catches it in an empty
+    directory."""
+
+    says: str
+    part: str
+    by: str
+    catch: Catch
+
+
+class Caught(msgspec.Struct, frozen=True):
+    """What became of a planted bug. `shown` is what first showed it, None if nothing did."""
+
+    says: str
+    part: str
+    by: str
+    shown: str | None
+    seconds: float
+
+
+async def catch_all(home: Path, told: Callable[[str, int, int], None]) -> list[Caught]:
+    """Plant every bug, one after the other."""
+    found: list[Caught] = []
+    async with _staged(home) as stage:
+        for number, bug in enumerate(BUGS):
+            told(f"planted: {bug.says}", number, len(BUGS))
+            began_s = time.monotonic()
+            shown = await bug.catch(stage, home / f"bug-{number}")
+            if shown is not None:
+                shown = shown.replace(f"{home}/", "")
+            taken_s = round(time.monotonic() - began_s, 2)
+            found.append(Caught(bug.says, bug.part, bug.by, shown, taken_s))
+    return found
+
+
+@asynccontextmanager
+async def _staged(home: Path) -> AsyncIterator[Stage]:
+    Disk().make_directory(home)
+    async with Stage(home) as stage:
+        yield stage
+
+
+async def _in_lives(plant: str, case: Case, stage: Stage, home: Path) -> str | None:
+    with Campaign(stage, home, plant=plant) as campaign:
+        await live(campaign, case)
+        seen = [one for one in campaign.verdict.violations if one.check in case.checks]
+    return str(seen[0]) if seen else None
+
+
+async def _by_rules(planted: Callable[[Engine], Wrapping], stage: Stage, home: Path) -> str | None:
+    with replaced(logs, "SOON_S", 0.5):
+        return await conformance.first_broken(subject_of(planted), home)
+
+
+async def _by_damage(stage: Stage, home: Path) -> str | None:
+    rules = [rule for rule in conformance.RULES if rule.damaging]
+    with (
+        replaced(sqlite, "checked_record", unchecked_record),
+        replaced(sqlite_schema, "checked_record", unchecked_record),
+    ):
+        return await conformance.first_broken(KNOWN["sqlite"], home, rules)
+
+
+async def _by_drill(
+    drill: Drill, owner: object, name: str, bug: Any, stage: Stage, home: Path
+) -> str | None:
+    with replaced(owner, name, bug):
+        return await _shown(drill, home)
+
+
+async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) -> str | None:
+    return await _shown(CutBlobs(disk), home)
+
+
+async def _shown(drill: Drill, home: Path) -> str | None:
+    trial = Trial(home, "1", seconds=_SECONDS)
+    await drill.run(trial)
+    if not trial.violations:
+        return None
+    first = trial.violations[0]
+    return f"case {first.case}: {first.what}"
+
+
+@contextmanager
+def replaced(owner: object, name: str, by: Any) -> Iterator[None]:
+    """Something of the program is something else for a while."""
+    kept = getattr(owner, name)
+    setattr(owner, name, by)
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+
+
+def _synchronous(level: int) -> Callable[[Any, str, Any], None]:
+    """Have SQLite sync less than the engine asks for, and the engine believe that it does."""
+    force = sqlite_driver._force
+
+    def forced(connection: Any, pragma: str, value: Any) -> None:
+        force(connection, pragma, level if pragma == "synchronous" else value)
+
+    return forced
+
+
+def _forget_latch(committer: Committer, why: str) -> None:
+    pass
+
+
+_IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
+    ("SQLite never syncs", CutEngine(), sqlite_driver, "_force", _synchronous(0)),
+    (
+        "SQLite syncs with the next checkpoint",
+        CutEngine(),
+        sqlite_driver,
+        "_force",
+        _synchronous(1),
+    ),
+    ("after a failed sync the engine goes on", FailedCalls(), Committer, "latch", _forget_latch),
+    (
+        "a full disk is taken for a disk that failed",
+        *(FullDisk(), sqlite_commit, "leaves_doubt", lambda error: True),
+    ),
+)
+
+BUGS: tuple[Bug, ...] = (
+    *(
+        Bug(
+            PLANTS[plant].says, "server", "lives that end in a death", partial(_in_lives, plant, it)
+        )
+        for plant, it in CASES.items()
+    ),
+    *(
+        Bug(
+            says,
+            "SQLite engine",
+            f"{drill.fault.name} / {drill.subject}",
+            partial(_by_drill, drill, owner, name, bug),
+        )
+        for says, drill, owner, name, bug in _IN_SQLITE
+    ),
+    Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
+    *(
+        Bug(says, "blob store", "power-cut / blobs", partial(_on_disk, disk))
+        for says, disk in DISKS.items()
+    ),
+    *(
+        Bug(says, "any engine", "conformance rules", partial(_by_rules, planted))
+        for says, planted in PLANTED.items()
+    ),
+)

@@ -1,0 +1,80 @@
+"""The lives that bring each planted bug of the server to light: short, and with their deaths where
+the bug shows.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from perdure.proving.campaign import Campaign, Life
+from perdure.proving.launcher import Death
+from perdure.proving.oracle import Check
+
+
+class Case(msgspec.Struct, frozen=True):
+    """Lives that bring a planted bug to light, and the checks that may see it."""
+
+    checks: set[Check]
+    surface: str
+    deaths: tuple[Death, ...]
+    steps: int = 4
+    choices: str = "planted"
+    power: bool = False
+    continues: bool = False
+
+
+def edges(first: int, last: int) -> tuple[Death, ...]:
+    return tuple(Death("before", n) for n in range(first, last + 1))
+
+
+CASES: dict[str, Case] = {
+    "acknowledges-early": Case({Check.KEPT}, "conversations", edges(3, 6)),
+    "syncs-less": Case(
+        {Check.OPENS, Check.KEPT}, "conversations", (Death("after", 7),) * 2, power=True
+    ),
+    "splits-batches": Case({Check.ATOMIC, Check.DENSE}, "responses", edges(4, 6)),
+    "remembers-later": Case({Check.INTENDED}, "idempotency", edges(4, 9)),
+    "shows-early": Case({Check.DENSE}, "responses", edges(4, 12)),
+    "ignores-preconditions": Case(
+        {Check.KEPT, Check.ATOMIC, Check.WHOLE},
+        "conversations",
+        (Death("before", 99),) * 4,
+        steps=6,
+        choices="d",
+    ),
+    "recovers-twice": Case({Check.DENSE}, "responses", edges(4, 8)),
+    "keeps-locks": Case({Check.CLEAN}, "conversations", edges(5, 12), 8),
+    "keeps-jobs": Case({Check.CLEAN}, "jobs", edges(7, 16)),
+    "accepts-jobs-later": Case({Check.ATOMIC}, "jobs", edges(4, 6)),
+    "leaves-open": Case({Check.WHOLE}, "jobs", edges(9, 14), choices="f"),
+    "takes-it-for-more": Case(
+        {Check.WHOLE, Check.KEPT}, "jobs", edges(9, 14), choices="f", continues=True
+    ),
+    "always-clean": Case({Check.REPORTED}, "boots", edges(3, 3)),
+    "refers-later": Case({Check.ATOMIC}, "blobs", edges(4, 9)),
+    "names-before-bytes": Case(
+        {Check.WHOLE, Check.KEPT}, "files", (Death("after", 9),) * 3, steps=8, power=True
+    ),
+    "keeps-no-claim": Case(
+        {Check.CLEAN}, "files", tuple(Death("after", n) for n in range(7, 20)), steps=10
+    ),
+    "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
+}
+ELSEWHERE = {"trusts-rows"}
+"""Plants that need a damaged store, and so other cases than lives."""
+
+
+async def live(campaign: Campaign, case: Case) -> None:
+    """The case's lives, up to the first that shows a violation."""
+    for death in case.deaths:
+        life = Life(
+            workers=1,
+            steps=case.steps,
+            surfaces=(case.surface,),
+            choices=case.choices,
+            death=death,
+            power=case.power,
+            continues=case.continues,
+        )
+        if not await campaign.live(life):
+            break
