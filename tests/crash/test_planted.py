@@ -66,8 +66,9 @@ CASES = {
     ),
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
-ELSEWHERE = {"trusts-rows"}
-"""Plants that need a damaged store: tests/crash/test_damage.py."""
+ELSEWHERE = {"trusts-rows", "hides-failures", "stops-reading"}
+"""Plants that need a damaged store or a disk that fails: tests/crash/test_damage.py and
+tests/proving/test_failing_server.py."""
 
 
 async def live(campaign: Campaign, case: Case) -> None:
