@@ -11,7 +11,7 @@ from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import FAILED_SYNC, FULL_DISK, READ_ONLY, Fault
 from perdure.proving.refusing import CHANGES, Call, Trouble
 
-_CALLS_MAX = 40
+_CALLS_MAX = 60
 """The start of a server and the work of a life make about so many calls of a kind."""
 
 _OTHER_CALLS_MAX = 12
