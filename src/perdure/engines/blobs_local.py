@@ -223,7 +223,7 @@ class _Arriving:
                 self._writer.publish(path)
 
     def discard(self) -> None:
-        with self._busy:
+        with self._busy, _translated(self._path):
             self._discarded = True
             if self._writer is not None:
                 self._writer.discard()

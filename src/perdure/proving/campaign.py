@@ -20,23 +20,28 @@ from pathlib import Path
 
 import msgspec
 
+from perdure.core.disk import FULL
 from perdure.core.errors import PerdureError
 from perdure.core.promises import Promise
 from perdure.proving.actors import actors
-from perdure.proving.client import Client, Gone
+from perdure.proving.client import Client, Gone, Refused
 from perdure.proving.launcher import Death, Plan, Power
 from perdure.proving.oracle import Check, History, Verdict
 from perdure.proving.ports import kept_port
+from perdure.proving.refusing import Trouble
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.victim import Nursery, Victim
-from perdure.proving.waiting import TooLate
+from perdure.proving.waiting import TooLate, wait_until
 from perdure.proving.workload import Actor, Scene, Start, cover
 from perdure.services.continuing import Continues
 from perdure.surfaces.state import PROMISES
 
 RUNNER = "server"
 """Under which name the verdict counts what belongs to no surface."""
+
+_RESUMES_S = 15.0
+"""How long writes may be refused when there is space again."""
 
 _LINGER_S = 10.0
 """How long a server may outlive its connections before that is a violation."""
@@ -49,7 +54,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     Without `death` the runner kills the process `kill_after_s` into the work or, where that is
     None, at its end; with `stop` it asks instead. `power` makes planned deaths power cuts.
     `rebirths` are deaths of the starts that follow; `again` restarts a second time. `continues`:
-    its servers are told that the upstream can go on with a message."""
+    its servers are told that the upstream can go on with a message. `trouble`: the disk of its
+    first server fails as that says, and what it then must do is judged before it is killed."""
 
     workers: int = 3
     steps: int = 8
@@ -62,9 +68,12 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     rebirths: tuple[Death, ...] = ()
     again: bool = False
     continues: bool = False
+    trouble: Trouble | None = None
 
     def __str__(self) -> str:
-        if self.death is not None:
+        if self.trouble is not None:
+            how = f"with a disk in trouble ({self.trouble})"
+        elif self.death is not None:
             how = f"{'power cut' if self.power else 'killed'} {self.death}"
         elif self.stop:
             how = "stopped"
@@ -120,7 +129,7 @@ class Campaign:
         self.deaths: Counter[str] = Counter()
         self.ready_s: list[float] = []
         self.reached = False
-        """Whether the planned death of the last life happened."""
+        """Whether the planned death of the last life happened, or its disk failed."""
         self.seed = seed
         self._plant = plant
         self._stage = stage
@@ -140,6 +149,7 @@ class Campaign:
         """One life, death and judgement; whether everything has held so far."""
         self.history.cycle += 1
         self.history.stopping = False
+        self.history.failing = life.trouble is not None
         self._continues = "continue_final_message" if life.continues else "no"
         self.history.mark("life", how=str(life))
         try:
@@ -154,6 +164,7 @@ class Campaign:
 
     async def _live(self, life: Life) -> None:
         await self._work(life)
+        self.history.failing = False
         for death in life.rebirths:
             victim = await self._start(death, power=life.power)
             await victim.ready()
@@ -170,8 +181,11 @@ class Campaign:
 
     async def _work(self, life: Life) -> None:
         """Start, use, and end the server as the life says."""
-        victim = await self._start(life.death, power=life.power)
-        if await victim.ready() is None:
+        told = self.home / "trouble-met"
+        told.unlink(missing_ok=True)
+        trouble = life.trouble and msgspec.structs.replace(life.trouble, told=str(told))
+        victim = await self._start(life.death, power=life.power, trouble=trouble)
+        if await victim.ready(started=trouble is not None) is None:
             self.reached = True
             await self._die(victim)
             return
@@ -186,7 +200,9 @@ class Campaign:
         await asyncio.gather(*workers)
         if life.death is not None and life.death.at == "moment":
             await victim.death()
-        self.reached = victim.dead and life.death is not None
+        self.reached = (victim.dead and life.death is not None) or told.exists()
+        if trouble is not None and told.exists() and not victim.dead:
+            await self._judge_troubled(victim, trouble)
         await self._die(victim, stop=life.stop)
 
     async def _labour(self, victim: Victim, life: Life, number: int) -> None:
@@ -201,6 +217,8 @@ class Campaign:
             for step in range(life.steps):
                 actor = used[step % len(used)] if life.choices else rng.choice(used)
                 await actor.act(client)
+        except Refused:
+            return
         except Gone as gone:
             try:
                 await victim.death(_LINGER_S)
@@ -208,6 +226,44 @@ class Campaign:
                 self.verdict.holds(Check.LIVE, RUNNER, False, f"it lives, but {gone}")
         finally:
             await client.close()
+
+    async def _judge_troubled(self, victim: Victim, trouble: Trouble) -> None:
+        """A server whose disk failed lives and reads. It writes, or refuses by name; a store that
+        is latched is not ready, and one that only lacked space is written again."""
+        holds = self.verdict.holds
+        client = Client(victim.url, self.history, -2, random.Random(self.history.cycle))
+
+        async def writes() -> bool:
+            return await self._refused(client) is None
+
+        try:
+            alive = await client.status("/livez")
+            holds(Check.LIVE, RUNNER, alive == 200, f"its disk failed, and /livez says {alive}")
+            if self._written is not None:
+                read = await client.status(f"/v1/conversations/{self._written}")
+                holds(Check.KEPT, RUNNER, read == 200, f"its disk failed, and reading got {read}")
+            refused = await self._refused(client)
+            if refused == "latched":
+                ready = await client.status("/readyz")
+                holds(Check.REPORTED, RUNNER, ready == 503, f"latched, and /readyz says {ready}")
+            full = trouble.errno in FULL and trouble.times is not None
+            if full and "sqlite.sync" not in trouble.calls:
+                await wait_until(writes, _RESUMES_S, "a write, when there was space again,")
+        except Gone as gone:
+            holds(Check.LIVE, RUNNER, False, f"its disk failed, and {gone}")
+        finally:
+            await client.close()
+
+    async def _refused(self, client: Client) -> str | None:
+        """Write; the code with which that is refused, None where it works."""
+        op = self.history.intend(RUNNER, "create", creates="conversation")
+        body = {"metadata": {"mark": op.mark}}
+        try:
+            answer = await client.do(op, "POST", "/v1/conversations", body)
+        except Refused as refused:
+            return str(refused)
+        self.verdict.holds(Check.LIVE, RUNNER, answer.status == 200, f"a write got {answer.status}")
+        return None
 
     async def _die(self, victim: Victim, *, stop: bool = False) -> None:
         """See the process dead, one way or another; where its power was cut, let the disk be what
@@ -291,7 +347,13 @@ class Campaign:
             actor.audit(store, self.history, self.verdict, settled=settled)
         return store
 
-    async def _start(self, death: Death | None = None, *, power: bool = False) -> Victim:
+    async def _start(
+        self,
+        death: Death | None = None,
+        *,
+        power: bool = False,
+        trouble: Trouble | None = None,
+    ) -> Victim:
         self._starts += 1
         into = self.home / f"cut-{self._starts}"
         plan = Plan(
@@ -301,6 +363,7 @@ class Campaign:
             continues=self._continues,
             death=death,
             power=Power(str(into), f"{self.seed}/{self._starts}") if power and death else None,
+            trouble=trouble,
             plant=self._plant,
         )
         began_s = time.monotonic()

@@ -18,11 +18,18 @@ from perdure.proving.oracle import History, Op
 DEADLINE_S = 20.0
 """An answer that takes longer is a hang."""
 
+_REFUSALS = {"latched", "commit_unknown", "storage_full", "unavailable"}
+
 ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
 class Gone(Exception):
     """The connection ended before the answer did."""
+
+
+class Refused(Exception):
+    """A server whose disk fails refused to write; the text is the code. What it was asked for is
+    unknown: some of it may have been done before."""
 
 
 class Answer(NamedTuple):
@@ -115,6 +122,13 @@ class Client:
         """A read."""
         return await self.send("GET", path)
 
+    async def status(self, path: str) -> int:
+        """The status alone of a read, whichever it is. Raises `Gone`."""
+        try:
+            return (await self._http.get(path)).status_code
+        except httpx.TransportError as error:
+            raise self._gone(f"GET {path}", error) from error
+
     async def post_stream(self, op: Op, path: str, body: Any, seen: list[bytes]) -> None:
         """Send an operation whose answer is a stream; every event goes to `seen` as it arrives.
         It is acknowledged when `response.completed` has arrived. Raises `Gone`."""
@@ -153,6 +167,8 @@ class Client:
                     *blocks, rest = (rest + chunk).split(b"\n\n")
                     for block in blocks:
                         if data := _data(block):
+                            if self.history.failing and head(data).type == "error":
+                                raise Refused(what)
                             yield data
         except (httpx.TransportError, TimeoutError) as error:
             raise self._gone(what, error) from error
@@ -168,6 +184,9 @@ class Client:
     def _look(self, what: str, response: httpx.Response) -> None:
         if response.status_code == 503 and self.history.stopping:
             return
+        refused = self.history.failing and refusal(response.status_code, response.content)
+        if refused and not what.startswith("GET "):
+            raise Refused(refused)
         if response.status_code >= 500:
             told = response.text[:300]
             self.history.complaints.append(f"{what} was answered {response.status_code}: {told}")
@@ -176,6 +195,14 @@ class Client:
         if isinstance(error, httpx.TimeoutException | TimeoutError):
             self.history.complaints.append(f"{what} had no answer within {DEADLINE_S:g} s")
         return Gone(f"{what}: {error or type(error).__name__}")
+
+
+def refusal(status: int, body: bytes) -> str | None:
+    """The code of an answer that says, typed, that the store cannot be written now."""
+    if status not in (503, 507):
+        return None
+    code = (msgspec.json.decode(body).get("error") or {}).get("code")
+    return code if code in _REFUSALS and (status == 507) == (code == "storage_full") else None
 
 
 def ends(event: bytes) -> bool:

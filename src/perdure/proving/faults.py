@@ -38,7 +38,7 @@ FAILED_SYNC = Fault(
     happens="the disk refuses to write or sync, once or from then on; what it holds is unknown",
     engine="says that the commit is unknown, latches, refuses writes by name and goes on reading; "
     "reopened, it has all that was acknowledged",
-    blobs="refuse the put and publish nothing",
+    blobs="refuse the put; what it left is under no name, or whole and needed by nobody",
     surface="refuses writes with a typed error, answers reads, is not ready",
 )
 FULL_DISK = Fault(

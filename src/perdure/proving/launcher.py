@@ -7,7 +7,7 @@ with whoever started it.
 
 Product code holds no fault triggers. What is wrapped here is the engine (every durable edge above
 it is a commit), the public application (every event that a client sees is a `send`), and for
-power cuts the disk.
+power cuts and failing disks the disk.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from perdure.engines.failing import Action, Edge, Failing, Fault
 from perdure.frontends.http.server import serve
 from perdure.proving.planted import PLANTS, Plant
 from perdure.proving.powercut import Platter
+from perdure.proving.refusing import Refusing, Trouble
 from perdure.services.config import load
 from perdure.services.continuing import Continues
 
@@ -64,7 +65,8 @@ class Power(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One start of a server, and how it is to end; without `death` it runs until it is killed."""
+    """One start of a server, and how it is to end; without `death` it runs until it is killed. Its
+    disk may be in `trouble`, and then no power is cut."""
 
     data: str
     port: int
@@ -72,6 +74,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     continues: Continues = "no"
     death: Death | None = None
     power: Power | None = None
+    trouble: Trouble | None = None
     plant: str | None = None
 
 
@@ -134,6 +137,10 @@ def run(plan: Plan) -> None:
 
 def _disk(plan: Plan) -> tuple[Disk, Callable[[], None]]:
     """The disk to serve from, and the way to die."""
+    if plan.trouble is not None:
+        refusing = Refusing(plan.trouble)
+        refusing.mount()
+        return refusing.disk, _kill
     if plan.power is None:
         return Disk(), _kill
     power = plan.power

@@ -99,6 +99,8 @@ class History:
         self.cycle = 0
         self.stopping = False
         """Whether the server was asked to stop, so that it may refuse work."""
+        self.failing = False
+        """Whether its disk fails, so that it may refuse to write."""
         self.complaints: list[str] = []
         """Internal errors and hangs that clients met; each is a violation."""
         self._file = path.open("ab", buffering=0)

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of
 from perdure.core.disk import Writer
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict
+from perdure.core.errors import Conflict, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.values import Committed, Entry, Page, Record, Tip
@@ -191,6 +191,25 @@ class Changes(Wrapping):
         return await super().commit(Batch(tuple(map(self._change, batch.ops)), batch.operation_id))
 
 
+class HidesFailures(Wrapping):
+    """Answers a commit that could not be made as if it had been."""
+
+    async def commit(self, batch: Batch) -> Committed:
+        try:
+            return await super().commit(batch)
+        except Unavailable:
+            return Committed(tuple(1 for _ in batch.ops))
+
+
+class StopsReading(Wrapping):
+    """Refuses reads too where a write failed."""
+
+    async def get(self, records: Records[T], key: Key) -> Record[T] | None:
+        if self.latched:
+            raise Latched(f"{self.url}: {self.latched}")
+        return await super().get(records, key)
+
+
 class ReadyTooSoon:
     """Answers every question for readiness with yes."""
 
@@ -358,5 +377,9 @@ PLANTS: dict[str, Plant] = {
     "keeps-no-claim": Plant(
         "a deleted file leaves bytes that nothing leads to", patch=_keeps_no_claim
     ),
+    "hides-failures": Plant(
+        "a write that failed is answered as if it were done", engine=HidesFailures
+    ),
+    "stops-reading": Plant("what is latched cannot be read either", engine=StopsReading),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

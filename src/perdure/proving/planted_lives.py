@@ -60,8 +60,8 @@ CASES: dict[str, Case] = {
     ),
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
-ELSEWHERE = {"trusts-rows"}
-"""Plants that need a damaged store, and so other cases than lives."""
+ELSEWHERE = {"trusts-rows", "hides-failures", "stops-reading"}
+"""Plants that need a damaged store or a disk that fails, and so other cases than lives."""
 
 
 async def live(campaign: Campaign, case: Case) -> None:

@@ -33,9 +33,10 @@ class Victim:
         """Whether the process is gone, and reaped."""
         return self._ended.done()
 
-    async def ready(self) -> float | None:
-        """Seconds until `/readyz` says yes; None where the process died before. Raises `TooLate`
-        where it does neither."""
+    async def ready(self, *, started: bool = False) -> float | None:
+        """Seconds until `/readyz` says yes, or, with `started`, until its start is done, as nobody
+        is welcome where the disk fails; None where the process died before. Raises `TooLate` where
+        it does neither."""
         async with httpx.AsyncClient(
             base_url=self.url, trust_env=False, verify=False, timeout=5
         ) as client:
@@ -44,6 +45,8 @@ class Victim:
                 if self.dead:
                     return True
                 try:
+                    if started:
+                        return bool((await client.get("/v1/startup")).json()["done"])
                     return (await client.get("/readyz")).status_code == 200
                 except httpx.TransportError:
                     return False

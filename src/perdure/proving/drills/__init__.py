@@ -7,6 +7,8 @@ from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
 from perdure.proving.drills.drill import Drill
+from perdure.proving.drills.failing_blobs import FAILING_BLOBS
+from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 
 DRILLS: tuple[Drill, ...] = (
@@ -17,6 +19,8 @@ DRILLS: tuple[Drill, ...] = (
     CutServer(),
     FailedCalls(),
     FullDisk(),
+    *FAILING_BLOBS,
+    *FAILING_SERVERS,
     DamagedEngine(),
     DamagedBlobs(),
 )
