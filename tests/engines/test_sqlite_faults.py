@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from perdure.core.disk import Disk
 from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
-from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step
+from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step, troubles
 from perdure.proving.watched import (
     DISK_FULL,
     READ_FAILED,
@@ -43,6 +44,49 @@ async def _until_refused(engine: SqliteEngine) -> Latched | None:
         if isinstance(outcome, Latched):
             return outcome
     return None
+
+
+# proves C3
+async def test_a_store_is_made_whole_or_not_at_all_whichever_call_fails(tmp_path: Path) -> None:
+    refused = 0
+    for n in itertools.count(1):
+        disk, calls = WatchedDisk(hasty=True), itertools.count(1)
+
+        def refuse(call: str, suffix: str) -> None:
+            if call != "read" and next(calls) == n:  # noqa: B023 - asked within this round
+                raise WRITE_FAILED
+
+        disk.watch = refuse
+        path = tmp_path / f"{n}" / "state.db"
+        try:
+            await (await opened(path, vfs=disk.name)).close()
+        except Unavailable:
+            refused += 1
+        engine = await opened(path)
+        assert await troubles(engine, {0: 0}, {0: 0}) == []
+        await engine.close()
+        if next(calls) <= n:
+            break
+    assert refused > 40
+
+
+# proves C3
+async def test_a_mark_that_cannot_be_written_at_the_end_is_named_and_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await opened(tmp_path / "state.db")
+    await engine.commit(step(0, 1))
+
+    def full(disk: Disk, fd: int, data: bytes, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "overwrite", full)
+        with pytest.raises(Unavailable, match="mark of the last commit"):
+            await engine.close()
+    engine = await opened(tmp_path / "state.db")
+    assert await troubles(engine, {0: 1}, {0: 1}) == []
+    await engine.close()
 
 
 # proves C3

@@ -32,6 +32,7 @@ from perdure.engines.sqlite_driver import (
 )
 from perdure.engines.sqlite_recovery import Place, recovered_number
 from perdure.engines.sqlite_schema import SQL
+from perdure.engines.sqlite_upgrade import empty_log
 from perdure.engines.sqlite_verify import verify_store
 
 COPY = "perdure.db"
@@ -97,6 +98,7 @@ def restore_steps(
             schema.check_format(str(source), copy.pragma("user_version"))
             schema.check_layouts(copy, str(source), layouts)
             copy.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
+            empty_log(copy)  # closing does so too, and tells nobody where that fails
         yield from _verify(temporary, layouts, place.vfs)
         yield temporary
         place.disk.sync_file(temporary)

@@ -76,11 +76,20 @@ class Store:
         try:
             with translating(str(self.place.path)):
                 _commit_facts(self.connection, number + 1, clean=1)
-                self.mark.write(number + 1)
+                self._mark(self.mark, number + 1)
                 self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         finally:
             self.release()
+
+    def _mark(self, mark: Mark, number: int) -> None:
+        try:
+            mark.write(number)
+        except OSError as error:
+            raise Unavailable(
+                f"{self.place.path}: the mark of the last commit cannot be written "
+                f"({error.strerror}). All commits are there; opening it again closes it properly."
+            ) from error
 
     def release(self) -> None:
         """Let go without writing anything."""
@@ -156,6 +165,7 @@ def _create(place: Place) -> None:
         connection.execute(SQL["set_fact"], ("clean", 1))
         connection.execute(SQL["set_stamp"], (stamp(0),))
         connection.execute("COMMIT")
+        empty_log(connection)  # closing does so too, and tells nobody where that fails
     place.disk.replace(temporary, place.path)
     place.disk.sync_directory(place.path.parent)
 

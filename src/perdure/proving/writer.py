@@ -1,7 +1,9 @@
-"""A program that commits known steps until it is killed, and prints what was acknowledged.
+"""A program that commits known steps, and prints what was acknowledged.
 
-`python -m perdure.proving.writer URL WRITERS`: first `ready`, then a line for every
-acknowledgement, the writer and its step, written out before the next step begins.
+`python -m perdure.proving.writer URL WRITERS [STEPS]`: first `ready`, then a line for every
+acknowledgement, the writer and its step, written out before the next step begins. It goes on until
+it is killed; with STEPS each writer ends after so many, and the store is closed, its log having
+been checkpointed early. An engine that refuses by name ends it with `refused` and the code.
 """
 
 from __future__ import annotations
@@ -9,25 +11,48 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 
 from perdure.core.clock import SystemClock
+from perdure.core.engine import Engine
+from perdure.core.errors import PerdureError
 from perdure.engines import open_engine
 from perdure.proving.steps import EVENTS, LAYOUTS, TENANT, step
+from perdure.proving.watched import small_checkpoints
 
 
-async def _write(url: str, writers: int) -> None:
+async def _write(url: str, writers: int, steps: int | None) -> None:
     engine = await open_engine(url, LAYOUTS, clock=SystemClock())
     os.write(1, b"ready\n")
+    found = await asyncio.gather(
+        *(_work(engine, writer, steps) for writer in range(writers)), return_exceptions=True
+    )
+    await engine.close()
+    for error in found:
+        if error is not None:
+            raise error
 
-    async def write(writer: int) -> None:
-        number = (await engine.tip(EVENTS, (TENANT, f"w{writer}"))).last
-        while True:
-            number += 1
-            await engine.commit(step(writer, number))
-            os.write(1, f"{writer} {number}\n".encode())
 
-    await asyncio.gather(*(write(writer) for writer in range(writers)))
+async def _work(engine: Engine, writer: int, steps: int | None) -> None:
+    number = (await engine.tip(EVENTS, (TENANT, f"w{writer}"))).last
+    while number != steps:
+        number += 1
+        await engine.commit(step(writer, number))
+        os.write(1, f"{writer} {number}\n".encode())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """See the head of this file."""
+    url, writers, *steps = arguments
+    try:
+        if steps:
+            with small_checkpoints():
+                asyncio.run(_write(url, int(writers), int(steps[0])))
+        else:
+            asyncio.run(_write(url, int(writers), None))
+    except PerdureError as error:
+        os.write(1, f"refused {error.code}\n".encode())
 
 
 if __name__ == "__main__":
-    asyncio.run(_write(sys.argv[1], int(sys.argv[2])))
+    main(sys.argv[1:])

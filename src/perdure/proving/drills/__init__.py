@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from perdure.proving.drills.blob_cuts import CutBlobs
+from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
 from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
@@ -13,14 +14,17 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
+    KilledCalls(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
     CutServer(),
     FailedCalls(),
+    FailedSystemCalls(),
     FullDisk(),
     *FAILING_BLOBS,
     *FAILING_SERVERS,
+    FullSystem(),
     DamagedEngine(),
     DamagedBlobs(),
 )

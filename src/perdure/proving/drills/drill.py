@@ -14,7 +14,8 @@ import msgspec
 from perdure.core.disk import Disk
 from perdure.proving.faults import Fault
 
-Subject = Literal["engine", "blobs", "server"]
+Subject = Literal["engine", "process", "blobs", "server"]
+"""A `process` is an engine in a process of its own, seen from the kernel's side."""
 
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""

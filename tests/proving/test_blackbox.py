@@ -1,0 +1,62 @@
+"""The drills from outside a process: that they can fail, and say what they lack."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from perdure.proving.drills.calls import (
+    FailedSystemCalls,
+    FullSystem,
+    Injection,
+    KilledCalls,
+)
+from perdure.proving.drills.drill import Trial
+
+
+def wrong(how: str) -> tuple[str, ...]:
+    return (sys.executable, str(Path(__file__).with_name("wrong_writer.py")), how)
+
+
+def lacking(drill: KilledCalls) -> pytest.MarkDecorator:
+    lacks = drill.lacks()
+    return pytest.mark.skipif(lacks is not None, reason=f"{lacks}")
+
+
+@lacking(KilledCalls())
+@pytest.mark.parametrize(
+    ("drill", "what"),
+    [
+        (KilledCalls(wrong("hasty")), "steps acknowledged"),
+        (FailedSystemCalls(wrong("untyped")), "the writer ended with 1"),
+        (FullSystem(wrong("deaf")), "steps acknowledged"),
+    ],
+    ids=("hasty", "untyped", "deaf"),
+)
+async def test_a_wrong_writer_is_caught(drill: KilledCalls, what: str, tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "1", seconds=60)
+    await drill.run(trial)
+    assert any(what in one.what for one in trial.violations), trial.violations
+
+
+def test_a_machine_without_strace_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert "apt-get install strace" in (KilledCalls().lacks() or "")
+
+
+# proves C3
+@lacking(FailedSystemCalls())
+async def test_a_new_store_whose_log_could_not_be_folded_in_is_not_given_its_name(
+    tmp_path: Path,
+) -> None:
+    """SQLite folds the log in as it closes, and tells nobody that it failed: below the VFS only."""
+    drill, trial = FailedSystemCalls(), Trial(tmp_path, "1", seconds=60)
+    counts = await drill._watched(trial, tmp_path / "store", kept=False)
+    last = counts["pwrite64", "state.db.tmp"]
+    for n in range(last - 4, last + 1):
+        with trial.place(n) as place:
+            folding = Injection(False, "pwrite64", "state.db.tmp", n, "error=EIO", False)
+            assert await drill._judge(trial, folding, place) == []
+    assert trial.notes == {"writers hit": 5}
