@@ -85,7 +85,7 @@ class Service:
             state = hashlib.sha256(f"{call.scope['path']}\0{call.principal.name}\0".encode())
             state.update(sent)
             digest = state.hexdigest()
-        retried = count is not None and count.isdigit() and int(count) > 0
+        retried = count is not None and count.isdigit() and bool(count.strip(b"0"))
         return Caller(call.tenant, digest, key, retried, call.principal.store_always)
 
 
