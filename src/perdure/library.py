@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.core.clock import SystemClock
-from perdure.core.disk import Disk
+from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Invalid
-from perdure.engines import open_blobs, open_engine, restore_engine
+from perdure.core.offload import off_loop
+from perdure.engines import open_blobs, open_engine, restore_engine, salvage_engine
 from perdure.services import backups, verification
 from perdure.services.backups import Manifest, Progress
 from perdure.services.blobs import BlobKeeper
+from perdure.services.salvage import Salvaging, complete_salvage
 from perdure.services.verification import Verified
 from perdure.surfaces.state import LAYOUTS, State
 
@@ -93,6 +96,46 @@ async def _restore(
         lambda done, total: progress("restoring the store", done, total),
         check=check,
     )
+
+
+async def salvage(url: str, blobs: str, target: Path, progress: Progress) -> Salvaging:
+    """Make a data directory at the absolute path `target`, which must not exist, of what is sound
+    in the store at `url` and the blobs at the URL `blobs`; no process may hold them, and they are
+    not changed. It has its name, and so exists, only when all of it is verified and durable.
+
+    Raises what `salvage_engine` raises, and `Damaged` where what was made is not sound itself."""
+    growing, disk = target.with_name(target.name + TEMPORARY), Disk()
+    if found := next((path for path in (target, growing) if path.exists()), None):
+        raise Invalid(
+            f"{found} exists, and a salvage never overwrites. Name another, or remove it."
+        )
+    try:
+        made = await _salvage(url, blobs, growing, progress)
+        await off_loop(disk.replace, growing, target)
+        await off_loop(disk.sync_directory, target.parent)
+    except BaseException:
+        await off_loop(disk.remove_tree, growing)
+        raise
+    return made
+
+
+async def _salvage(url: str, blobs: str, into: Path, progress: Progress) -> Salvaging:
+    clock, done = SystemClock(), Counter[str]()
+
+    def tell(what: str, rows: int) -> None:
+        done[what] += rows
+        progress(f"salvaging {what}", done[what], 0)
+
+    rows = await salvage_engine(url, f"sqlite:///{into / 'perdure.db'}", LAYOUTS, tell)
+    async with AsyncExitStack() as stack:
+        engine = await open_engine(f"sqlite:///{into / 'perdure.db'}", LAYOUTS)
+        stack.push_async_callback(engine.close)
+        source = await open_blobs(blobs, read_only=True)
+        stack.push_async_callback(source.close)
+        kept = await open_blobs(f"file:///{into / 'blobs'}")
+        stack.push_async_callback(kept.close)
+        keeper = BlobKeeper(engine, kept, clock, clock.new_id("boot"))
+        return await complete_salvage(State(engine), keeper, source, rows, progress)
 
 
 @asynccontextmanager

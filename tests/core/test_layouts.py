@@ -110,3 +110,9 @@ def test_a_partition_is_a_segment_of_the_key() -> None:
     turns = Log("turns", Counter, key=("tenant", "session"), partition="session")
     assert turns.partition_of(("t", "s")) == "s"
     assert COUNTERS.partition_of(("t", "s")) is None
+
+
+# proves C7
+def test_bytes_that_are_no_text_any_more_are_damage() -> None:
+    with pytest.raises(Damaged):
+        COUNTERS.decode(("t", "a"), b'{"name":"\xf8"}')

@@ -26,7 +26,7 @@ import msgspec
 from perdure.core.batch import Batch
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
-from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
+from perdure.core.values import Committed, Entry, Finding, Lost, Page, Record, Tip
 
 T = TypeVar("T")
 
@@ -86,6 +86,13 @@ class Snapshot(msgspec.Struct, frozen=True):
     store_id: str
     number: int
     format: int
+
+
+class Salvaged(msgspec.Struct, frozen=True):
+    """What was brought over from a damaged store, counted by collection, and what could not be."""
+
+    kept: dict[str, int]
+    lost: list[Lost]
 
 
 Progress = Callable[[int, int], None]

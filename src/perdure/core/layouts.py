@@ -74,7 +74,7 @@ class _Layout(Generic[T]):
         """The value of stored text. Raises `Damaged` where it does not fit the layout's type."""
         try:
             return self._decoder.decode(text)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise Damaged(f"{self.name} {show(key)}", f"does not decode: {error}") from None
 
     def partition_of(self, key: Key) -> str | None:

@@ -72,6 +72,16 @@ class Finding(msgspec.Struct, frozen=True):
     kind: str = "damaged"
 
 
+class Lost(msgspec.Struct, frozen=True):
+    """What a salvage could not bring over. `key` and `entries` (the first and last number) are None
+    where damage hides them; with an empty `collection` it is about the whole store."""
+
+    collection: str
+    why: str
+    key: str | None = None
+    entries: tuple[int, int] | None = None
+
+
 def record_sum(
     collection: str, key: str, version: int, value: bytes | None, attachment: bytes | None
 ) -> int:

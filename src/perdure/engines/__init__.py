@@ -9,7 +9,7 @@ from pathlib import Path
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
-from perdure.core.engine import Engine, Progress
+from perdure.core.engine import Engine, Progress, Salvaged
 from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
 from perdure.core.offload import steps_off_loop
@@ -84,6 +84,37 @@ async def restore_engine(
                     await check(made)
                 finally:
                     await made.close()
+
+
+async def salvage_engine(
+    url: str,
+    into: str,
+    layouts: Sequence[Layout],
+    progress: Callable[[str, int], None],
+    *,
+    clock: Clock | None = None,
+    disk: Disk | None = None,
+) -> Salvaged:
+    """Make a store at `into` of what is sound in the damaged one at `url`, which is only read.
+    `progress` is told what was read, and how many more rows of it.
+
+    Raises `Invalid` where there is no way to salvage, `Missing`, `StoreLocked`, `NewerFormat`, and
+    `Damaged` where nothing at all can be read.
+    """
+    paths = [where.removeprefix("sqlite:///") for where in (url, into)]
+    if not all(where.startswith("sqlite:///") for where in (url, into)) or not all(paths):
+        raise Invalid(f"a salvage goes from sqlite:///PATH to sqlite:///PATH, not from {url!r}.")
+    from perdure.engines.sqlite_recovery import Place
+    from perdure.engines.sqlite_salvage import salvage_steps
+
+    clock, disk = clock or SystemClock(), disk or Disk()
+    source, target = (Place(Path(path), clock, disk) for path in paths)
+    async with aclosing(steps_off_loop(salvage_steps(source, target, layouts))) as steps:
+        async for step in steps:
+            if isinstance(step, Salvaged):
+                return step
+            progress(*step)
+    raise AssertionError("a salvage ends with what it brought over")
 
 
 async def open_blobs(

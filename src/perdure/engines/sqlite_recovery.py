@@ -172,24 +172,38 @@ def _create(place: Place) -> None:
 
 def _recover(store: Store, *, read_only: bool) -> Recovered:
     """What SQLite recovered from the log, and whether that is all that was acknowledged."""
-    place, number = store.place, store.number
-    frames = max(0, store.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+    place = store.place
+    frames, cut, why = post_mortem(place, store.connection, store.store_id, store.number)
     # An orderly end leaves no log; the flag alone may never have reached the disk.
     clean = store.recovered.clean and frames == 0
-    log = place.beside("-wal")
-    left = examine(log, frames)
-    marked = read_mark(place.beside(".mark"), store.store_id)
-    lost = max(left.newest - 1, marked) - number
-    if lost <= 0:
-        return Recovered(clean, frames, left.cut)
-    why = (
-        f"the log is damaged: at least {lost} of the commits acknowledged after commit {number} "
-        "are gone, and with them which keys they changed. Salvage the store or restore a backup; "
+    if not why:
+        return Recovered(clean, frames, cut)
+    why += (
+        ". Salvage the store or restore a backup; "
         f"if an older copy was put here on purpose, remove {place.beside('.mark').name}"
     )
+    log = str(place.beside("-wal"))
     if not read_only:
-        raise Damaged(str(log), why)
-    return Recovered(clean, frames, findings=(Finding(str(log), why),))
+        raise Damaged(log, why)
+    return Recovered(clean, frames, findings=(Finding(log, why),))
+
+
+def post_mortem(
+    place: Place, connection: apsw.Connection, store_id: str, number: int
+) -> tuple[int, tuple[Finding, ...], str]:
+    """How many frames of the log SQLite recovered, what is cut off behind them, and which of the
+    commits after `number` are gone though they were acknowledged; empty where none are."""
+    frames = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+    left = examine(place.beside("-wal"), frames)
+    lost = max(left.newest - 1, read_mark(place.beside(".mark"), store_id)) - number
+    if lost <= 0:
+        return frames, left.cut, ""
+    return (
+        frames,
+        (),
+        f"the log is damaged: at least {lost} of the commits acknowledged after commit {number} "
+        "are gone, and with them which keys they changed",
+    )
 
 
 def _take(store: Store, note: Note) -> None:

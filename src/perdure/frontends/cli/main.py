@@ -14,6 +14,7 @@ from perdure.frontends.cli.demo import demo
 from perdure.frontends.cli.objects import conversations, files, jobs, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.prune import prune
+from perdure.frontends.cli.salvage import salvage
 from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
 from perdure.frontends.cli.torture import torture
@@ -28,7 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, demo, status, contract, verify, backup, restore, prune, torture):
+COMMANDS = (serve, demo, status, contract, verify, salvage, backup, restore, prune, torture)
+for command in COMMANDS:
     app.command()(command)
 for group in (responses, conversations, files, jobs):
     app.add_typer(group)

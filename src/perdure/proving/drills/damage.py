@@ -1,11 +1,18 @@
-"""Damage: bits that flip, files cut short, sectors zeroed, swapped or doubled, in every file."""
+"""Damage: bits that flip, files cut short, sectors zeroed, swapped, doubled or put into another
+file, in every file; and values changed in memory before their page got its checksum."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+import math
+import random
+import re
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 
 from perdure.core.clock import SystemClock
@@ -15,6 +22,7 @@ from perdure.core.keys import Key
 from perdure.core.values import Record
 from perdure.engines.blobs_local import LocalBlobs
 from perdure.engines.sqlite import SqliteEngine
+from perdure.engines.sqlite_driver import PAGE_BYTES, RESERVE_BYTES
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import DAMAGE
 from perdure.proving.steps import EVENTS, LAYOUTS, NOTES, TENANT, Note, step
@@ -23,31 +31,43 @@ from perdure.proving.watched import HastyDisk
 _STEPS = 8
 _BITS = (0, 4, 7)
 _SECTOR_BYTES = 512
+_EACH_BYTE = (None, *_BITS)
+_EACH_SECTOR = ("zero", "swap", "double", "stray")
+_VALUE = re.compile(rb'\{"text":"[^"]*"')
 
 
 class Harm(msgspec.Struct, frozen=True):
-    """One change of one file. `flip` changes bit `bit` of the byte at `at`; `cut` ends the file
-    there; `zero`, `swap` and `double` change the sector that begins there, the last two with the
-    one at `other`."""
+    """One change of one file. `flip` changes bit `bit` of the byte at `at`, and `alter` does so
+    before its page gets its checksum; `cut` ends the file there; `zero`, `swap` and `double` change
+    the sector that begins there, the last two with the one at `other`; `stray` puts the sector at
+    `other` of another file there."""
 
     file: str
     what: str
     at: int
     bit: int = 0
     other: int = 0
+    other_file: str = ""
 
     def __str__(self) -> str:
-        which = {"flip": f" bit {self.bit}", "swap": f" with {self.other}"}.get(self.what, "")
+        which = f" bit {self.bit}" if self.what in ("flip", "alter") else ""
+        if self.what in ("swap", "double", "stray"):
+            which = f" with {self.other_file}{':' if self.other_file else ''}{self.other}"
         return f"{self.what} {self.file}:{self.at}{which}"
 
-    def apply(self, data: bytes) -> bytes:
+    def apply(self, files: dict[str, bytes]) -> bytes:
         """The file as it is then."""
-        changed = bytearray(data)
+        changed = bytearray(files[self.file])
         sector = slice(self.at, self.at + _SECTOR_BYTES)
         other = slice(self.other, self.other + _SECTOR_BYTES)
         match self.what:
             case "flip":
                 changed[self.at] ^= 1 << self.bit
+            case "alter":
+                changed[self.at] ^= 1 << self.bit
+                _seal(changed, self.at // PAGE_BYTES * PAGE_BYTES)
+            case "stray":
+                changed[sector] = files[self.other_file][other]
             case "cut":
                 del changed[self.at :]
             case "zero":
@@ -59,21 +79,76 @@ class Harm(msgspec.Struct, frozen=True):
         return bytes(changed)
 
 
-def harms(files: dict[str, bytes], chance: Any) -> Iterator[Harm]:
-    """Every flip of three bits of each byte, every cut, every zeroed sector, and each sector
-    swapped with another and written over it."""
-    for name, data in files.items():
-        sectors = range(0, len(data) - _SECTOR_BYTES + 1, _SECTOR_BYTES)
-        for at in range(len(data)):
-            yield Harm(name, "cut", at)
-            for bit in _BITS:
-                yield Harm(name, "flip", at, bit)
-        for at in sectors:
-            yield Harm(name, "zero", at)
-            if len(sectors) > 1:
-                other = chance.choice([it for it in sectors if it != at])
-                yield Harm(name, "swap", at, other=other)
-                yield Harm(name, "double", at, other=other)
+class Harms:
+    """All changes of some files, by number, none of them made before it is asked for: three bits of
+    each byte flipped, every cut, each sector zeroed, swapped with another, written over another,
+    and replaced by one of another file. `values` names a file whose values are altered too."""
+
+    def __init__(
+        self, files: dict[str, bytes], rng: Callable[..., random.Random], values: str = ""
+    ) -> None:
+        self._files = files
+        self._rng = rng
+        self._parts: list[tuple[int, Callable[[int], Harm]]] = []
+        for name, data in files.items():
+            self._parts.append((len(data) * len(_EACH_BYTE), partial(_at_byte, name)))
+            sectors = len(data) // _SECTOR_BYTES
+            self._parts.append((sectors * len(_EACH_SECTOR), partial(self._at_sector, name)))
+        found = _VALUE.finditer(files.get(values, b""))
+        altered = [at for value in found for at in range(*value.span())]
+        self._parts.append(
+            (
+                len(altered) * len(_BITS),
+                lambda n: Harm(values, "alter", altered[n // len(_BITS)], _BITS[n % len(_BITS)]),
+            )
+        )
+
+    def __len__(self) -> int:
+        return sum(count for count, _ in self._parts)
+
+    def __getitem__(self, number: int) -> Harm:
+        for count, harm in self._parts:
+            if number < count:
+                return harm(number)
+            number -= count
+        raise IndexError(number)
+
+    def _at_sector(self, name: str, number: int) -> Harm:
+        sector, which = divmod(number, len(_EACH_SECTOR))
+        what, at = _EACH_SECTOR[which], sector * _SECTOR_BYTES
+        if what == "zero":
+            return Harm(name, what, at)
+        chance = self._rng(name, number)
+        others = [it for it, data in self._files.items() if len(data) >= _SECTOR_BYTES]
+        other_file = chance.choice(others) if what == "stray" else name
+        other = chance.randrange(len(self._files[other_file]) // _SECTOR_BYTES) * _SECTOR_BYTES
+        return Harm(name, what, at, other=other, other_file=other_file)
+
+
+def _at_byte(name: str, number: int) -> Harm:
+    at, which = divmod(number, len(_EACH_BYTE))
+    bit = _EACH_BYTE[which]
+    return Harm(name, "cut", at) if bit is None else Harm(name, "flip", at, bit)
+
+
+def shuffled(count: int, rng: random.Random) -> Iterator[int]:
+    """Every number below `count` once, in an order of the seed's, without a list of them."""
+    step = rng.randrange(1, count + 1)
+    while math.gcd(step, count) != 1:
+        step += 1
+    start = rng.randrange(count)
+    return ((start + step * number) % count for number in range(count))
+
+
+def _seal(data: bytearray, page: int) -> None:
+    """Give a page the checksum that SQLite's checksum VFS would."""
+    end = page + PAGE_BYTES - RESERVE_BYTES
+    words = struct.unpack_from(f"<{(end - page) // 4}I", data, page)
+    first = second = 0
+    for one, other in zip(words[::2], words[1::2], strict=True):
+        first = (first + one + second) & 0xFFFFFFFF
+        second = (second + other + first) & 0xFFFFFFFF
+    struct.pack_into("<2I", data, end, first, second)
 
 
 class DamagedEngine:
@@ -83,8 +158,9 @@ class DamagedEngine:
     subject: Subject = "engine"
     says = (
         "each bit, length and sector of every file of two small stores, one closed and one left "
-        "by a kill, changes: the store is refused, or each read is right or says `Damaged` and "
-        "`verify` says it too"
+        "by a kill, changes, or stands in another file's place, and each byte of a value changes "
+        "before its page gets its checksum: the store is refused, or each read is right or says "
+        "`Damaged` and `verify` says it too"
     )
 
     def lacks(self) -> str | None:
@@ -93,19 +169,23 @@ class DamagedEngine:
     async def run(self, trial: Trial) -> None:
         stores = await self._stores(trial.home)
         right = await answers(await _opened(_laid(stores["closed"], trial.home / "right")))
-        cases = [
-            (kind, harm) for kind, files in stores.items() for harm in harms(files, trial.rng(kind))
-        ]
-        trial.rng("order").shuffle(cases)
-        trial.planned = len(cases)
-        for case, (kind, harm) in enumerate(cases, 1):
+        cases = {
+            kind: Harms(files, partial(trial.rng, kind), "state.db" * (kind == "closed"))
+            for kind, files in stores.items()
+        }
+        trial.planned = sum(map(len, cases.values()))
+        order = shuffled(trial.planned, trial.rng("order"))
+        for case, number in enumerate(order, 1):
             if trial.over:
                 return
             if not trial.wants(case):
                 continue
+            closed = number < len(cases["closed"])
+            kind = "closed" if closed else "killed"
+            harm = cases[kind][number if closed else number - len(cases["closed"])]
             with trial.place(case) as place:
                 files = stores[kind]
-                hurt = files | {harm.file: harm.apply(files[harm.file])}
+                hurt = files | {harm.file: harm.apply(files)}
                 outcome, wrong = await judge(_laid(hurt, place), right)
                 trial.count(outcome)
                 trial.judged(case, (f"{kind} store, {harm}: {it}" for it in wrong), place)
@@ -128,6 +208,8 @@ async def judge(path: Path, right: Sequence[object]) -> tuple[str, list[str]]:
         engine = await _opened(path)
     except PerdureError:
         return "refused to open", []
+    except (apsw.Error, ValueError) as error:
+        return "failed", [f"opening raised {error!r}"]
     try:
         found = await answers(engine)
         wrong = [
@@ -146,8 +228,8 @@ async def judge(path: Path, right: Sequence[object]) -> tuple[str, list[str]]:
         if DAMAGED in found:
             return "damaged where it was harmed", wrong
         return "found by verify" if listed else "not harmed", wrong
-    except PerdureError as error:
-        return "failed", [f"it opened, and verify raised {error!r}"]
+    except (PerdureError, apsw.Error, ValueError) as error:
+        return "failed", [f"it opened, and then raised {error!r}"]
     finally:
         await _closed(engine)
 
@@ -167,21 +249,21 @@ DAMAGED = "Damaged"
 async def answers(engine: Engine) -> list[object]:
     """Every kind of read, each its answer or that it found damage."""
     keys = [(TENANT, f"w0-{number}") for number in range(1, _STEPS + 2)]
-    reads: list[Awaitable[object]] = [
-        *(engine.get(NOTES, key) for key in keys),
-        engine.get_many(NOTES, keys),
-        _whole_scan(engine, (TENANT,)),
-        _whole_scan(engine, (TENANT,), index="by_state", where=("open",)),
-        _whole_scan(engine, (), index="due", descending=True),
-        engine.count(NOTES, (TENANT,), index="by_state", group=1),
-        engine.tip(EVENTS, (TENANT, "w0")),
-        engine.read(EVENTS, (TENANT, "w0"), limit=100),
-        engine.streams(EVENTS, (), limit=100),
+    reads: list[Callable[[], Awaitable[object]]] = [
+        *(partial(engine.get, NOTES, key) for key in keys),
+        lambda: engine.get_many(NOTES, keys),
+        lambda: _whole_scan(engine, (TENANT,)),
+        lambda: _whole_scan(engine, (TENANT,), index="by_state", where=("open",)),
+        lambda: _whole_scan(engine, (), index="due", descending=True),
+        lambda: engine.count(NOTES, (TENANT,), index="by_state", group=1),
+        lambda: engine.tip(EVENTS, (TENANT, "w0")),
+        lambda: engine.read(EVENTS, (TENANT, "w0"), limit=100),
+        lambda: engine.streams(EVENTS, (), limit=100),
     ]
     found: list[object] = []
     for read in reads:
         try:
-            found.append(await read)
+            found.append(await read())
         except Damaged:
             found.append(DAMAGED)
     return found
@@ -218,16 +300,16 @@ class DamagedBlobs:
         ]
         await blobs.close()
         files = _files(trial.home / "blobs")
-        cases = list(harms(files, trial.rng("sectors")))
-        trial.rng("order").shuffle(cases)
+        cases = Harms(files, partial(trial.rng, "sectors"))
         trial.planned = len(cases)
-        for case, harm in enumerate(cases, 1):
+        for case, number in enumerate(shuffled(len(cases), trial.rng("order")), 1):
             if trial.over:
                 return
             if not trial.wants(case):
                 continue
+            harm = cases[number]
             with trial.place(case) as place:
-                hurt = harm.apply(files[harm.file])
+                hurt = harm.apply(files)
                 _laid(files | {harm.file: hurt}, place)
                 blob = harm.file.rpartition("/")[2] in digests
                 wrong = await self._judge(place, digests, harmed=blob and hurt != files[harm.file])
