@@ -7,6 +7,8 @@ HOST ?= 127.0.0.1
 PORT ?= 8420
 CYCLES ?= 200
 SEED ?= 1
+SECONDS ?= 120
+BUDGET ?= 7200
 TESTS ?=
 DEPTH ?= 1
 WORKERS ?= 2
@@ -20,7 +22,8 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test judges lint format bench crash docs lock wheel
+.PHONY: serve demo recording test judges lint format bench torture crash evidence nightly docs \
+	lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
@@ -49,8 +52,17 @@ format: .venv/.dev  ## what `lint` can mend by itself
 bench: .venv/.dev  ## measure against raw SQLite and peers, in one run
 	$(BIN)/python -m bench --write docs/performance.md
 
+torture: .venv/.dev  ## every fault this machine can make, in SECONDS, chosen by SEED
+	$(BIN)/perdure torture --seconds $(SECONDS) --seed $(SEED)
+
 crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
 	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)
+
+evidence: .venv/.dev  ## torture, crash campaign and planted bugs in SECONDS, and their page
+	$(BIN)/python -m docs.evidence --seconds $(SECONDS) --seed $(SEED)
+
+nightly: .venv/.dev  ## the same with a BUDGET of many seconds
+	$(BIN)/python -m docs.evidence --seconds $(BUDGET) --seed $(SEED)
 
 recording: .venv/.dev  ## run the demo and put what it prints on the README's first screen
 	$(BIN)/python -m docs.recording

@@ -17,6 +17,7 @@ from perdure.core.disk import Disk
 from perdure.core.errors import CommitUnknown, Damaged, Latched, StorageFull, Unavailable
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
+from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step, troubles
 from perdure.proving.watched import (
     DISK_FULL,
@@ -249,6 +250,11 @@ async def test_what_was_recovered_is_synced_anew_before_the_first_acknowledgemen
     assert calls[-1] == "sync-wal"
     assert await last_step(engine, 0) == 2
     await engine.close()
+
+
+# proves C3, C9
+async def test_nothing_acknowledged_rests_on_what_a_failed_sync_left(tmp_path: Path) -> None:
+    assert await lost_to_a_failed_sync(tmp_path) == []
 
 
 # proves C9

@@ -15,6 +15,7 @@ from perdure.engines.sqlite_commit import Committer
 from perdure.frontends.cli.main import app
 from perdure.proving import torture as proving_torture
 from perdure.proving.drills import DRILLS
+from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Subject, Trial
 from perdure.proving.drills.failures import FailedCalls, FullDisk
@@ -173,3 +174,23 @@ def test_what_could_not_be_tested_is_said_and_is_no_success(
     assert run.exit_code == 1
     assert "not tested here: power-cut / engine: it needs root" in run.stdout
     assert "nothing was tested" in run.stdout
+
+
+class Idle(Lacking):
+    """A drill that gets to no case in its time."""
+
+    def lacks(self) -> str | None:
+        return None
+
+    async def run(self, trial: Trial) -> None:
+        assert trial.cases == 0
+
+
+def test_a_drill_that_judged_nothing_is_no_proof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proving_torture, "DRILLS", (CutBlobs(), Idle()))
+    command = ["torture", "--engine", f"sqlite:///{tmp_path}/state.db", "--seconds", "30"]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0
+    assert "tested holds; 1 drill judged nothing: give more --seconds" in run.stdout

@@ -18,6 +18,7 @@ from perdure.engines import open_blobs, open_engine
 from perdure.engines.blobs_memory import MemoryBlobs
 from perdure.engines.checked import Checked
 from perdure.engines.failing import Edge, Failing, Fault, raising
+from perdure.proving.sweeping import lost_to_a_sweep
 from perdure.services.blobs import BlobKeeper
 from perdure.surfaces.blobs import CLAIM_KEPT_S, BlobUses, Claim
 
@@ -149,43 +150,9 @@ async def test_puts_and_sweeps_of_the_same_bytes_never_lose_a_claimed_blob(tmp_p
     await engine.close()
 
 
-class SlowToDrop(MemoryBlobs):
-    """Holds a drop until it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropping = asyncio.Event()
-        self.let_go = asyncio.Event()
-
-    async def drop(self, digest: str) -> None:
-        self.dropping.set()
-        await self.let_go.wait()
-        await super().drop(digest)
-
-
-class Lockless(BlobKeeper):
-    def _lock(self, digest: str) -> asyncio.Lock:
-        return asyncio.Lock()
-
-
 # proves C4
-@pytest.mark.parametrize(("kind", "kept"), [(BlobKeeper, True), (Lockless, False)])
-async def test_bytes_that_a_sweep_is_taking_are_written_again(
-    kind: type[BlobKeeper], kept: bool
-) -> None:
-    """The same bytes come while their drop is under way; without the lock they would be lost."""
-    blobs = SlowToDrop()
-    sound, clock, engine = await open_keeper(blobs=blobs)
-    keeper = kind(engine, blobs, clock, BOOT)
-    await engine.commit(sound.uses.give_up(await keep(sound)))
-    sweep = asyncio.create_task(keeper.sweep([BOOT]))
-    await blobs.dropping.wait()
-    upload = asyncio.create_task(keep(keeper))
-    await asyncio.wait([upload], timeout=0.05)
-    blobs.let_go.set()
-    await sweep
-    await engine.commit(keeper.uses.refer(await upload, "files/1"))
-    assert (await digests(blobs) == [DIGEST]) is kept
+async def test_bytes_that_a_sweep_is_taking_are_written_again() -> None:
+    assert await lost_to_a_sweep() is None
 
 
 class Stuck(MemoryBlobs):

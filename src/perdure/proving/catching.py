@@ -7,6 +7,7 @@ through the states that a power cut leaves, and bugs inside the SQLite engine th
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +19,13 @@ import msgspec
 
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
-from perdure.engines import sqlite, sqlite_commit, sqlite_driver, sqlite_schema
+from perdure.engines import (
+    sqlite,
+    sqlite_commit,
+    sqlite_driver,
+    sqlite_recovery,
+    sqlite_schema,
+)
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.wrapping import Wrapping
 from perdure.proving import conformance
@@ -28,12 +35,15 @@ from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.planted import PLANTS, unchecked_record
 from perdure.proving.planted_disks import DISKS
 from perdure.proving.planted_engines import PLANTED, subject_of
 from perdure.proving.planted_lives import CASES, Case, live
 from perdure.proving.rules import logs
 from perdure.proving.subjects import KNOWN
+from perdure.proving.sweeping import lost_to_a_sweep
+from perdure.services.blobs import BlobKeeper
 
 _SECONDS = 60.0
 """What a drill is given to catch a bug."""
@@ -111,6 +121,16 @@ async def _by_drill(
         return await _shown(drill, home)
 
 
+async def _by_sweeping(stage: Stage, home: Path) -> str | None:
+    with replaced(BlobKeeper, "_lock", lambda keeper, digest: asyncio.Lock()):
+        return await lost_to_a_sweep()
+
+
+async def _by_forgetting(stage: Stage, home: Path) -> str | None:
+    with replaced(sqlite_recovery, "empty_log", lambda connection: None):
+        return next(iter(await lost_to_a_failed_sync(home)), None)
+
+
 async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) -> str | None:
     return await _shown(CutBlobs(disk), home)
 
@@ -181,7 +201,15 @@ BUGS: tuple[Bug, ...] = (
         )
         for says, drill, owner, name, bug in _IN_SQLITE
     ),
+    Bug(
+        "after a failed sync the store is reopened and goes on in the same log",
+        *("SQLite engine", "a kernel that forgets what it failed to sync", _by_forgetting),
+    ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
+    Bug(
+        "a sweep drops bytes that are just being put again",
+        *("keeper of blobs", "a sweep and an upload at once", _by_sweeping),
+    ),
     *(
         Bug(says, "blob store", "power-cut / blobs", partial(_on_disk, disk))
         for says, disk in DISKS.items()

@@ -122,4 +122,6 @@ def _conclusion(report: Report) -> str:
         return f"a promise is broken: {wrong} violation{'s' if wrong > 1 else ''}"
     if not report.ok:
         return "nothing was tested: give it more --seconds, or what it lacks"
-    return "every promise that was tested holds"
+    idle = sum(row.lacks is None and not row.cases for row in report.rows)
+    more = f"; {idle} drill{'s' * (idle > 1)} judged nothing: give more --seconds" if idle else ""
+    return f"every promise that was tested holds{more}"
