@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from bench import (
+    abuse,
     background,
     chain,
     engine,
@@ -34,6 +35,7 @@ QUESTIONS: dict[str, tuple[ModuleType, Callable[[argparse.Namespace], Section]]]
     "streams": (streams, lambda asked: streams.measure(asked.turns)),
     "chain": (chain, lambda asked: chain.measure(asked.turns)),
     "background": (background, lambda asked: background.measure(asked.turns)),
+    "abuse": (abuse, lambda asked: abuse.measure(min(asked.turns, 3))),
     "files": (files, lambda asked: files.measure(asked.turns)),
     "recovery": (
         recovery,
