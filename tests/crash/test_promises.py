@@ -22,7 +22,7 @@ from tests.crash.conftest import violations
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEED = "ci"
-CYCLES = {"process_crash": 15, "power_cut": 10, "failed_sync": 16}
+CYCLES = {"process_crash": 15, "power_cut": 10, "failed_sync": 8}
 LEAST = 20
 """So often at least every surface is judged."""
 

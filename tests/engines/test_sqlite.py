@@ -28,7 +28,7 @@ from perdure.core.errors import (
     Unavailable,
 )
 from perdure.core.layouts import Records
-from perdure.core.limits import OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.values import Tip
 from perdure.engines import open_engine, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
@@ -300,7 +300,7 @@ async def test_old_operations_and_tombstones_are_forgotten_in_bounds(tmp_path: P
     for at in range(10):
         await engine.commit(put(NOTES, ("t", f"n{at}"), Note("x")).named(f"put{at}"))
         await engine.commit(delete(NOTES, ("t", f"n{at}")))
-    clock.ahead_s = OPERATION_KEPT_S + 10
+    clock.ahead_s = OPERATION_KEPT_S + CLOCK_OFF_S + 10
     for at in range(3):
         await engine.commit(put(NOTES, ("t", f"m{at}"), Note("x")).named(f"more{at}"))
     assert _rows(engine, "operations") == 10 - 6 + 3

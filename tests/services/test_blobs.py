@@ -13,6 +13,7 @@ from perdure.core.blobs import Blobs
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Unavailable
+from perdure.core.limits import CLOCK_OFF_S
 from perdure.core.values import Record
 from perdure.engines import open_blobs, open_engine
 from perdure.engines.blobs_memory import MemoryBlobs
@@ -86,7 +87,11 @@ async def test_what_a_backup_may_name_is_kept_until_it_is_made() -> None:
 
 # proves C4
 async def test_claims_of_dead_boots_and_old_ones_are_given_up() -> None:
-    for living, late_s in (([], 0.0), (["boot_3"], 0.0), ([BOOT], CLAIM_KEPT_S + 2.0)):
+    for living, late_s in (
+        ([], 0.0),
+        (["boot_3"], 0.0),
+        ([BOOT], CLAIM_KEPT_S + CLOCK_OFF_S + 2.0),
+    ):
         keeper, clock, engine = await open_keeper()
         claim = await keep(keeper)
         clock.late_s = late_s
@@ -100,7 +105,7 @@ async def test_claims_of_dead_boots_and_old_ones_are_given_up() -> None:
 async def test_a_claim_is_kept_by_a_living_boot_for_its_time() -> None:
     keeper, clock, _ = await open_keeper()
     await keep(keeper)
-    clock.late_s = CLAIM_KEPT_S - 60
+    clock.late_s = CLAIM_KEPT_S + CLOCK_OFF_S - 60
     await keeper.sweep([BOOT, "boot_1"])
     assert await digests(keeper.blobs) == [DIGEST]
 

@@ -24,5 +24,9 @@ PAGE_MAX = 1_000
 OPERATION_KEPT_S = 24 * 3600
 """An operation id answers repeats for this long; afterwards the engine may sweep it."""
 
+CLOCK_OFF_S = 24 * 3600
+"""The time of day may jump by so much, either way. What is to be kept for a time is kept so much
+longer before it is swept, or a jump would end it at once."""
+
 TOMBSTONE_KEPT_S = 7 * 24 * 3600
 """A tombstone outlives operation ids and the longest lease, so a stale owner never matches."""

@@ -35,7 +35,7 @@ from perdure.core.errors import (
     PerdureError,
 )
 from perdure.core.keys import show, split
-from perdure.core.limits import OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
@@ -426,7 +426,7 @@ class Committer:
             checksum = operation_sum(operation, digest, numbers)
             rows.append((*operation, digest, numbers, checksum, now_s))
         self._connection.executemany(SQL["add_operation"], rows)
-        self._sweep("sweep_operations", now_s - OPERATION_KEPT_S, len(rows))
+        self._sweep("sweep_operations", now_s - OPERATION_KEPT_S - CLOCK_OFF_S, len(rows))
 
     def _sweep(self, statement: str, before_s: int, written: int) -> None:
         """Forget old rows at twice the pace new ones come, so that none pile up."""

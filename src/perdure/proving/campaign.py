@@ -25,6 +25,7 @@ from perdure.core.errors import PerdureError
 from perdure.core.promises import Promise
 from perdure.proving.actors import actors
 from perdure.proving.client import Client, Gone, Refused
+from perdure.proving.jumping import Jumps
 from perdure.proving.launcher import Death, Plan, Power
 from perdure.proving.oracle import Check, History, Verdict
 from perdure.proving.ports import kept_port
@@ -55,7 +56,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     None, at its end; with `stop` it asks instead. `power` makes planned deaths power cuts.
     `rebirths` are deaths of the starts that follow; `again` restarts a second time. `continues`:
     its servers are told that the upstream can go on with a message. `trouble`: the disk of its
-    first server fails as that says, and what it then must do is judged before it is killed."""
+    first server fails as that says, and what it then must do is judged before it is killed.
+    `clock`: how the clock of the first server jumps."""
 
     workers: int = 3
     steps: int = 8
@@ -69,6 +71,7 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
     again: bool = False
     continues: bool = False
     trouble: Trouble | None = None
+    clock: Jumps = Jumps()
 
     def __str__(self) -> str:
         if self.trouble is not None:
@@ -83,6 +86,8 @@ class Life(msgspec.Struct, frozen=True, kw_only=True):
             how = "killed at rest"
         born = "".join(f", then {death}" for death in self.rebirths)
         goes_on = ", messages going on" if self.continues else ""
+        if self.clock != Jumps():
+            how += f", its clock {self.clock}"
         return how + born + (", restarted twice" if self.again else "") + goes_on
 
 
@@ -134,6 +139,7 @@ class Campaign:
         self._plant = plant
         self._stage = stage
         self._stopped: set[int] = set()
+        self._given_up: set[int] = set()
         self._last: Snapshot | None = None
         self._starts = 0
         self._continues: Continues = "no"
@@ -184,7 +190,7 @@ class Campaign:
         told = self.home / "trouble-met"
         told.unlink(missing_ok=True)
         trouble = life.trouble and msgspec.structs.replace(life.trouble, told=str(told))
-        victim = await self._start(life.death, power=life.power, trouble=trouble)
+        victim = await self._start(life.death, power=life.power, trouble=trouble, clock=life.clock)
         if await victim.ready(started=trouble is not None) is None:
             self.reached = True
             await self._die(victim)
@@ -275,6 +281,8 @@ class Campaign:
             clean = self.verdict.holds(Check.CLEAN, RUNNER, code == 0, f"a stop ended with {code}")
             if clean:
                 self._stopped.add(victim.pid)
+        elif died and code > 0:
+            self._given_up.add(victim.pid)
         plan = victim.plan
         kind = "stopped" if stop else "power cut" if self._restore(plan) else "killed"
         if died and plan.death is not None:
@@ -308,7 +316,7 @@ class Campaign:
     async def _judge(self, victim: Victim, before: Snapshot) -> None:
         rng = random.Random(f"{self.seed}/{self.history.cycle}/judge")
         client = Client(victim.url, self.history, -1, rng)
-        start = Start(victim.pid, frozenset(self._stopped))
+        start = Start(victim.pid, frozenset(self._stopped), frozenset(self._given_up))
         scene = Scene(client, before, start, self.history, self.verdict)
         try:
             if await self._write_at_once(client):
@@ -353,6 +361,7 @@ class Campaign:
         *,
         power: bool = False,
         trouble: Trouble | None = None,
+        clock: Jumps = Jumps(),  # noqa: B008 - frozen
     ) -> Victim:
         self._starts += 1
         into = self.home / f"cut-{self._starts}"
@@ -364,6 +373,7 @@ class Campaign:
             death=death,
             power=Power(str(into), f"{self.seed}/{self._starts}") if power and death else None,
             trouble=trouble,
+            clock=clock,
             plant=self._plant,
         )
         began_s = time.monotonic()

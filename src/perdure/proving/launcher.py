@@ -30,6 +30,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError
 from perdure.engines.failing import Action, Edge, Failing, Fault
 from perdure.frontends.http.server import serve
+from perdure.proving.jumping import JumpingClock, Jumps
 from perdure.proving.planted import PLANTS, Plant
 from perdure.proving.powercut import Platter
 from perdure.proving.refusing import Refusing, Trouble
@@ -66,7 +67,7 @@ class Power(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One start of a server, and how it is to end; without `death` it runs until it is killed. Its
-    disk may be in `trouble`, and then no power is cut."""
+    disk may be in `trouble`, and then no power is cut; its `clock` may jump."""
 
     data: str
     port: int
@@ -75,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     death: Death | None = None
     power: Power | None = None
     trouble: Trouble | None = None
+    clock: Jumps = Jumps()
     plant: str | None = None
 
 
@@ -129,7 +131,8 @@ def run(plan: Plan) -> None:
     async def main() -> None:
         if plan.death is not None and plan.death.at == "moment":
             asyncio.get_running_loop().call_later(plan.death.n / 1000, die)
-        await serve(config, environment={}, wrap=wrap, around=around, disk=disk)
+        clock = JumpingClock(plan.clock)
+        await serve(config, environment={}, wrap=wrap, around=around, disk=disk, clock=clock)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())

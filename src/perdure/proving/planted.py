@@ -28,7 +28,7 @@ from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines import sqlite, sqlite_recovery, sqlite_schema
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.wrapping import Wrapping
-from perdure.services import background, gateway
+from perdure.services import background, gateway, sweeper
 from perdure.services.continuing import Continuation
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
@@ -297,6 +297,11 @@ def _names_before_bytes() -> None:
     _replace("publish", hasty, Writer)
 
 
+def _trust_clock() -> None:
+    """Believe that no clock jumps."""
+    _replace("CLOCK_OFF_S", 0, sweeper)
+
+
 def _keeps_no_claim() -> None:
     """A reference ends, and the bytes go when somebody gets round to it."""
 
@@ -307,7 +312,7 @@ def _keeps_no_claim() -> None:
     _replace("let_go", forgets, BlobUses)
 
 
-def _replace(name: str, function: Callable[..., Any], *modules: ModuleType | type) -> None:
+def _replace(name: str, function: Callable[..., Any] | int, *modules: ModuleType | type) -> None:
     for module in modules:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
         setattr(module, name, function)
@@ -381,5 +386,8 @@ PLANTS: dict[str, Plant] = {
         "a write that failed is answered as if it were done", engine=HidesFailures
     ),
     "stops-reading": Plant("what is latched cannot be read either", engine=StopsReading),
+    "trusts-clock": Plant(
+        "request keys are forgotten by the time of day alone", patch=_trust_clock
+    ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

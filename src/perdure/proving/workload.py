@@ -25,10 +25,12 @@ OLDER = 6
 
 class Start(msgspec.Struct, frozen=True):
     """What the runner itself knows: the process that was started, and the pids of those before it
-    that were asked to stop and did."""
+    that were asked to stop and did. Those `given_up` ended by themselves, as their disk failed,
+    and may have closed their store or not."""
 
     pid: int
     stopped: frozenset[int]
+    given_up: frozenset[int] = frozenset()
 
 
 class Scene:

@@ -22,6 +22,7 @@ from perdure.core.blobs import Blob, Blobs
 from perdure.core.clock import Clock
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Damaged, Missing
+from perdure.core.limits import CLOCK_OFF_S
 from perdure.core.values import Finding, Record
 from perdure.surfaces.blobs import CLAIM_KEPT_S, NOBODY, BlobUses, Claim
 from perdure.surfaces.boots import SurfaceRecovery
@@ -97,7 +98,7 @@ class BlobKeeper:
     async def collect(self, living_boots: Collection[str]) -> None:
         """Give up claims of boots that are not living and claims past their time, and drop the
         bytes that nobody else needs."""
-        before_s = self._clock.now_s() - CLAIM_KEPT_S
+        before_s = self._clock.now_s() - CLAIM_KEPT_S - CLOCK_OFF_S
         async for claim in self.uses.claims():
             if claim.value.boot_id not in living_boots or claim.value.claimed_at_s < before_s:
                 await self.give_up(claim, living_boots)

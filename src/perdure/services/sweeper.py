@@ -6,6 +6,7 @@ import msgspec
 
 from perdure.core.batch import Batch, join
 from perdure.core.clock import Clock
+from perdure.core.limits import CLOCK_OFF_S
 from perdure.surfaces.boots import Boot
 from perdure.surfaces.idempotency import KEPT_S
 from perdure.surfaces.state import State
@@ -35,7 +36,7 @@ class Sweeper:
     async def sweep(self) -> None:
         """Forget request keys past their day, and boots past their number."""
         idempotency, boots = self._state.idempotency, self._state.boots
-        before_s = int(self._clock.now_s()) - KEPT_S
+        before_s = int(self._clock.now_s()) - KEPT_S - CLOCK_OFF_S
         while keys := await idempotency.older_than(before_s, limit=_PIECE):
             await self._forget([idempotency.forget(key) for key in keys])
         oldest = self._boot.number - self._boots_kept + 1

@@ -166,6 +166,7 @@ async def serve(
     wrap: Callable[[Engine], Engine] = lambda engine: engine,
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     disk: Disk | None = None,
+    clock: Clock | None = None,
 ) -> None:
     """Serve until a signal asks to stop. `ready` runs once, with the node and its URL. A test
     may put a wrapper around the engine (`wrap`) and the public application (`around`).
@@ -173,7 +174,7 @@ async def serve(
     Raises what makes serving impossible, in the six kinds; then nothing is left behind.
     """
     stop = Stop()
-    clock, disk = SystemClock(), disk or Disk()
+    clock, disk = clock or SystemClock(), disk or Disk()
     listening = await _listen(config)
     url = _url(config.host, listening)
     node = Node(config, environment=environment, clock=clock, disk=disk, wrap=wrap, url=url)

@@ -83,7 +83,7 @@ def _judge_start(scene: Scene, startup: dict[str, Any]) -> None:
         startup["previous_boot_id"] == (last.boot_id if last else None),
         f"boot {startup['number']} follows {startup['previous_boot_id']}, in the store is {last}",
     )
-    if last is not None:
+    if last is not None and last.pid not in start.given_up:
         clean = last.pid in start.stopped
         holds(
             Check.REPORTED,

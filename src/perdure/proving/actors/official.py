@@ -81,6 +81,8 @@ async def _stream(client: Client, told: Told, previous_id: str | None) -> None:
         ) as stream,
     ):
         async for event in stream:
+            if event.type == "error":  # says that the stream ends here, and is none of its events
+                raise RuntimeError(event.message)
             told.seen.append(event)
         told.response = await stream.get_final_response()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
+from perdure.proving.drills.clocks import JumpedBlobs, JumpedEngine, JumpedServer
 from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
@@ -27,4 +28,7 @@ DRILLS: tuple[Drill, ...] = (
     FullSystem(),
     DamagedEngine(),
     DamagedBlobs(),
+    JumpedEngine(),
+    JumpedBlobs(),
+    JumpedServer(),
 )
