@@ -11,10 +11,12 @@ from perdure.proving.drills.drill import Drill
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.histories import ContendingClients
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledCalls(),
+    ContendingClients(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
