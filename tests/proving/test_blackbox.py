@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,14 +15,15 @@ from perdure.proving.drills.calls import (
     Injection,
     KilledCalls,
 )
-from perdure.proving.drills.drill import Trial
+from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.ext4 import CutExt4, image
 
 
 def wrong(how: str) -> tuple[str, ...]:
     return (sys.executable, str(Path(__file__).with_name("wrong_writer.py")), how)
 
 
-def lacking(drill: KilledCalls) -> pytest.MarkDecorator:
+def lacking(drill: Drill) -> pytest.MarkDecorator:
     lacks = drill.lacks()
     return pytest.mark.skipif(lacks is not None, reason=f"{lacks}")
 
@@ -60,3 +63,21 @@ async def test_a_new_store_whose_log_could_not_be_folded_in_is_not_given_its_nam
             folding = Injection(False, "pwrite64", "state.db.tmp", n, "error=EIO", False)
             assert await drill._judge(trial, folding, place) == []
     assert trial.notes == {"writers hit": 5}
+
+
+@lacking(CutExt4())
+async def test_a_writer_that_syncs_too_little_is_caught_by_a_real_power_cut(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, "1", seconds=30)
+    await CutExt4(wrong("synced-less")).run(trial)
+    assert any("steps acknowledged" in one.what for one in trial.violations), trial.violations
+    assert not os.path.ismount(tmp_path / "mounted")
+
+
+@lacking(CutExt4())
+def test_an_image_is_unmounted_whatever_happens_and_nothing_else_is_cut(tmp_path: Path) -> None:
+    with suppress(KeyboardInterrupt), image(tmp_path) as made:
+        assert os.path.ismount(made.root)
+        raise KeyboardInterrupt
+    assert not os.path.ismount(made.root)
+    with pytest.raises(AssertionError):
+        made.cut()

@@ -9,23 +9,27 @@ from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
 from perdure.proving.drills.drill import Drill
+from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.histories import ContendingClients
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledCalls(),
+    ContendingClients(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
     CutServer(),
+    CutExt4(),
     FailedCalls(),
     FailedSystemCalls(),
     FullDisk(),
+    FullSystem(),
     *FAILING_BLOBS,
     *FAILING_SERVERS,
-    FullSystem(),
     DamagedEngine(),
     DamagedBlobs(),
     JumpedEngine(),
