@@ -11,10 +11,11 @@ import pytest
 from perdure.core.batch import append, drop
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
-from perdure.core.errors import Missing, Unavailable
+from perdure.core.errors import Latched, Missing, Unavailable
 from perdure.core.layouts import Log
 from perdure.core.values import Entry
 from perdure.engines import open_engine
+from perdure.engines.wrapping import Wrapping
 from perdure.services import tail as tails
 from perdure.services.tail import Tail
 
@@ -123,4 +124,25 @@ async def test_a_dropped_stream_is_missing_not_silent(
     assert [entry.value for entry in await anext(following)] == [1, 2]
     await engine.commit(drop(LOG, KEY))
     with pytest.raises(Missing):
+        await anext(following)
+
+
+# proves C9
+async def test_what_a_latched_store_cannot_go_on_with_is_not_waited_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Latching(Wrapping):
+        why: str | None = None
+
+        @property
+        def latched(self) -> str | None:
+            return self.why
+
+    monkeypatch.setattr(tails, "_WAIT_S", 0.01)
+    latching = Latching(engine)
+    await engine.commit(append(LOG, KEY, [1, 2]))
+    following = Tail(latching).follow(LOG, KEY, after=0, ended=is_last)
+    assert [entry.value for entry in await anext(following)] == [1, 2]
+    latching.why = "a sync failed"
+    with pytest.raises(Latched, match="a sync failed"):
         await anext(following)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from perdure.core.engine import Engine
-from perdure.core.errors import Missing, PerdureError
+from perdure.core.errors import Latched, Missing, PerdureError
 from perdure.core.keys import Key, show
 from perdure.core.layouts import Log
 from perdure.core.values import Entry
@@ -27,7 +27,7 @@ _RECENT_MAX = 512
 _PAGE = 64
 """Entries read at once: few enough for an engine to read them without a thread."""
 
-_WAIT_S = 30.0
+_WAIT_S = 10.0
 
 
 class TailStats(msgspec.Struct):
@@ -67,6 +67,10 @@ class _Stream:
             tip = await self._engine.wait(self._log, self._key, self.last, timeout_s=_WAIT_S)
             if tip.last < self.last:
                 raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
+            if tip.last == self.last:
+                if self._engine.latched is not None:
+                    raise Latched(f"{self._engine.latched}. Nothing more comes until a restart.")
+                continue
             entries = await self._engine.read(self._log, self._key, after=self.last, limit=_PAGE)
             if entries:
                 self.recent.extend(entries)
