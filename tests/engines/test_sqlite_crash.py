@@ -116,12 +116,13 @@ class PowerCuts:
     def _cut(self, call: str, suffix: str) -> None:
         if call != "sync" and self._chance.random() > 0.03:
             return
-        acked = self.acked
+        # In this order: other threads write meanwhile, and a mark never runs ahead of the log.
+        acked, mark_now = self.acked, self._mark.read_bytes()
         contents = self._disk.contents()
         for share in (0.0, 0.7):
             kept = [at for at in range(len(contents.loose)) if self._chance.random() < share]
             # The mark is never synced: the disk holds the newest one, or one long gone.
-            for mark in (self._old_mark, self._mark.read_bytes()):
+            for mark in (self._old_mark, mark_now):
                 left = contents.survivors(kept)
                 self.states.append((acked, self.acked + 1, left | {self._mark.name: mark}))
 

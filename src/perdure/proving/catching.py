@@ -32,19 +32,25 @@ from perdure.proving import conformance
 from perdure.proving.campaign import Campaign, Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
+from perdure.proving.drills.clocks import JumpedServer
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
+from perdure.proving.jumping import DAY_S, Jumps
 from perdure.proving.planted import PLANTS, unchecked_record
 from perdure.proving.planted_disks import DISKS
 from perdure.proving.planted_engines import PLANTED, subject_of
 from perdure.proving.planted_lives import CASES, Case, live
+from perdure.proving.refusing import Trouble
 from perdure.proving.rules import logs
 from perdure.proving.subjects import KNOWN
 from perdure.proving.sweeping import lost_to_a_sweep
 from perdure.services.blobs import BlobKeeper
 
+_REFUSED_SYNC = Trouble(calls=("sqlite.sync",), n=25, times=None)
 _SECONDS = 60.0
 """What a drill is given to catch a bug."""
 
@@ -169,6 +175,17 @@ def _forget_latch(committer: Committer, why: str) -> None:
     pass
 
 
+async def _with_a_plant(plant: str, stage: Stage, home: Path) -> str | None:
+    """A server with a bug whose disk refuses a sync, twice: the second life reads of the first."""
+    drill = FailingServer(FULL_DISK, "", [_REFUSED_SYNC] * 2)
+    drill.plant = plant
+    return await _shown(drill, home)
+
+
+async def _by_clocks(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(JumpedServer(Jumps(off_s=-DAY_S), plant=plant), home)
+
+
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ("SQLite never syncs", CutEngine(), sqlite_driver, "_force", _synchronous(0)),
     (
@@ -204,6 +221,14 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         "after a failed sync the store is reopened and goes on in the same log",
         *("SQLite engine", "a kernel that forgets what it failed to sync", _by_forgetting),
+    ),
+    *(
+        Bug(PLANTS[plant].says, "server", "failed-sync / server", partial(_with_a_plant, plant))
+        for plant in ("hides-failures", "stops-reading")
+    ),
+    Bug(
+        PLANTS["trusts-clock"].says,
+        *("server", "clock-jump / server", partial(_by_clocks, "trusts-clock")),
     ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
     Bug(

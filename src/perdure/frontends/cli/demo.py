@@ -21,6 +21,7 @@ import typer
 
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
+from perdure.core.errors import Unavailable
 from perdure.frontends.cli.output import console, recovered, seconds
 from perdure.proving.ports import kept_port
 from perdure.proving.upstream import ScriptedUpstream
@@ -48,11 +49,11 @@ def demo() -> None:
     """Kill a server in mid-sentence and read the sentence to its end. Takes half a minute; leaves
     nothing behind. Exits with 1 if anything acknowledged is gone."""
     disk = Disk()
-    data = disk.private_directory()
+    home = disk.private_directory()
     try:
-        whole = asyncio.run(_play(data))
+        whole = asyncio.run(_play(home / "data"))
     finally:
-        disk.remove_tree(data)
+        disk.remove_tree(home)
     if not whole:
         raise typer.Exit(1)
 
@@ -107,11 +108,16 @@ async def _served(
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "perdure.frontends.cli.main", *command),
         stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
+    assert server.stderr is not None
+    said = asyncio.create_task(server.stderr.read())
     try:
 
         async def ready() -> bool:
+            if server.returncode is not None:
+                why = (await said).decode()[-2_000:]
+                raise Unavailable(f"the server ended instead of starting: {why}")
             try:
                 return (await client.get("/readyz")).status_code == httpx.codes.OK
             except httpx.TransportError:
