@@ -35,7 +35,7 @@ demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to 
 # so two at a time pay even on two cores. A file stays with one worker: what its tests share is made
 # once.
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
-	PERDURE_SCHEMATHESIS=$(DEPTH) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	SCHEMATHESIS_EXAMPLES=$(DEPTH) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
 	$(BIN)/python -m pytest tests/e2e/node/openai_node.py

@@ -1,6 +1,5 @@
-"""Every promise to survive is put to the test: lives at random, killed, with their power cut or
-with a disk that fails, and each surface that claims to survive it is judged by an actor of its
-own."""
+"""Every promise to survive is put to the test: lives at random, killed or with their power cut,
+and each surface that claims to survive it is judged by an actor of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +11,8 @@ import pytest_asyncio
 
 from perdure.core.promises import Promise
 from perdure.proving.actors import actors
-from perdure.proving.campaign import Campaign, Life, Stage
+from perdure.proving.campaign import Campaign, Stage
 from perdure.proving.crash import OFFICIAL, life_of, official
-from perdure.proving.drills.failing_server import failed_syncs
 from perdure.proving.workload import Uncovered, cover
 from perdure.surfaces.state import PROMISES
 from tests.crash.conftest import violations
@@ -22,20 +20,13 @@ from tests.crash.conftest import violations
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEED = "ci"
-CYCLES = {"process_crash": 15, "power_cut": 10, "failed_sync": 8}
+CYCLES = {"process_crash": 15, "power_cut": 10}
 LEAST = 20
 """So often at least every surface is judged."""
 
 CLAIMS = [
     (fault, promise) for fault in CYCLES for promise in PROMISES if getattr(promise.survives, fault)
 ]
-
-
-def a_life(rng: random.Random, fault: str) -> Life:
-    """A life at random that ends in this fault."""
-    if fault == "failed_sync":
-        return Life(trouble=rng.choice(failed_syncs()))
-    return life_of(rng, power=fault == "power_cut")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -47,7 +38,7 @@ async def campaigns(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> d
         with Campaign(stage, home, seed=SEED, more=official()) as campaign:
             for cycle in range(cycles):
                 rng = random.Random(f"{SEED}/{fault}/{cycle}")
-                if not await campaign.live(a_life(rng, fault)):
+                if not await campaign.live(life_of(rng, power=fault == "power_cut")):
                     break
         ran[fault] = campaign
     return ran

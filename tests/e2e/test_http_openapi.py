@@ -19,7 +19,7 @@ from perdure.proving.upstream import ScriptedUpstream
 from tests.e2e.http_server import Server, clean_environment, serving
 from tests.e2e.openapi_links import DATA, LEADING
 
-DEPTH = int(os.environ.get("PERDURE_SCHEMATHESIS", "1"))
+DEPTH = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "1"))
 """How many times as many examples are tried (`make test DEPTH=20`)."""
 
 CHECKS = (
