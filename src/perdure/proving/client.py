@@ -194,7 +194,7 @@ class Client:
     def _gone(self, what: str, error: Exception) -> Gone:
         if isinstance(error, httpx.TimeoutException | TimeoutError):
             self.history.complaints.append(f"{what} had no answer within {DEADLINE_S:g} s")
-        return Gone(f"{what}: {error or type(error).__name__}")
+        return Gone(f"{what}: {str(error) or type(error).__name__}")
 
 
 def refusal(status: int, body: bytes) -> str | None:
