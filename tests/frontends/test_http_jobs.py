@@ -30,8 +30,12 @@ async def test_a_job_is_shown_with_its_owner_and_its_history(
     (attempt,) = shown["attempts"]
     assert attempt["attempt"] == 1
     assert attempt["ended_at"] >= attempt["began_at"] >= shown["created_at"]
+    (step,) = shown["steps"]
+    assert (step["name"], step["subject"]) == ("message", done["output"][0]["id"])
+    assert (step["attempt"], step["abandoned"]) == (1, False)
     assert [(event["type"], event["owner"]) for event in shown["events"]] == [
         ("began", boot),
+        ("step", boot),
         ("ended", boot),
     ]
     for asked, subjects in (

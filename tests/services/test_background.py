@@ -10,18 +10,19 @@ import msgspec
 import pytest
 
 from perdure.core.batch import Append, Batch, put
-from perdure.core.errors import CommitUnknown, LimitExceeded, Unavailable
+from perdure.core.errors import CommitUnknown, LimitExceeded
 from perdure.core.keys import Key
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
+from perdure.proving.scripts import script_of
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
 from perdure.services.background import job_key
 from perdure.services.gateway import Started
 from perdure.services.stored import Stored
 from perdure.surfaces.items import ITEMS
-from perdure.surfaces.jobs import JOB_EVENTS, JOB_INPUTS, JOBS, JobInput, Status
+from perdure.surfaces.jobs import JOB_EVENTS, JOB_INPUTS, JOBS, Job, JobInput, Status
 from perdure.surfaces.jobs import Held as HeldJob
 from perdure.surfaces.responses import EVENTS, RESPONSES
 from perdure.wire.errors import ConversationLocked, NotFound, WireError
@@ -307,7 +308,31 @@ class TestAfterADeath:
         assert await driver.words(conversation) == ["hello", "gate end 2 8", "1 2 3 4 5 6 7 8"]
 
     # proves R5
-    async def test_one_whose_events_are_damaged_keeps_no_other_from_being_taken_over(
+    async def test_its_steps_are_the_items_that_were_finished(self, opened: Open) -> None:
+        first = await opened(wrap=Deaf)
+        prompt = "ponder 0.02 " + "one by one " * 20
+        started = await first.ask(prompt, background=True)
+        await heard(first, started, "".join(script_of(prompt).thoughts) + "one")
+        await die(first.node)
+        driver = await opened()
+        events = await driver.events(started)
+        done = [event["item"] for event in events if event["type"].endswith("item.done")]
+        assert [(item["type"], item.get("status", "completed")) for item in done] == [
+            ("reasoning", "completed"),
+            ("message", "incomplete"),
+            ("reasoning", "completed"),
+            ("message", "completed"),
+        ]
+        jobs = driver.node.state.jobs
+        steps = jobs.steps(await jobs.events((await job_of(driver, started.key)).key))
+        assert [(step.subject, step.attempt, step.abandoned) for step in steps] == [
+            (done[0]["id"], 1, True),
+            (done[2]["id"], 2, False),
+            (done[3]["id"], 2, False),
+        ]
+
+    # proves R5
+    async def test_one_whose_events_are_damaged_ends_and_keeps_no_other_from_being_taken_over(
         self, opened: Open
     ) -> None:
         first = await opened(wrap=Deaf)
@@ -317,7 +342,7 @@ class TestAfterADeath:
         job = await job_of(first, started.key)
         orphan, orphans = ("default", "resp_orphan"), ("default", "job_orphan")
         response = msgspec.structs.replace(held.value, job_id="job_orphan")
-        makes = msgspec.structs.replace(job.value, subject="resp_orphan", attempt=0)
+        makes = Job(job.value.kind, "resp_orphan", job.value.created_at_s, attempts_max=5)
         await first.node.state.commit(
             put(RESPONSES, orphan, response, attachment=held.attachment)
             + put(JOBS, orphans, makes, attachment=job.attachment)
@@ -331,8 +356,9 @@ class TestAfterADeath:
             return found is not None and found.value.status is Status.FAILED
 
         await wait_until(failed, WITHIN_S, "the damaged one is set aside")
-        with pytest.raises(Unavailable, match="resp_orphan"):
-            await driver.events(Started(orphan, stored=True, stream=True))
+        (last,) = await driver.events(Started(orphan, stored=True, stream=True))
+        assert last["response"]["status"] == "failed"
+        assert last["response"]["perdure"] == {"reason": "damaged"}
 
     # proves O2, R5
     async def test_a_stop_lets_it_go_at_no_cost_of_attempts(self, opened: Open) -> None:

@@ -10,12 +10,11 @@ import msgspec
 import pytest
 
 from perdure.core.batch import Batch, put
-from perdure.core.errors import Unavailable
 from perdure.core.values import Committed, Page
 from perdure.engines.wrapping import Wrapping
 from perdure.services.gateway import Started
 from perdure.services.lifecycle import Node
-from perdure.surfaces.responses import RESPONSES
+from perdure.surfaces.responses import RESPONSES, wire_body
 from tests.services.conftest import Driver, Open
 from tests.services.test_files import keep
 
@@ -180,7 +179,10 @@ async def test_a_crash_during_recovery_changes_nothing_but_the_boot_record(opene
     assert [event["type"] for event in after].count("response.failed") == 1
 
 
-async def test_a_response_without_its_events_keeps_no_other_from_recovering(opened: Open) -> None:
+# proves C7
+async def test_a_response_without_its_events_ends_and_keeps_no_other_from_recovering(
+    opened: Open,
+) -> None:
     first = await opened(wrap=Deaf)
     started = await first.ask("hang 5", stream=True)
     state = first.node.state
@@ -194,5 +196,8 @@ async def test_a_response_without_its_events_keeps_no_other_from_recovering(open
     assert found.findings[0].where == "response_events resp_orphan"
     recovered = await driver.node.state.responses.get(*started.key)
     assert recovered.value.status.terminal
-    with pytest.raises(Unavailable, match="resp_orphan"):
-        await driver.events(Started(orphan, stored=True, stream=True))
+    (last,) = await driver.events(Started(orphan, stored=True, stream=True))
+    assert last["response"]["perdure"] == {"reason": "damaged"}
+    assert last["response"]["output"] == []
+    ended = await driver.node.state.responses.get(*orphan)
+    assert msgspec.json.decode(wire_body(ended)) == last["response"]

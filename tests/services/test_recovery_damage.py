@@ -8,8 +8,10 @@ import apsw
 import msgspec
 import pytest
 
-from perdure.core.keys import join
-from tests.services.conftest import Open
+from perdure.core.keys import Key, join
+from perdure.services.stored import Stored
+from tests.services.conftest import Driver, Open
+from tests.services.test_background import body, heard, job_of
 from tests.services.test_recovery import Deaf, die
 
 
@@ -26,11 +28,7 @@ async def test_a_damaged_response_is_named_and_the_others_are_recovered(
     started = [await first.ask("hang 1") for _ in range(3)]
     await die(first.node)
     hurt = sorted(one.key for one in started)[1]
-    connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
-    connection.execute(
-        "UPDATE records_responses SET attachment = zeroblob(9) WHERE key = ?", (join(hurt),)
-    )
-    connection.close()
+    damage(tmp_path, "records_responses", hurt)
     second = await opened()
     found = {one.surface: one for one in second.node.boot.recovery}["responses"]
     assert (found.interrupted, found.damaged) == (2, 1)
@@ -40,7 +38,64 @@ async def test_a_damaged_response_is_named_and_the_others_are_recovered(
         if one.key != hurt:
             held = await second.node.state.responses.get(*one.key)
             assert msgspec.json.decode(held.attachment or b"")["status"] == "failed"
-    second.node.opened = False
-    await second.node._supervisor.stop()
-    await second.node.upstreams.close()
-    await second.node.state.engine.close()
+    await left_damaged(second)
+
+
+# proves C7, R5
+async def test_a_response_whose_job_is_damaged_ends_with_what_it_said(
+    opened: Open, tmp_path: Path
+) -> None:
+    first = await opened(wrap=Deaf)
+    started = [await first.ask("hang 3", background=True) for _ in range(3)]
+    for one in started:
+        await heard(first, one, "1 2 3")
+    hurt = await job_of(first, started[1].key)
+    await die(first.node)
+    damage(tmp_path, "records_jobs", hurt.key)
+    second = await opened()
+    found = {one.surface: one for one in second.node.boot.recovery}["jobs"]
+    assert (found.requeued, found.interrupted, found.damaged) == (2, 1, 1)
+    assert hurt.key[-1] in found.findings[0].where
+    ended = await body(second, started[1].id)
+    assert (ended["status"], ended["perdure"]["reason"]) == ("failed", "job_lost")
+    assert ended["output"][0]["content"][0]["text"] == "1 2 3"
+    for one in (started[0], started[2]):
+        await heard(second, one, "1 2 3", attempt=2)
+    stored = Stored(second.node.state, second.node.gateway, second.node.jobs)
+    await stored.delete("default", started[1].id)
+    assert await second.node.state.jobs.find(hurt.key) is None
+    assert [finding async for finding in second.node.state.engine.verify()] == []
+
+
+# proves C7, R5
+async def test_a_job_that_is_damaged_while_it_waits_ends_its_response(
+    opened: Open, tmp_path: Path
+) -> None:
+    driver = await opened({"jobs.running_max": 1})
+    running = await driver.ask("hang 3", background=True)
+    await heard(driver, running, "1 2 3")
+    waits, cancelled = [await driver.ask("echo hi", background=True) for _ in range(2)]
+    for one in (waits, cancelled):
+        damage(tmp_path, "records_jobs", (await job_of(driver, one.key)).key)
+    stored = Stored(driver.node.state, driver.node.gateway, driver.node.jobs)
+    assert b"job_lost" in await stored.cancel("default", cancelled.id)
+    await stored.cancel("default", running.id)
+    (*_, last) = await driver.events(waits)
+    assert last["response"]["perdure"] == {"reason": "job_lost"}
+    await left_damaged(driver)
+
+
+def damage(tmp_path: Path, table: str, key: Key) -> None:
+    """Change what is stored of a record behind the engine's back."""
+    connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
+    connection.execute(f"UPDATE {table} SET attachment = zeroblob(9) WHERE key = ?", (join(key),))
+    assert connection.changes() == 1
+    connection.close()
+
+
+async def left_damaged(driver: Driver) -> None:
+    """Close a node over a store that is not sound."""
+    driver.node.opened = False
+    await driver.node._supervisor.stop()
+    await driver.node.upstreams.close()
+    await driver.node.state.engine.close()

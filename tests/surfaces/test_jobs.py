@@ -7,9 +7,10 @@ import pytest
 from perdure.core.batch import Batch, put
 from perdure.core.errors import Conflict
 from perdure.core.layouts import Records
+from perdure.core.limits import PAGE_MAX
 from perdure.engines import open_engine
 from perdure.engines.checked import Checked
-from perdure.surfaces.jobs import JOB_EVENTS, MOVES, Attempt, Held, Job, Jobs, Status
+from perdure.surfaces.jobs import JOB_EVENTS, MOVES, Attempt, Held, Job, Jobs, Status, Step
 
 NOTES = Records("notes", str, key=("tenant", "id"))
 KEY = ("t", "job_1")
@@ -123,6 +124,34 @@ async def test_a_boot_finds_what_is_unfinished_cancellations_first_then_the_olde
             await place.engine.commit(place.jobs.end(held, Status.CANCELLED, at_s=60))
     page = await place.jobs.unfinished(limit=10)
     assert [held.key[-1] for held in page.items] == ["job_4", "job_2", "job_3", "job_1"]
+
+
+async def test_steps_stand_until_an_attempt_begins_anew(place: Place) -> None:
+    jobs = place.jobs
+    waiting = await place.add()
+    for attempt, (continued, made) in enumerate(
+        [(False, ["a", "b"]), (False, ["c"]), (True, ["d"])], start=1
+    ):
+        batch, begun = jobs.begin(waiting, f"boot_{attempt}", at_s=attempt, continued=continued)
+        await place.engine.commit(batch)
+        await place.engine.commit(jobs.finish(begun, [("part", one) for one in made], at_s=9))
+        waiting = await place.commit(jobs.requeue(begun, "process_restart", at_s=9))
+    assert not jobs.finish(begun, [], at_s=9)
+    assert jobs.steps(await jobs.events(KEY)) == [
+        Step("part", "a", 1, 9, abandoned=True),
+        Step("part", "b", 1, 9, abandoned=True),
+        Step("part", "c", 2, 9),
+        Step("part", "d", 3, 9),
+    ]
+
+
+# proves R5
+async def test_events_beyond_one_page_are_all_read(place: Place) -> None:
+    begun = await place.begin(await place.add(), "boot_1")
+    steps = [("part", str(number)) for number in range(2 * PAGE_MAX)]
+    await place.engine.commit(place.jobs.finish(begun, steps, at_s=1))
+    events = await place.jobs.events(KEY)
+    assert [(step.name, step.subject) for step in place.jobs.steps(events)] == steps
 
 
 async def test_what_became_of_each_attempt_can_be_read(place: Place) -> None:

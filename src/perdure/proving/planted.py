@@ -247,6 +247,10 @@ def _without_release(op: Op) -> Op | None:
     return None if layout_of(op) is CONVERSATIONS else op
 
 
+def _is_step(op: Op) -> bool:
+    return isinstance(op, Append) and op.log is JOB_EVENTS and b'"type":"step"' in op.entries[0]
+
+
 def _without_requeue(op: Op) -> Op | None:
     return None if layout_of(op) in (JOBS, JOB_EVENTS) else op
 
@@ -361,6 +365,10 @@ PLANTS: dict[str, Plant] = {
     "accepts-jobs-later": Plant(
         "a job is made in another commit than the response it is to make",
         engine=lambda engine: Splits(engine, lambda op: layout_of(op) not in (JOBS, JOB_EVENTS)),
+    ),
+    "notes-steps-later": Plant(
+        "a step of a job is noted in another commit than what it made",
+        engine=lambda engine: Splits(engine, lambda op: not _is_step(op)),
     ),
     "leaves-open": Plant(
         "a takeover leaves open what the attempt before had open", patch=_leave_open

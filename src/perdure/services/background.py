@@ -10,14 +10,22 @@ item.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
 
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded, Missing, Unavailable
+from perdure.core.errors import (
+    Conflict,
+    Damaged,
+    Invalid,
+    LimitExceeded,
+    Missing,
+    PerdureError,
+    Unavailable,
+)
 from perdure.core.keys import Key, show
 from perdure.core.values import Record
 from perdure.services.continuing import NOT_CONTINUED, NotContinued, Partial
@@ -94,7 +102,11 @@ async def job_removal(state: State, held: Held) -> Batch:
     """The batch that deletes the job of a response that has one."""
     if held.value.job_id is None:
         return Batch()
-    job = await state.jobs.find(job_key(held.key, held.value))
+    key = job_key(held.key, held.value)
+    try:
+        job = await state.jobs.find(key)
+    except Damaged:
+        return state.jobs.remove(key)
     return Batch() if job is None else state.jobs.delete(job)
 
 
@@ -180,6 +192,7 @@ class BackgroundResponses:
             lambda run: None,
             Owner(
                 self._state.jobs.owned(begun),
+                lambda events: self._state.jobs.finish(begun, _steps(events), at_s=self._now_s()),
                 lambda outcome: self._ended(begun, outcome) + let_go,
             ),
         )
@@ -219,6 +232,10 @@ class BackgroundResponses:
         )
         await self._end(held, failed(message, perdure={"reason": "attempts_exhausted"}))
 
+    async def fail(self, held: HeldJob, error: PerdureError) -> None:
+        message = f"This response cannot be made any more: {error}"
+        await self._end(held, failed(message, perdure={"reason": error.code}))
+
     async def release(self, key: Key | None = None) -> None:
         if key is None:
             self._released = True
@@ -233,7 +250,10 @@ class BackgroundResponses:
 
     async def _end(self, held: HeldJob, outcome: Outcome) -> None:
         """End a response that nobody generates now."""
-        attempts = await self._state.jobs.attempts(held.key)
+        try:
+            attempts = await self._state.jobs.attempts(held.key)
+        except Damaged:
+            attempts = []
         if len(attempts) > 1:
             told = {"attempts": msgspec.to_builtins(attempts)}
             outcome = msgspec.structs.replace(outcome, perdure=(outcome.perdure or {}) | told)
@@ -300,6 +320,16 @@ class BackgroundResponses:
 
     def _now_s(self) -> int:
         return int(self._clock.now_s())
+
+
+def _steps(events: Sequence[ev.Event]) -> list[tuple[str, str]]:
+    """The steps of a response: the items that the model has brought to their end."""
+    return [
+        (event.item["type"], event.item["id"])
+        for event in events
+        if isinstance(event, ev.OutputItemDone)
+        and event.item.get("status", "completed") == "completed"
+    ]
 
 
 def _so_far(view: View) -> list[Item]:

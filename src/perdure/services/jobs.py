@@ -15,12 +15,12 @@ import msgspec
 import structlog
 
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, Damaged, Invalid, Missing, PerdureError
+from perdure.core.errors import Conflict, Damaged, Invalid, Missing, PerdureError, Unavailable
 from perdure.core.keys import Key, show
 from perdure.core.values import Finding
 from perdure.services.conversations import decided
 from perdure.services.holds import Holds
-from perdure.services.recovery import unfinished
+from perdure.services.recovery import end_orphans, unfinished
 from perdure.services.supervisor import contained
 from perdure.surfaces.jobs import JOBS, Held, Status
 from perdure.surfaces.state import State
@@ -56,6 +56,10 @@ class Kind(Protocol):
 
     async def give_up(self, held: Held) -> None:
         """End a job that has used up its attempts."""
+        ...
+
+    async def fail(self, held: Held, error: PerdureError) -> None:
+        """End a job that cannot be done, what it needs being damaged or gone."""
         ...
 
     async def release(self, key: Key | None = None) -> None:
@@ -132,7 +136,11 @@ class Jobs:
         is made to last, which fences whoever runs it; a death from then on changes nothing."""
 
         async def wish() -> bool:
-            held = await self._state.jobs.find(key)
+            try:
+                held = await self._state.jobs.find(key)
+            except Damaged:
+                await end_orphans(self._state, self._clock, [])
+                return False
             if held is not None and held.value.owed == "run":
                 await self._state.commit(self._state.jobs.cancel(held))
             return held is not None and held.value.owed is not None
@@ -201,15 +209,30 @@ class Jobs:
             self._later.add(key)
 
     async def _fail(self, key: Key, error: PerdureError) -> None:
-        """Take a job that can never be done out of what is owed; its subject stays as it is."""
+        """End a job that can never be done, and what waits for it."""
         try:
-            held = await self._state.jobs.find(key)
+            try:
+                held = await self._state.jobs.find(key)
+            except Damaged:
+                await end_orphans(self._state, self._clock, [])
+                return
             if held is not None and held.value.owed is not None:
-                at_s = int(self._clock.now_s())
-                leaving, let_go = self._holds.leave(held)
-                await self._state.commit(
-                    self._state.jobs.end(held, Status.FAILED, at_s=at_s, reason=error.code) + let_go
-                )
-                await self._holds.forget(leaving)
+                await self._end(held, error)
+        except (Conflict, Unavailable):
+            self._later.add(key)
         except PerdureError as again:
             _log.error("a job cannot be ended", job=key[-1], error=str(again))
+
+    async def _end(self, held: Held, error: PerdureError) -> None:
+        """End a job with what it is done to or, where that cannot be read, without it."""
+        if kind := self._kinds.get(held.value.kind):
+            try:
+                await kind.fail(held, error)
+                return
+            except (Damaged, Invalid, Missing) as damage:
+                _log.error("a job ends alone", job=held.key[-1], error=str(damage))
+        at_s = int(self._clock.now_s())
+        leaving, let_go = self._holds.leave(held)
+        end = self._state.jobs.end(held, Status.FAILED, at_s=at_s, reason=error.code)
+        await self._state.commit(end + let_go)
+        await self._holds.forget(leaving)

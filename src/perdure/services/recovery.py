@@ -22,11 +22,11 @@ from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding, Page
 from perdure.services.ending import TOO_LARGE, close_open, ending
 from perdure.surfaces.boots import SurfaceRecovery
-from perdure.surfaces.responses import EVENTS, Held
+from perdure.surfaces.responses import EVENTS, Held, wire_body
 from perdure.surfaces.state import State
 from perdure.wire.events import Event
 from perdure.wire.fold import View, apply
-from perdure.wire.responses import Outcome, failed
+from perdure.wire.responses import Body, Outcome, failed
 
 T = TypeVar("T")
 
@@ -45,6 +45,12 @@ STOPPED = failed(
     "The server was stopped while this response was being generated. "
     "What had been generated is kept; send the request again to get a whole answer.",
     perdure={"reason": "server_stopped"},
+)
+
+ORPHANED = failed(
+    "The record of the work that was to make this response is damaged or gone. "
+    "What had been generated is kept; send the request again to get a whole answer.",
+    perdure={"reason": "job_lost"},
 )
 
 
@@ -77,13 +83,7 @@ class Recovery:
         interrupted = 0
         findings: list[Finding] = []
         async for held in unfinished(self._state.responses.unfinished, findings):
-            try:
-                await interrupt(self._state, held, RESTARTED, self._clock)
-                interrupted += 1
-            except Damaged as damage:
-                findings.append(Finding(damage.where, damage.why))
-            except Invalid as error:  # its end cannot be written; the others must start
-                findings.append(Finding(f"responses {show(held.key)}", str(error)))
+            interrupted += await _interrupted(self._state, held, RESTARTED, self._clock, findings)
             progress(f"responses: {interrupted} interrupted, {len(findings)} damaged")
         return self._told("responses", findings, began_s, interrupted=interrupted)
 
@@ -102,7 +102,8 @@ class Recovery:
                 )
             requeued += 1
             progress(f"jobs: {requeued} requeued, {len(findings)} damaged")
-        return self._told("jobs", findings, began_s, requeued=requeued)
+        lost = await end_orphans(self._state, self._clock, findings)
+        return self._told("jobs", findings, began_s, requeued=requeued, interrupted=lost)
 
     def _told(
         self, surface: str, findings: list[Finding], began_s: float, **counts: int
@@ -140,21 +141,64 @@ async def unfinished(
             return
 
 
+async def end_orphans(state: State, clock: Clock, findings: list[Finding]) -> int:
+    """End every response whose job is gone or cannot be read; how many there were."""
+    ended = 0
+    async for held in unfinished(state.responses.in_background, findings):
+        assert held.value.job_id is not None
+        try:
+            if await state.jobs.find((held.key[0], held.value.job_id)) is not None:
+                continue
+        except Damaged:
+            pass
+        ended += await _interrupted(state, held, ORPHANED, clock, findings)
+    return ended
+
+
+async def _interrupted(
+    state: State, held: Held, outcome: Outcome, clock: Clock, findings: list[Finding]
+) -> int:
+    """End one and note what of it is damaged; how many were ended whole."""
+    try:
+        damage = await interrupt(state, held, outcome, clock)
+    except Damaged as error:
+        damage = error
+    except Invalid as error:  # its end cannot be written; the others must start
+        findings.append(Finding(f"responses {show(held.key)}", str(error)))
+        return 0
+    if damage is None:
+        return 1
+    findings.append(Finding(damage.where, damage.why))
+    return 0
+
+
 async def interrupt(
     state: State, held: Held, outcome: Outcome, clock: Clock, also: Batch = _NOTHING
-) -> None:
+) -> Damaged | None:
     """End a response that nobody generates, keeping what its events amount to, in one commit with
-    `also`. Raises `Conflict` where other writers keep coming between, or `also` does not fit."""
+    `also`. Where they cannot be read it ends as failed without them, and the damage is returned.
+    Raises `Conflict` where other writers keep coming between, or `also` does not fit."""
     bare = False
+    damage: Damaged | None = None
     for _ in range(_TRIES_MAX):
-        view, after = await replay(state, held)
+        try:
+            view, after = await replay(state, held)
+        except Damaged as unread:
+            damage, bare = unread, True
+            view, after = View(), (await state.engine.tip(EVENTS, held.key)).last
+            view.response = _decode_body(wire_body(held))
+            if outcome.status != "cancelled":
+                outcome = failed(
+                    f"What had been generated of this response cannot be read: {damage}",
+                    perdure={"reason": damage.code},
+                )
         pending = [] if bare else close_open(view)
         try:
             end = await ending(
                 state, held, view, outcome, clock, after=after, pending=pending, bare=bare
             )
             await state.commit(end.batch + also)
-            return
+            return damage
         except LimitExceeded:
             if bare:
                 raise
@@ -162,7 +206,7 @@ async def interrupt(
         except Conflict:
             held = await state.responses.get(*held.key)
             if held.value.status.terminal:
-                return
+                return damage
     raise Conflict(f"the end of response {held.key[-1]}", "no other writer", "another writer")
 
 
@@ -191,3 +235,4 @@ async def replay(state: State, held: Held) -> tuple[View, int]:
 
 
 _decode = msgspec.json.Decoder(Event).decode
+_decode_body: Callable[[bytes], Body] = msgspec.json.Decoder(Body).decode

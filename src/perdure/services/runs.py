@@ -12,7 +12,7 @@ commit: half a value for what the request said and is echoed, half for what the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 
 import msgspec
@@ -76,13 +76,14 @@ class RunStats(msgspec.Struct):
 
 class Owner(msgspec.Struct, frozen=True):
     """In whose name a run writes. `fence` goes with every commit, and refuses those of an owner who
-    was replaced; `end` makes what goes with the last."""
+    was replaced; `noted` makes what goes with these events, `end` what goes with the last."""
 
     fence: Batch
+    noted: Callable[[Sequence[ev.Event]], Batch]
     end: Callable[[Outcome], Batch]
 
 
-NOBODY = Owner(Batch(), lambda outcome: Batch())
+NOBODY = Owner(Batch(), lambda events: Batch(), lambda outcome: Batch())
 """A response whose client waits for it has one writer as long as its process lives."""
 
 
@@ -257,10 +258,12 @@ class Run:
         self._storing = True
         try:
             while taken:
-                encoded = ev.encode_events(taken[:_GROUP_MAX], after=self._durable)
+                group = taken[:_GROUP_MAX]
+                encoded = ev.encode_events(group, after=self._durable)
                 try:
                     await self.state.commit(
                         self.state.responses.append_events(self.key, encoded, after=self._durable)
+                        + self._owner.noted(group)
                         + self._owner.fence
                     )
                 except StorageFull:
@@ -295,7 +298,8 @@ class Run:
                     pending=self._pending,
                     bare=bare,
                 )
-                await self.state.commit(end.batch + self._owner.end(outcome))
+                noted = self._owner.noted(self._pending)
+                await self.state.commit(end.batch + noted + self._owner.end(outcome))
                 break
             except LimitExceeded:
                 if bare:

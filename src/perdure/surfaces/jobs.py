@@ -13,6 +13,7 @@ references to the blobs named in it. Both end with the job.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -76,16 +77,19 @@ class Job(msgspec.Struct, frozen=True):
         return self.status.value
 
 
-class JobEvent(msgspec.Struct, frozen=True):
-    """An attempt began or ended; `reason` says why it ended before the job did, `continued` that it
-    began by going on with what the one before had open."""
+class JobEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An attempt began, finished a step, or ended. `continued` says that it began by going on with
+    what the one before had open, `reason` why it ended before the job did; `name` and `subject` say
+    what kind of step it was and the id of what it made."""
 
-    type: Literal["began", "ended"]
+    type: Literal["began", "step", "ended"]
     attempt: int
     at_s: int
     runner: str
     reason: str | None = None
     continued: bool = False
+    name: str | None = None
+    subject: str | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,6 +100,17 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     ended_at: int | None = None
     reason: str | None = None
     continued: bool = False
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A part of a job that is done: an attempt that goes on does not do it again. It is `abandoned`
+    once an attempt had to begin anew."""
+
+    name: str
+    subject: str
+    attempt: int
+    finished_at: int
+    abandoned: bool = False
 
 
 JOBS = Records(
@@ -188,9 +203,14 @@ class Jobs:
         )
 
     async def events(self, key: Key) -> list[JobEvent]:
-        """What became of each attempt, in order. There are few: their number is bounded."""
-        entries = await self._engine.read(JOB_EVENTS, key, limit=PAGE_MAX)
-        return [entry.value for entry in entries]
+        """What became of each attempt, in order. They are not many: attempts are bounded, and so
+        are the steps of one."""
+        events: list[JobEvent] = []
+        while True:
+            entries = await self._engine.read(JOB_EVENTS, key, after=len(events), limit=PAGE_MAX)
+            events += [entry.value for entry in entries]
+            if len(entries) < PAGE_MAX:
+                return events
 
     async def attempts(self, key: Key) -> list[Attempt]:
         """Every attempt so far, in order."""
@@ -202,11 +222,20 @@ class Jobs:
         for event in events:
             if event.type == "began":
                 told.append(Attempt(event.attempt, event.at_s, continued=event.continued))
-            else:
+            elif event.type == "ended":
                 told[-1] = msgspec.structs.replace(
                     told[-1], ended_at=event.at_s, reason=event.reason
                 )
         return told
+
+    def steps(self, events: list[JobEvent]) -> list[Step]:
+        """The steps that these events are of."""
+        fresh = [event.attempt for event in events if event.type == "began" and not event.continued]
+        return [
+            Step(event.name, event.subject, event.attempt, event.at_s, event.attempt < fresh[-1])
+            for event in events
+            if event.type == "step" and event.name is not None and event.subject is not None
+        ]
 
     async def kept(self, key: Key) -> Record[JobInput] | None:
         """What a job keeps of what it was accepted with."""
@@ -243,6 +272,17 @@ class Jobs:
         """What an owner adds to each of its writes: a `Conflict` once it was replaced."""
         return check(JOBS, held.key, held.version)
 
+    def finish(self, held: Held, steps: Sequence[tuple[str, str]], *, at_s: int) -> Batch:
+        """Note the name and the subject of each step that the attempt under way has finished, to be
+        committed with what they made and with `owned`."""
+        job = held.value
+        assert job.runner is not None, f"nobody runs job {held.key[-1]}"
+        done = [
+            JobEvent("step", job.attempt, at_s, job.runner, name=name, subject=subject)
+            for name, subject in steps
+        ]
+        return append(JOB_EVENTS, held.key, done) if done else Batch()
+
     def requeue(self, held: Held, reason: str, *, at_s: int, free: bool = False) -> Batch:
         """End an attempt, its runner being dead or stopping; the job waits for another. `free`:
         a stop in good order was not its fault, and costs it none of its attempts."""
@@ -269,6 +309,10 @@ class Jobs:
     def delete(self, held: Held) -> Batch:
         """Delete a job and its events."""
         return delete(JOBS, held.key, expect=held.version) + drop(JOB_EVENTS, held.key)
+
+    def remove(self, key: Key) -> Batch:
+        """Delete whatever is stored of a job whose record cannot be read."""
+        return delete(JOBS, key) + delete(JOB_INPUTS, key) + drop(JOB_EVENTS, key)
 
     def _move(self, held: Held, status: Status, **changes: object) -> tuple[Batch, Held]:
         if status not in MOVES[held.value.status]:

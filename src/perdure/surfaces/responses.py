@@ -85,6 +85,11 @@ class Response(msgspec.Struct, frozen=True):
         """The status as indexes hold it."""
         return self.status.value
 
+    @property
+    def awaits(self) -> str | None:
+        """The job that is to end it."""
+        return None if self.status.terminal else self.job_id
+
 
 RESPONSES = Records(
     "responses",
@@ -92,6 +97,7 @@ RESPONSES = Records(
     key=("tenant", "response_id"),
     indexes=(
         Index("unfinished", ("runner",), every_tenant=True),
+        Index("in_background", ("awaits",), every_tenant=True),
         Index("by_age", ("created_at_s",)),
         Index("by_state", ("state", "created_at_s")),
         Index("aged", ("created_at_s",), every_tenant=True),
@@ -197,9 +203,16 @@ class Responses:
         return found
 
     async def unfinished(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
-        """Responses of every tenant that have not ended. Raises `Damaged`, which can resume."""
+        """Responses of every tenant that a boot generates while clients wait. Raises `Damaged`,
+        which can resume."""
         return await self._engine.scan(
             RESPONSES, (), index="unfinished", limit=limit, cursor=cursor
+        )
+
+    async def in_background(self, *, limit: int, cursor: str | None = None) -> Page[Held]:
+        """Responses of every tenant that a job is to end. Raises `Damaged`, which can resume."""
+        return await self._engine.scan(
+            RESPONSES, (), index="in_background", limit=limit, cursor=cursor
         )
 
     async def page(

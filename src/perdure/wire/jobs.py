@@ -43,20 +43,35 @@ class JobAttempt(msgspec.Struct, frozen=True, kw_only=True):
     continued: bool
 
 
+class JobStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the job that is done: `name` is its kind, `subject` the id of what it made. Of a
+    background response each finished output item is one. It is `abandoned` once an attempt had to
+    begin anew."""
+
+    name: str
+    subject: str
+    attempt: int
+    finished_at: int
+    abandoned: bool
+
+
 class JobEventObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry of the job's log: an attempt began or ended, at `owner`."""
+    """An entry of the job's log: an attempt began, finished a step or ended, at `owner`."""
 
     sequence_number: int
-    type: Literal["began", "ended"]
+    type: Literal["began", "step", "ended"]
     attempt: int
     at: int
     owner: str
     reason: str | None
     continued: bool
+    name: str | None
+    subject: str | None
 
 
 class JobDetails(JobObject, frozen=True, kw_only=True):
     """A job with its whole history."""
 
     attempts: list[JobAttempt]
+    steps: list[JobStep]
     events: list[JobEventObject]

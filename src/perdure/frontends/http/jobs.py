@@ -13,7 +13,7 @@ from perdure.frontends.http.schemas import JobList
 from perdure.frontends.http.service import Service, encode, listed_objects, shown
 from perdure.services import listing
 from perdure.surfaces.jobs import Held, Status
-from perdure.wire.jobs import JobAttempt, JobDetails, JobEventObject, JobLease, JobObject
+from perdure.wire.jobs import JobAttempt, JobDetails, JobEventObject, JobLease, JobObject, JobStep
 
 
 async def list_all(service: Service, call: Call) -> Answer:
@@ -46,6 +46,7 @@ async def retrieve(service: Service, call: Call) -> Answer:
                 )
                 for one in jobs.told(events)
             ],
+            steps=[JobStep(**msgspec.structs.asdict(one)) for one in jobs.steps(events)],
             events=[
                 JobEventObject(
                     sequence_number=number,
@@ -55,6 +56,8 @@ async def retrieve(service: Service, call: Call) -> Answer:
                     owner=event.runner,
                     reason=event.reason,
                     continued=event.continued,
+                    name=event.name,
+                    subject=event.subject,
                 )
                 for number, event in enumerate(events)
             ],
@@ -104,7 +107,7 @@ ROUTES = (
         method="GET",
         path="/v1/jobs/{job_id}",
         name="retrieve_job",
-        summary="A job with who runs it, its attempts and its events.",
+        summary="A job with who runs it, its attempts, its steps and its events.",
         handler=retrieve,
         answer=JobDetails,
         statuses=(404,),

@@ -21,6 +21,8 @@ from perdure.surfaces.responses import EVENTS, RESPONSES, Status
 
 SURFACE = "jobs"
 
+_DONE = b'{"type":"response.output_item.done"'
+
 TAKEN_OVER_S = 10.0
 """From a ready server to the end of what the dead one left, which is short."""
 
@@ -268,15 +270,21 @@ def _audit_one(store: Snapshot, key: Key, kept: Kept, verdict: Verdict, *, settl
     )
     events = [JOB_EVENTS.decode(key, text) for text in store.events(JOB_EVENTS, key).entries]
     began = [event.attempt for event in events if event.type == "began"]
-    finished = [event.attempt for event in events if event.type == "ended"]
+    over = [event.attempt for event in events if event.type == "ended"]
     running = job.runner is not None
     verdict.holds(
         Check.DENSE,
         SURFACE,
-        began == list(range(1, job.attempt + 1)) and finished == began[: len(began) - running],
-        f"{key[-1]} is {job}, began {began}, ended {finished}",
+        began == list(range(1, job.attempt + 1)) and over == began[: len(began) - running],
+        f"{key[-1]} is {job}, began {began}, ended {over}",
+    )
+    said = store.events(EVENTS, (key[0], job.subject)).entries
+    done = [msgspec.json.decode(text)["item"] for text in said if text.startswith(_DONE)]
+    finished = [item["id"] for item in done if item.get("status", "completed") == "completed"]
+    steps = [event.subject for event in events if event.type == "step"]
+    verdict.holds(
+        Check.ATOMIC, SURFACE, steps == finished, f"{key[-1]}: {steps} are steps, not {finished}"
     )
     if settled:
         verdict.holds(Check.CLEAN, SURFACE, job.owed is None, f"{key[-1]} is {job} after recovery")
-        last = store.events(EVENTS, (key[0], job.subject)).entries[-1:]
-        verdict.holds(Check.CLEAN, SURFACE, any(map(ends, last)), f"{job.subject} has no end")
+        verdict.holds(Check.CLEAN, SURFACE, any(map(ends, said[-1:])), f"{job.subject} has no end")
