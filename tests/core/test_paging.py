@@ -10,7 +10,7 @@ from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.paging import every, scan_after
+from perdure.core.paging import Slice, every, page_of
 from perdure.engines import open_engine
 
 
@@ -48,11 +48,9 @@ async def test_records_may_be_deleted_while_they_are_read() -> None:
 async def test_a_cursor_is_where_it_goes_on_and_a_record_where_there_is_no_cursor_yet() -> None:
     engine = await holding(9)
     sixth = await engine.get(NOTES, ("t", "000005"))
-    first = await scan_after(engine, NOTES, ("t",), after=sixth, limit=2)
+    first = await page_of(engine, NOTES, ("t",), Slice(2, sixth))
     assert [record.value.number for record in first.items] == [6, 7]
-    rest = await scan_after(engine, NOTES, ("t",), after=sixth, cursor=first.cursor, limit=2)
+    rest = await page_of(engine, NOTES, ("t",), Slice(2, sixth, first.cursor))
     assert [record.value.number for record in rest.items] == [8]
-    back = await scan_after(
-        engine, NOTES, ("t",), index="by_number", after=sixth, limit=9, descending=True
-    )
+    back = await page_of(engine, NOTES, ("t",), Slice(9, sixth, descending=True), index="by_number")
     assert [record.value.number for record in back.items] == [4, 3, 2, 1, 0]

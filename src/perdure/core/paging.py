@@ -6,7 +6,9 @@ Here once, because a page loop written by hand is where a record gets left out.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
+
+import msgspec
 
 from perdure.core import cursors
 from perdure.core.engine import Engine
@@ -23,29 +25,36 @@ _FIRST = 64
 engine may answer a small page without leaving its thread."""
 
 
-async def scan_after(
+class Slice(msgspec.Struct, Generic[T], frozen=True):
+    """Which part of a scan: at most `limit` records, from `cursor` on or else after the record
+    `after`."""
+
+    limit: int
+    after: Record[T] | None = None
+    cursor: str | None = None
+    descending: bool = False
+
+
+async def page_of(
     engine: Engine,
     records: Records[T],
     prefix: Key,
+    wanted: Slice[T],
     *,
     index: str | None = None,
     where: Sequence[Column] = (),
-    after: Record[T] | None = None,
-    cursor: str | None = None,
-    limit: int,
-    descending: bool = False,
 ) -> Page[Record[T]]:
-    """A page of `Engine.scan` that goes on at `cursor`, or else after the record `after`."""
-    if after is not None and cursor is None:
-        cursor = cursors.at_record(
-            engine.store_id, records, prefix, after, index=index, where=where, descending=descending
-        )
+    """That part of `Engine.scan`. Raises `Damaged`, which can resume."""
+    cursor, descending = wanted.cursor, wanted.descending
+    if wanted.after is not None and cursor is None:
+        at = (engine.store_id, records, prefix, wanted.after)
+        cursor = cursors.at_record(*at, index=index, where=where, descending=descending)
     return await engine.scan(
         records,
         prefix,
         index=index,
         where=where,
-        limit=limit,
+        limit=wanted.limit,
         cursor=cursor,
         descending=descending,
     )

@@ -115,13 +115,7 @@ class Conversations:
     ) -> Page[Record[Item]]:
         """One page of items. Raises `NotFound` for the conversation."""
         held = await self._state.conversations.get(tenant, conversation_id)
-        return await self._state.items.page(
-            held.key,
-            "items",
-            limit=query.limit,
-            after=query.after,
-            descending=query.order == "desc",
-        )
+        return await self._state.items.page(held.key, "items", query)
 
     async def item(self, tenant: str, conversation_id: str, item_id: str) -> bytes:
         """One item's JSON. Raises `NotFound` for the conversation and for the item."""

@@ -20,6 +20,7 @@ from perdure.core.blobs import Blob
 from perdure.core.clock import Clock
 from perdure.core.errors import Conflict, Damaged, Missing, PerdureError, Unavailable
 from perdure.core.limits import PAGE_MAX
+from perdure.core.paging import Slice
 from perdure.core.values import Record
 from perdure.services.blobs import BlobKeeper
 from perdure.services.requests import Caller, Requests
@@ -35,8 +36,8 @@ from perdure.surfaces.files import (
     owner_of,
 )
 from perdure.surfaces.state import State
-from perdure.wire.errors import WireError
 from perdure.wire.files import CreateFile, FileList, FileObject
+from perdure.wire.lists import no_such_after
 
 _PIECE = 200
 
@@ -162,23 +163,16 @@ class Files:
             try:
                 last = await self.get(tenant, after)
             except Missing:
-                raise WireError(
-                    f"No file with id '{after}' to list after.", param="after"
-                ) from None
+                raise no_such_after("file", after) from None
         found: list[FileObject] = []
         cursor: str | None = None
         now_s = self._clock.now_s()
         while True:
-            page = await self._state.files.page(
-                tenant,
-                purpose=purpose,
-                order=order,
-                limit=min(limit + 1 - len(found), PAGE_MAX),
-                after=last,
-                cursor=cursor,
-            )
+            most = min(limit + 1 - len(found), PAGE_MAX)
+            wanted = Slice(most, last, cursor, descending=order == "desc")
+            page = await self._state.files.page(tenant, wanted, purpose=purpose)
             found += [self.shown(held) for held in page.items if not is_over(held.value, now_s)]
-            cursor, last = page.cursor, None
+            cursor = page.cursor
             if cursor is None or len(found) > limit:
                 break
         shown = found[:limit]

@@ -13,14 +13,14 @@ from typing import Generic, TypeVar
 import msgspec
 
 from perdure.core.errors import Damaged, Missing
+from perdure.core.paging import Slice
 from perdure.core.values import Finding, Page, Record
 from perdure.surfaces.conversations import Conversation
 from perdure.surfaces.jobs import Job
 from perdure.surfaces.jobs import Status as JobStatus
 from perdure.surfaces.responses import Response, Status
 from perdure.surfaces.state import State
-from perdure.wire.errors import WireError
-from perdure.wire.lists import ListQuery
+from perdure.wire.lists import ListQuery, no_such_after
 
 T = TypeVar("T")
 
@@ -39,77 +39,47 @@ async def responses(
     state: State, tenant: str, query: ListQuery, status: Status | None
 ) -> Listed[Response]:
     """A page of responses. Raises `WireError` for an `after` that is not there."""
-    after = await _after(query, "response", partial(state.responses.get, tenant))
-    return await _readable(
-        query.limit,
-        lambda limit, cursor: state.responses.page(
-            tenant,
-            limit=limit,
-            status=status,
-            after=after,
-            cursor=cursor,
-            descending=query.order == "desc",
-        ),
-    )
+    asked = await _slice(query, "response", partial(state.responses.get, tenant))
+    return await _readable(asked, partial(state.responses.page, tenant, status=status))
 
 
 async def conversations(state: State, tenant: str, query: ListQuery) -> Listed[Conversation]:
     """A page of conversations. Raises `WireError` for an `after` that is not there."""
-    after = await _after(query, "conversation", partial(state.conversations.get, tenant))
-    return await _readable(
-        query.limit,
-        lambda limit, cursor: state.conversations.page(
-            tenant,
-            limit=limit,
-            after=after,
-            cursor=cursor,
-            descending=query.order == "desc",
-        ),
-    )
+    asked = await _slice(query, "conversation", partial(state.conversations.get, tenant))
+    return await _readable(asked, partial(state.conversations.page, tenant))
 
 
 async def jobs(
     state: State, tenant: str, query: ListQuery, *, status: JobStatus | None, kind: str | None
 ) -> Listed[Job]:
     """A page of jobs. Raises `WireError` for an `after` that is not there."""
-    after = await _after(query, "job", partial(state.jobs.get, tenant))
-    return await _readable(
-        query.limit,
-        lambda limit, cursor: state.jobs.page(
-            tenant,
-            limit=limit,
-            status=status,
-            kind=kind,
-            after=after,
-            cursor=cursor,
-            descending=query.order == "desc",
-        ),
-    )
+    asked = await _slice(query, "job", partial(state.jobs.get, tenant))
+    return await _readable(asked, partial(state.jobs.page, tenant, status=status, kind=kind))
 
 
-async def _after(
+async def _slice(
     query: ListQuery, noun: str, get: Callable[[str], Awaitable[Record[T]]]
-) -> Record[T] | None:
-    if query.after is None:
-        return None
-    try:
-        return await get(query.after)
-    except Missing:
-        raise WireError(
-            f"No {noun} with id '{query.after}' to list after.", param="after"
-        ) from None
+) -> Slice[T]:
+    last: Record[T] | None = None
+    if query.after is not None:
+        try:
+            last = await get(query.after)
+        except Missing:
+            raise no_such_after(noun, query.after) from None
+    return Slice(query.limit, last, descending=query.order == "desc")
 
 
 async def _readable(
-    limit: int, page: Callable[[int, str | None], Awaitable[Page[Record[T]]]]
+    asked: Slice[T], page: Callable[[Slice[T]], Awaitable[Page[Record[T]]]]
 ) -> Listed[T]:
-    """The next `limit` records that can be read, and what could not be on the way there."""
+    """The records of a slice that can be read, and what could not be on the way there."""
     items: list[Record[T]] = []
     damaged: list[Finding] = []
     cursor: str | None = None
     while True:
         try:
-            found = await page(limit - len(items), cursor)
+            left = asked.limit - len(items)
+            found = await page(msgspec.structs.replace(asked, limit=left, cursor=cursor))
         except Damaged as damage:
             damaged.append(Finding(damage.where, damage.why))
             if damage.resume is None or len(damaged) == _DAMAGED_MAX:
@@ -118,5 +88,5 @@ async def _readable(
             continue
         items += found.items
         cursor = found.cursor
-        if cursor is None or len(items) == limit:
+        if cursor is None or len(items) == asked.limit:
             return Listed(items, damaged, cursor is not None)

@@ -38,13 +38,7 @@ class Stored:
     ) -> Page[Record[Item]]:
         """One page of the items the response was created with."""
         held = await self._state.responses.get(tenant, response_id)
-        return await self._state.items.page(
-            held.key,
-            "input",
-            limit=query.limit,
-            after=query.after,
-            descending=query.order == "desc",
-        )
+        return await self._state.items.page(held.key, "input", query)
 
     async def cancel(self, tenant: str, response_id: str) -> bytes:
         """Cancel a background response, unless it has ended; returns the wire body it ended with.

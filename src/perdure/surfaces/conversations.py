@@ -13,7 +13,7 @@ from perdure.core.batch import Batch, delete, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
-from perdure.core.paging import scan_after
+from perdure.core.paging import Slice, page_of
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import ConversationLocked, NotFound
@@ -69,24 +69,10 @@ class Conversations:
     async def page(
         self,
         tenant: str,
-        *,
-        limit: int,
-        after: Held | None = None,
-        cursor: str | None = None,
-        descending: bool = False,
+        wanted: Slice[Conversation],
     ) -> Page[Held]:
-        """Conversations in the order they were created, going on after the record `after` or at a
-        cursor. Raises `Damaged`, which can resume."""
-        return await scan_after(
-            self._engine,
-            CONVERSATIONS,
-            (tenant,),
-            index="by_age",
-            after=after,
-            cursor=cursor,
-            limit=limit,
-            descending=descending,
-        )
+        """Conversations in the order they were created. Raises `Damaged`, which can resume."""
+        return await page_of(self._engine, CONVERSATIONS, (tenant,), wanted, index="by_age")
 
     def create(self, key: Key, conversation: Conversation) -> Batch:
         """A new conversation; `next_position` counts the items that are written with it."""

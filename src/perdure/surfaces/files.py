@@ -22,7 +22,7 @@ from perdure.core.engine import Engine, Survives
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.paging import every, scan_after
+from perdure.core.paging import Slice, every, page_of
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound
@@ -144,28 +144,14 @@ class Files:
     async def page(
         self,
         tenant: str,
+        wanted: Slice[File],
         *,
-        purpose: str | None,
-        order: Order,
-        limit: int,
-        after: Held | None = None,
-        cursor: str | None = None,
+        purpose: str | None = None,
     ) -> Page[Held]:
-        """Files by creation, going on after the file `after` or at `cursor`. Those whose time is
-        over are among them until they are swept."""
-        index = "by_creation" if purpose is None else "by_purpose"
-        where = () if purpose is None else (purpose,)
-        return await scan_after(
-            self._engine,
-            FILES,
-            (tenant,),
-            index=index,
-            where=where,
-            after=after,
-            cursor=cursor,
-            limit=limit,
-            descending=order == "desc",
-        )
+        """Files in the order they were created, of one purpose where it is given. Those whose time
+        is over are among them until they are swept."""
+        index, where = ("by_creation", ()) if purpose is None else ("by_purpose", (purpose,))
+        return await page_of(self._engine, FILES, (tenant,), wanted, index=index, where=where)
 
     async def over(self, now_s: float, *, limit: int) -> list[Held]:
         """Files of every tenant whose time is over, the longest first."""

@@ -19,10 +19,11 @@ from perdure.core.errors import Damaged, Missing
 from perdure.core.keys import Key, show
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.paging import every, scan_after
+from perdure.core.paging import Slice, every, page_of
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
-from perdure.wire.errors import NotFound, WireError
+from perdure.wire.errors import NotFound
+from perdure.wire.lists import ListQuery, no_such_after
 
 Part = Literal["input", "output", "items"]
 
@@ -86,26 +87,18 @@ class Items:
         self,
         owner: Key,
         part: Part,
-        *,
-        limit: int,
-        after: str | None = None,
-        descending: bool = False,
+        query: ListQuery,
     ) -> Page[Record[Item]]:
-        """Items of one part in the order they were added, going on after the item id `after`.
-
-        Raises `WireError` for an `after` that is not among them.
-        """
+        """Items of one part in the order they were added. Raises `WireError` for an `after` that is
+        not among them."""
         last = None
-        if after is not None:
+        if query.after is not None:
             try:
-                last = await self.within(owner, part, after)
+                last = await self.within(owner, part, query.after)
             except Missing:
-                raise WireError(
-                    f"No item with id '{after}' to list after.", param="after"
-                ) from None
-        return await scan_after(
-            self._engine, ITEMS, (*owner, part), after=last, limit=limit, descending=descending
-        )
+                raise no_such_after("item", query.after) from None
+        wanted = Slice(query.limit, last, descending=query.order == "desc")
+        return await page_of(self._engine, ITEMS, (*owner, part), wanted)
 
     async def all(self, owner: Key, *parts: Part) -> AsyncIterator[Record[Item]]:
         """Every item of some parts of `owner` (tenant and id), in order."""

@@ -25,7 +25,7 @@ from perdure.core.errors import Conflict
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.paging import scan_after
+from perdure.core.paging import Slice, page_of
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound
@@ -172,16 +172,13 @@ class Jobs:
     async def page(
         self,
         tenant: str,
+        wanted: Slice[Job],
         *,
-        limit: int,
         status: Status | None = None,
         kind: str | None = None,
-        after: Held | None = None,
-        cursor: str | None = None,
-        descending: bool = False,
     ) -> Page[Held]:
         """Jobs in the order they were created, of one status and one kind where these are given.
-        It goes on after the record `after`, or at a cursor. Raises `Damaged`, which can resume."""
+        Raises `Damaged`, which can resume."""
         state = None if status is None else status.value
         index = {
             (False, False): "by_age",
@@ -190,17 +187,7 @@ class Jobs:
             (True, True): "by_kind_and_state",
         }[kind is not None, state is not None]
         where = tuple(value for value in (kind, state) if value is not None)
-        return await scan_after(
-            self._engine,
-            JOBS,
-            (tenant,),
-            index=index,
-            where=where,
-            after=after,
-            cursor=cursor,
-            limit=limit,
-            descending=descending,
-        )
+        return await page_of(self._engine, JOBS, (tenant,), wanted, index=index, where=where)
 
     async def events(self, key: Key) -> list[JobEvent]:
         """What became of each attempt, in order. They are not many: attempts are bounded, and so

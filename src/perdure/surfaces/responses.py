@@ -19,7 +19,7 @@ from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Index, Log, Records
-from perdure.core.paging import scan_after
+from perdure.core.paging import Slice, page_of
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Page, Record
 from perdure.wire.errors import NotFound, previous_response_not_found
@@ -218,27 +218,14 @@ class Responses:
     async def page(
         self,
         tenant: str,
+        wanted: Slice[Response],
         *,
-        limit: int,
         status: Status | None = None,
-        after: Held | None = None,
-        cursor: str | None = None,
-        descending: bool = False,
     ) -> Page[Held]:
-        """Responses in the order they were created, those with `status` only if it is given. It
-        goes on after the record `after`, or at a cursor. Raises `Damaged`, which can resume."""
+        """Responses in the order they were created, of one status where it is given. Raises
+        `Damaged`, which can resume."""
         index, where = ("by_age", ()) if status is None else ("by_state", (status.value,))
-        return await scan_after(
-            self._engine,
-            RESPONSES,
-            (tenant,),
-            index=index,
-            where=where,
-            after=after,
-            cursor=cursor,
-            limit=limit,
-            descending=descending,
-        )
+        return await page_of(self._engine, RESPONSES, (tenant,), wanted, index=index, where=where)
 
     async def older_than(
         self, created_before_s: int, *, limit: int, cursor: str | None = None

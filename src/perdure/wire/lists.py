@@ -55,6 +55,11 @@ def parse_list_query(params: Mapping[str, str]) -> ListQuery:
     return ListQuery(limit, "asc" if order == "asc" else "desc", params.get("after") or None)
 
 
+def no_such_after(noun: str, id: str) -> WireError:
+    """The refusal of a listing that is to go on after what is not there."""
+    return WireError(f"No {noun} with id '{id}' to list after.", param="after")
+
+
 def page(data: Sequence[dict[str, Any]], *, has_more: bool) -> ListPage:
     """The envelope of objects that carry an `id`."""
     return ListPage(
