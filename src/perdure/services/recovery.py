@@ -16,7 +16,7 @@ import structlog
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
 from perdure.core.engine import Recovered
-from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded
+from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded, Missing
 from perdure.core.keys import show
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding, Page
@@ -161,6 +161,8 @@ async def _interrupted(
     """End one and note what of it is damaged; how many were ended whole."""
     try:
         damage = await interrupt(state, held, outcome, clock)
+    except Missing:  # deleted meanwhile
+        return 0
     except Damaged as error:
         damage = error
     except Invalid as error:  # its end cannot be written; the others must start
