@@ -27,7 +27,7 @@ from perdure import __version__
 from perdure.frontends.cli.output import shown_progress
 from perdure.proving import crash
 from perdure.proving.catching import Caught, catch_all
-from perdure.proving.torture import Order, Row, torture
+from perdure.proving.torture import Order, Row, torture, undrilled
 
 ROOT = Path(__file__).parents[1]
 PAGE = Path("docs/evidence.md")
@@ -179,7 +179,7 @@ def render(run: Run, record: Sequence[Found]) -> str:
         "on purpose, and what is to catch it was run against it.",
         _table(("bug", "in", "judged by", "seconds", "first seen as"), map(_bug, run.caught)),
         "## What is not covered",
-        _NOT_COVERED,
+        _undrilled(run.rows) + _NOT_COVERED,
         "## Track record",
         f"{len(record)} bugs of our own that proofs, judges and reviews found, each with the test "
         "that holds it since. Those marked *proof* were wrong in the proof and not in the program.",
@@ -249,6 +249,18 @@ def _details(rows: Iterable[Row]) -> Iterable[str]:
         if row.lacks is not None:
             text += f" *Not tested here: {row.lacks}*"
         yield text + "".join(f"\n- VIOLATED, case {it.case}: {it.what}" for it in row.violations)
+
+
+def _undrilled(rows: Iterable[Row]) -> str:
+    """The part of the fault model that no drill makes; nothing where drills make all of it."""
+    names = undrilled(rows)
+    if not names:
+        return ""
+    lines = "\n".join(f"  - {name}" for name in names)
+    says = (
+        "- **Faults in no drill yet.** Other tests may make them; this page says nothing of them:"
+    )
+    return f"{says}\n{lines}\n"
 
 
 def _campaign(told: crash.Report) -> str:

@@ -19,8 +19,8 @@ from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Subject, Trial
 from perdure.proving.drills.failures import FailedCalls, FullDisk
-from perdure.proving.faults import POWER_CUT
-from perdure.proving.torture import Order, Report, torture
+from perdure.proving.faults import FAULTS, POWER_CUT
+from perdure.proving.torture import Order, Report, torture, undrilled
 
 
 def untold(what: str, done: int, total: int) -> None:
@@ -41,6 +41,16 @@ async def test_every_drill_judges_and_finds_nothing(drill: Drill, tmp_path: Path
     assert trial.violations == []
     assert trial.cases > 0
     assert trial.cases <= (trial.planned or trial.cases)
+
+
+def test_what_no_drill_does_is_every_fault_and_part_but_those_of_the_drills() -> None:
+    drilled = {f"{drill.fault.name} / {drill.subject}" for drill in DRILLS}
+    every = {f"{fault.name} / {part}" for fault in FAULTS for part in ("engine", "blobs", "server")}
+    assert set(undrilled(DRILLS)) == every - drilled
+    assert "power-cut / engine" not in undrilled([CutEngine()])
+    assert "power-cut / blobs" in undrilled([CutEngine()])
+    assert undrilled(())[0] == "process-crash / engine"
+    assert len(undrilled(())) == len(every)
 
 
 @pytest.fixture
@@ -127,6 +137,7 @@ def test_the_command_says_what_held_and_leaves_nothing(tmp_path: Path) -> None:
     assert report.ok
     assert report.seed == "x"
     assert report.rows[0].cases > 10
+    assert report.undrilled == undrilled(DRILLS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -176,6 +187,7 @@ def test_what_could_not_be_tested_is_said_and_is_no_success(
     assert run.exit_code == 1
     assert "not tested here: power-cut / engine: it needs root" in run.stdout
     assert "nothing was tested" in run.stdout
+    assert "in no drill yet: process-crash / engine, process-crash / blobs," in run.stdout
 
 
 class Idle(Lacking):

@@ -54,3 +54,11 @@ def test_what_could_not_be_tested_is_said_with_its_reason() -> None:
     page = render(changed(run, rows=(row,)), [])
     assert "not tested here" in page
     assert "Not tested here: it needs root." in page
+
+
+def test_what_no_drill_does_is_said_until_one_does_it() -> None:
+    run = read_run()
+    row = msgspec.structs.replace(run.rows[0], fault="slow-disk", subject="blobs")
+    assert "  - slow-disk / blobs\n" in render(changed(run, rows=run.rows[:1]), [])
+    assert "  - slow-disk / blobs\n" not in render(changed(run, rows=(row,)), [])
+    assert "  - slow-disk / engine\n" in render(changed(run, rows=(row,)), [])

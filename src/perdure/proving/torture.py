@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +20,12 @@ from perdure import __version__
 from perdure.core.disk import Disk
 from perdure.core.errors import Invalid
 from perdure.proving.drills import DRILLS
-from perdure.proving.drills.drill import Drill, Trial, Violation
+from perdure.proving.drills.drill import Drill, Subject, Trial, Violation
 from perdure.proving.faults import FAULTS
 from perdure.proving.waiting import TooLate
+
+_PARTS: tuple[Subject, ...] = ("engine", "blobs", "server")
+"""What every fault is to be put to."""
 
 Progress = Callable[[str, int, int], None]
 """Told what runs, how many cases were judged, and how many there are (0: nobody can say)."""
@@ -68,7 +71,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run came to, on which machine. It is not `ok` where nothing could be judged."""
+    """What a run came to, on which machine. It is not `ok` where nothing could be judged.
+    `undrilled` are the faults and parts that no drill of this release brings together."""
 
     ok: bool
     seed: str
@@ -77,6 +81,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     directory: str
     rows: tuple[Row, ...]
+    undrilled: tuple[str, ...] = ()
+
+
+def undrilled(drilled: Iterable[Drill | Row]) -> tuple[str, ...]:
+    """Every fault of the model and part of the program that none of these brings together."""
+    known = {_name(one) for one in drilled}
+    every = (f"{fault.name} / {part}" for fault in FAULTS for part in _PARTS)
+    return tuple(name for name in every if name not in known)
+
+
+def _name(drilled: Drill | Row) -> str:
+    fault = drilled.fault if isinstance(drilled, Row) else drilled.fault.name
+    return f"{fault} / {drilled.subject}"
 
 
 def chosen(order: Order) -> list[Drill]:
@@ -105,7 +122,7 @@ async def torture(order: Order, progress: Progress) -> Report:
     rows: dict[Drill, Row] = {}
     for at, drill in enumerate(ready):
         left_s = order.seconds - (time.monotonic() - began_s)
-        name = f"{at + 1} of {len(ready)}: {drill.fault.name} / {drill.subject}"
+        name = f"{at + 1} of {len(ready)}: {_name(drill)}"
         told = partial(progress, name)
         rows[drill] = await _row(drill, order, max(1.0, left_s / (len(ready) - at)), told)
     for drill in drills:
@@ -120,6 +137,7 @@ async def torture(order: Order, progress: Progress) -> Report:
         machine=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         directory=str(order.home),
         rows=tuple(rows[drill] for drill in drills),
+        undrilled=undrilled(DRILLS),
     )
 
 

@@ -113,6 +113,8 @@ def _show(report: Report) -> None:
             console.print(f"  kept in {violation.kept}", markup=False)
         if row.again is not None:
             console.print(f"  again: {row.again}", markup=False)
+    if report.undrilled:
+        console.print(f"in no drill yet: {', '.join(report.undrilled)}")
     console.print(_conclusion(report))
 
 
