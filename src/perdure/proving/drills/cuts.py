@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from perdure.engines.sqlite import SqliteEngine
 from perdure.proving.drills.crashes import KilledServer
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import POWER_CUT
+from perdure.proving.paced import paced
 from perdure.proving.steps import LAYOUTS, step, troubles
 from perdure.proving.watched import (
     Contents,
@@ -29,9 +31,13 @@ from perdure.proving.watched import (
     small_checkpoints,
 )
 
+_CHECKPOINTER = "perdure-checkpoint"
 _WRITERS = 3
 _STEPS = 8
 _SECTOR_BYTES = 512
+_MIDST_CALLS = 12
+"""A checkpoint of so many calls or more is one in whose midst there may be a commit."""
+
 _AGAIN = 25
 """Every so many cases the recovery is cut as well, at each of its own calls."""
 
@@ -64,33 +70,74 @@ class State(msgspec.Struct, frozen=True):
 
 
 class Recording:
-    """Steps committed over a watched disk, with the disk's contents at every call. Use `run`."""
+    """Steps committed over a watched disk, with the disk's contents at every call. `rng` decides
+    which steps share a group, and what is committed while a checkpoint is under way. Use `run`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rng: random.Random) -> None:
         self.moments: list[Moment] = []
         self._path = path
+        self._rng = rng
         self._disk = WatchedDisk()
         self._mark = path.with_name(path.name + ".mark")
+        self._first_mark = b""
         self._acknowledged = dict.fromkeys(range(_WRITERS), 0)
         self._begun = dict(self._acknowledged)
+        self._calls_left = 0
+        """Of a checkpoint, before a group is committed in its midst."""
 
     async def run(self, steps: int) -> list[Moment]:
-        """Commit `steps` rounds, the writers of a round together, and close in order."""
+        """Commit `steps` of each writer, in groups, and close in order."""
         await (await _opened(self._path)).close()
-        first_mark = self._mark.read_bytes()
-        engine = await _opened(self._path, self._disk)
+        self._first_mark = self._mark.read_bytes()
+        groups = iter(self._groups(steps))
+        with paced() as (requests, moves):
+            engine = await _opened(self._path, self._disk)
+            loop = asyncio.get_running_loop()
 
-        def noted(call: str, suffix: str) -> None:
-            acknowledged = dict(self._acknowledged)
-            marks = tuple({first_mark, self._mark.read_bytes()})
-            contents = self._disk.contents()
-            self.moments.append(Moment(contents, marks, acknowledged, dict(self._begun)))
+            async def commit(group: list[tuple[int, int]]) -> None:
+                committing = [asyncio.create_task(self._step(engine, *step)) for step in group]
+                await asyncio.sleep(0)
+                await requests.turn()
+                await asyncio.gather(*committing)
 
-        self._disk.watch = noted
-        for number in range(1, steps + 1):
-            await asyncio.gather(*(self._step(engine, who, number) for who in range(_WRITERS)))
-        await engine.close()
+            async def called(thread: str) -> None:
+                """Here, on the loop, so that whoever was answered before knows it by now."""
+                self._note()
+                if thread == _CHECKPOINTER:
+                    self._calls_left -= 1
+                    if self._calls_left == 0 and (group := next(groups, None)):
+                        await commit(group)
+
+            def noted(call: str, suffix: str) -> None:
+                thread = threading.current_thread().name
+                asyncio.run_coroutine_threadsafe(called(thread), loop).result()
+
+            self._disk.watch = noted
+            for group in groups:
+                await commit(group)
+                while moves.held:
+                    self._calls_left = self._rng.randrange(_MIDST_CALLS)
+                    await moves.turn()
+            requests.let_go()
+            moves.let_go()
+            await engine.close()
         return self.moments
+
+    def _groups(self, steps: int) -> list[list[tuple[int, int]]]:
+        """The steps, each a writer and a number, that share one sync."""
+        groups: list[list[tuple[int, int]]] = []
+        for number in range(1, steps + 1):
+            writers = self._rng.sample(range(_WRITERS), _WRITERS)
+            while writers:
+                size = self._rng.randint(1, len(writers))
+                groups.append([(writer, number) for writer in writers[:size]])
+                del writers[:size]
+        return groups
+
+    def _note(self) -> None:
+        marks = tuple(dict.fromkeys((self._first_mark, self._mark.read_bytes())))
+        acknowledged, begun = dict(self._acknowledged), dict(self._begun)
+        self.moments.append(Moment(self._disk.contents(), marks, acknowledged, begun))
 
     async def _step(self, engine: SqliteEngine, writer: int, number: int) -> None:
         self._begun[writer] = number
@@ -145,7 +192,8 @@ class CutEngine:
         real = trial.home / "real"
         real.mkdir()
         with small_checkpoints():
-            moments = await Recording(real / "state.db").run(_STEPS)
+            recording = Recording(real / "state.db", trial.rng("groups"))
+            moments = await recording.run(_STEPS)
         found = [
             state for at, one in enumerate(moments) for state in states(one, trial.rng("cut", at))
         ]
