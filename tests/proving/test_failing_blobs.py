@@ -50,5 +50,5 @@ async def test_what_the_system_says_never_leaves_the_blobs_in_its_own_words(
     """A temporary file that cannot be removed raised the system's own error, which a client of the
     server met as an internal one."""
     assert await found(READ_ONLY, tmp_path / "as it is") == []
-    monkeypatch.setattr(blobs_local, "_translated", nullcontext)
+    monkeypatch.setattr(blobs_local, "translated", nullcontext)
     assert any("not in our words" in what for what in await found(READ_ONLY, tmp_path / "bare"))

@@ -9,7 +9,7 @@ import pytest
 
 from perdure.proving.drills.drill import Trial
 from perdure.proving.drills.failing_server import FailingServer
-from perdure.proving.faults import FAILED_SYNC, FULL_DISK
+from perdure.proving.faults import FAILED_SYNC, FULL_DISK, READ_ONLY
 from perdure.proving.refusing import Trouble
 
 SYNCS = Trouble(calls=("sqlite.sync",), n=25, times=None)
@@ -26,6 +26,17 @@ async def test_a_server_whose_disk_fails_holds_what_it_promises(
     await FailingServer(FAILED_SYNC, "", [trouble]).run(trial)
     assert trial.violations == []
     assert trial.notes["met"] == 1
+
+
+# proves C9
+async def test_a_server_that_cannot_answer_its_operator_is_never_ready(tmp_path: Path) -> None:
+    """It said that it was ready, and then ended as it could not make its control socket. The first
+    life leaves one, as it is killed."""
+    kept = Trouble(calls=("disk.unlink",), n=1, times=None, errno=errno.EROFS)
+    trial = Trial(tmp_path, "1", seconds=30)
+    await FailingServer(READ_ONLY, "", [kept] * 2).run(trial)
+    assert trial.violations == []
+    assert "control.sock could not be used" in (tmp_path / "server.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from perdure.core.batch import Batch
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
-from perdure.core.errors import Invalid, Latched, PromiseBroken, StorageFull, StoreLocked
+from perdure.core.errors import (
+    Invalid,
+    Latched,
+    PerdureError,
+    PromiseBroken,
+    StorageFull,
+    StoreLocked,
+)
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
+from perdure.proving.refusing import Call, Refusing, Trouble
 from perdure.proving.waiting import wait_until
 from perdure.services import lifecycle
 from perdure.services.config import Config, load
@@ -187,3 +196,24 @@ async def test_only_as_many_boots_are_kept_as_retention_says(tmp_path: Path) -> 
         history = await node.state.boots.history(node.boot.instance_id, limit=10)
         await node.close()
     assert [item.value.number for item in history.items] == [4, 3]
+
+
+# proves C9, C10
+@pytest.mark.parametrize("call", [call for call in get_args(Call) if call.startswith("disk.")])
+async def test_a_start_on_a_failing_disk_ends_in_our_words(tmp_path: Path, call: Call) -> None:
+    """The system's own error, as it wrote down which instance this is, came out as it was."""
+    for n in range(1, 50):
+        trouble = Trouble(calls=(call,), n=n, times=None, errno=errno.EROFS)
+        refusing = Refusing(trouble)
+        node = Node(config(tmp_path / str(n)), environment={}, disk=refusing.disk)
+        try:
+            await node.open()
+        except PerdureError:
+            assert refusing.reached
+            assert not node.opened
+            continue
+        refusing.over()
+        await node.close()
+        if not refusing.reached:
+            break
+    assert not refusing.reached

@@ -37,8 +37,9 @@ class Lock:
 
     def note(self, text: str) -> None:
         """Write into the lock file who holds it, for people and for the control socket's path."""
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text.encode(), 0)
+        with translated(self.path), full_disk(self.path):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text.encode(), 0)
 
     def release(self) -> None:
         """Let go. Releasing twice is harmless."""
@@ -234,6 +235,15 @@ class Disk:
             file.seek(start)
             while chunk := file.read(chunk_bytes):
                 yield chunk
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what the operating system says into our words; a full disk has them already."""
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{path} could not be used: {error}. Try again.") from error
 
 
 class full_disk:  # noqa: N801 - reads as a statement: `with full_disk(path):`

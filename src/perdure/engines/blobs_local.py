@@ -18,13 +18,13 @@ import hashlib
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from perdure.core.blobs import Blob, Publishing, absent, check_digest, check_range, unclaimed
 from perdure.core.clock import Clock
-from perdure.core.disk import TEMPORARY, Disk, Lock, Writer
-from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded, Unavailable
+from perdure.core.disk import TEMPORARY, Disk, Lock, Writer, translated
+from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded
 from perdure.core.offload import off_loop
 from perdure.core.values import Finding
 
@@ -59,7 +59,7 @@ class LocalBlobs:
     def _open(cls, root: Path, disk: Disk, clock: Clock, read_only: bool) -> LocalBlobs:
         if read_only:
             return cls(root, disk, clock, None)
-        with _translated(root), ExitStack() as undo:
+        with translated(root), ExitStack() as undo:
             disk.make_directory(root / "incoming")
             lock = disk.lock(root / "lock")
             undo.callback(lock.release)
@@ -156,7 +156,7 @@ class LocalBlobs:
 
     def _publish(self, arriving: _Arriving, digest: str) -> None:
         path = self._path(digest)
-        with _translated(path):
+        with translated(path):
             with self._making:
                 if path.parent.name not in self._durable:
                     self._disk.make_directory(path.parent)
@@ -164,7 +164,7 @@ class LocalBlobs:
             arriving.publish(path)
 
     def _remove(self, path: Path) -> None:
-        with _translated(path):
+        with translated(path):
             self._disk.remove(path)
 
     def _verify(self, digest: str) -> Finding | None:
@@ -203,12 +203,12 @@ class _Arriving:
         self.size_bytes = 0
 
     def begin(self) -> None:
-        with self._busy, _translated(self._path):
+        with self._busy, translated(self._path):
             if not self._discarded:
                 self._writer = self._disk.writer(self._path)
 
     def add(self, chunk: bytes) -> None:
-        with self._busy, _translated(self._path):
+        with self._busy, translated(self._path):
             if self._writer is not None:
                 self._writer.write(chunk)
                 self._hash.update(chunk)
@@ -223,30 +223,21 @@ class _Arriving:
                 self._writer.publish(path)
 
     def discard(self) -> None:
-        with self._busy, _translated(self._path):
+        with self._busy, translated(self._path):
             self._discarded = True
             if self._writer is not None:
                 self._writer.discard()
                 self._writer = None
 
 
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn what the operating system says into our words; a full disk has them already."""
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"{path} could not be used: {error}. Try again.") from error
-
-
 def _size(path: Path) -> int | None:
-    with _translated(path), suppress(FileNotFoundError):
+    with translated(path), suppress(FileNotFoundError):
         return path.stat().st_size
     return None
 
 
 def _next(chunks: Iterator[bytes], path: Path) -> bytes:
-    with _translated(path), suppress(FileNotFoundError):
+    with translated(path), suppress(FileNotFoundError):
         return next(chunks, b"")
     raise absent(path.name)
 

@@ -26,7 +26,7 @@ from perdure.core.promises import Promise
 from perdure.proving.actors import actors
 from perdure.proving.client import Client, Gone, Refused
 from perdure.proving.jumping import Jumps
-from perdure.proving.launcher import Death, Plan, Power
+from perdure.proving.launcher import GAVE_UP, Death, Plan, Power
 from perdure.proving.oracle import Check, History, Verdict
 from perdure.proving.ports import kept_port
 from perdure.proving.refusing import Trouble
@@ -207,7 +207,7 @@ class Campaign:
         if life.death is not None and life.death.at == "moment":
             await victim.death()
         self.reached = (victim.dead and life.death is not None) or told.exists()
-        if trouble is not None and told.exists() and not victim.dead:
+        if trouble is not None and told.exists():
             await self._judge_troubled(victim, trouble)
         await self._die(victim, stop=life.stop)
 
@@ -282,6 +282,10 @@ class Campaign:
             if clean:
                 self._stopped.add(victim.pid)
         elif died and code > 0:
+            said = code == GAVE_UP
+            self.verdict.holds(
+                Check.LIVE, RUNNER, said, f"it ended with {code}, and no clear error"
+            )
             self._given_up.add(victim.pid)
         plan = victim.plan
         kind = "stopped" if stop else "power cut" if self._restore(plan) else "killed"

@@ -40,6 +40,9 @@ from perdure.services.continuing import Continues
 _LEAVES_S = 0.002
 """What is sent leaves when the loop turns."""
 
+GAVE_UP = 5
+"""The exit code of a server that could not go on, and said why in our words."""
+
 At = Literal["before", "after", "sending", "sent", "moment"]
 
 
@@ -206,12 +209,12 @@ def main() -> None:
 
 
 def _serve(plan: Plan) -> int:
-    """The exit code of a server: as the command's, 0 or the kind of its error."""
+    """The exit code of a server; what is no error of ours ends it as it ends Python."""
     try:
         run(plan)
     except PerdureError as error:
         print(f"perdure: {error}", file=sys.stderr, flush=True)
-        return 5
+        return GAVE_UP
     return 0
 
 

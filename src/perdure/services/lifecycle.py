@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ import structlog
 
 from perdure import __version__
 from perdure.core.clock import Clock, SystemClock
-from perdure.core.disk import Disk
+from perdure.core.disk import Disk, translated
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.core.promises import check_promises
@@ -58,6 +59,14 @@ _PROBE_S = 15.0
 _TEND_S = 3600.0
 
 _log = structlog.get_logger("perdure.lifecycle")
+
+Control = Callable[[], AbstractAsyncContextManager[str]]
+"""Answers the operator for as long as it is entered; what it gives is where."""
+
+
+@asynccontextmanager
+async def _no_control() -> AsyncIterator[str]:
+    yield ""
 
 
 class Node:
@@ -103,23 +112,23 @@ class Node:
         self._wrap = wrap
         self._supervisor = Supervisor(self.clock)
         self._transient: State
+        self._held: AsyncExitStack
 
-    async def open(self, *, control_socket: str = "") -> None:
-        """Become ready. Raises what makes the store unusable, after releasing it again."""
-        with self.startup.phase("open engine"):
-            engine = await self._open_engine()
-        try:
+    async def open(self, control: Control = _no_control) -> None:
+        """Become ready, with `control` entered before that is told and left before the store is let
+        go. Raises what makes the store unusable, after releasing it again."""
+        async with AsyncExitStack() as held:
+            with self.startup.phase("open engine"):
+                engine = await self._open_engine()
+                held.push_async_callback(engine.close)
             with self.startup.phase("open blobs"):
                 blobs = await open_blobs(self.config.blobs_url, clock=self.clock, disk=self._disk)
+                held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
-            try:
-                await self._open_over(engine, control_socket)
-            except BaseException:
-                await blobs.close()
-                raise
-        except BaseException:
-            await engine.close()
-            raise
+            socket = await held.enter_async_context(control())
+            engine.announce(f"{os.getpid()}\n{self.boot_id}\n{socket}\n")
+            await self._open_over(engine)
+            self._held = held.pop_all()
 
     async def _open_engine(self) -> Engine:
         if self.config.engine_url.startswith("sqlite:"):
@@ -133,8 +142,7 @@ class Node:
         )
         return self._wrap(engine)
 
-    async def _open_over(self, engine: Engine, control_socket: str) -> None:
-        engine.announce(f"{os.getpid()}\n{self.boot_id}\n{control_socket}\n")
+    async def _open_over(self, engine: Engine) -> None:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
@@ -224,8 +232,7 @@ class Node:
         except Unavailable as error:
             _log.error("the boot could not be marked clean", error=str(error))
         await self._transient.engine.close()
-        await self.blobs.blobs.close()
-        await self.state.engine.close()
+        await self._held.aclose()
 
     async def _begin_boot(self) -> None:
         instance_id = self._instance_id()
@@ -247,9 +254,10 @@ class Node:
         if not self.config.data_path.is_dir():
             return self.clock.new_id("inst")
         path = self.config.data_path / "instance"
-        if not path.exists():
-            self._disk.write_file(path, self.clock.new_id("inst").encode())
-        return path.read_text().strip()
+        with translated(path):
+            if not path.exists():
+                self._disk.write_file(path, self.clock.new_id("inst").encode())
+            return path.read_text().strip()
 
     def _make_services(self) -> None:
         self.upstreams = Upstreams([self._member(one) for one in self.config.every_upstream])

@@ -15,15 +15,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from perdure.core.clock import Clock, SystemClock
-from perdure.core.disk import Disk
+from perdure.core.disk import Disk, translated
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.frontends.http import (
@@ -46,7 +48,7 @@ from perdure.frontends.http.routes import Route
 from perdure.frontends.http.service import Service
 from perdure.library import open as open_store
 from perdure.services.config import Config, api_keys
-from perdure.services.lifecycle import Node
+from perdure.services.lifecycle import Control, Node
 
 ROUTES = (
     *conversations.ROUTES,
@@ -67,6 +69,8 @@ CONTROL_SOCKET = "control.sock"
 _SOCKET_PATH_BYTES_MAX = 100
 _BACKLOG = 2048
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_log = structlog.get_logger("perdure.http")
 
 
 class PortTaken(Unavailable):
@@ -184,9 +188,8 @@ async def serve(
     serving = asyncio.create_task(public.serve(sockets=[listening]))
     control = ControlSocket(config, disk)
     try:
-        await _open(node, public, control, stop)
+        await _open(node, public, partial(control.answering, application), stop)
         if node.opened:
-            await control.start(application)
             gc.freeze()  # what starting made stays: collections look at requests alone
             telling = asyncio.create_task(ready(node, url))
             asked = asyncio.create_task(stop.asked.wait())
@@ -196,15 +199,14 @@ async def serve(
     finally:
         await _wind_down(node, public, application.service, stop)
         await serving
-        await control.close()
         await node.close()
         log.flush()
 
 
-async def _open(node: Node, public: Listener, control: ControlSocket, stop: Stop) -> None:
+async def _open(node: Node, public: Listener, control: Control, stop: Stop) -> None:
     """Open the node while the port already answers; a signal gives up on it."""
     await public.listening.wait()
-    opening = asyncio.create_task(node.open(control_socket=str(control.path or "")))
+    opening = asyncio.create_task(node.open(control))
     asked = asyncio.create_task(stop.asked.wait())
     try:
         await asyncio.wait((opening, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -231,47 +233,69 @@ async def _wind_down(node: Node, public: Listener, service: Service, stop: Stop)
         draining.result()
 
 
+@asynccontextmanager
+async def _served(application: Application, listening: socket.socket) -> AsyncIterator[None]:
+    listener = Listener(application.control, application.service, application.log)
+    serving = asyncio.create_task(listener.serve(sockets=[listening]))
+    try:
+        await listener.listening.wait()
+        yield
+    finally:
+        listener.should_exit = listener.force_exit = True
+        await serving
+
+
 class ControlSocket:
     """The operator's listener: a Unix socket that only this user can open, beside the data, or in
     a private temporary directory where that path would be too long for a socket."""
 
     def __init__(self, config: Config, disk: Disk) -> None:
-        self.path: Path | None = None
+        self._path = config.data_path.absolute() / CONTROL_SOCKET
         self._disk = disk
-        self._private: Path | None = None
-        self._listener: Listener | None = None
-        self._serving: asyncio.Task[None] | None = None
-        if not config.engine_url.startswith("memory:"):
-            path = config.data_path.absolute() / CONTROL_SOCKET
-            if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
-                self._private = disk.private_directory()
-                path = self._private / CONTROL_SOCKET
-            self.path = path
+        self._exists = not config.engine_url.startswith("memory:")
 
-    async def start(self, application: Application) -> None:
-        """Listen. The store's lock is held, so what lies at the path is a dead server's."""
-        if self.path is None:
+    @asynccontextmanager
+    async def answering(self, application: Application) -> AsyncIterator[str]:
+        """Listen where the path says, and leave nothing behind. The store's lock is held all the
+        while, so what lies at the path before is a dead server's. Raises `Unavailable`."""
+        if not self._exists:
+            yield ""
             return
-        self._disk.make_directory(self.path.parent)
-        self._disk.remove(self.path)
+        path, private = self._path, None
+        if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+            with translated(path):
+                private = self._disk.private_directory()
+            path = private / CONTROL_SOCKET
+        try:
+            async with _served(application, self._bound(path)):
+                yield str(path)
+        finally:
+            self._remove(path, private)
+
+    def _bound(self, path: Path) -> socket.socket:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
-            listening.bind(str(self.path))
+            with translated(path):
+                self._disk.make_directory(path.parent)
+                self._disk.remove(path)
+                listening.bind(str(path))
+        except Unavailable:
+            listening.close()
+            raise
         finally:
             os.umask(before)
-        self._listener = Listener(application.control, application.service, application.log)
-        self._serving = asyncio.create_task(self._listener.serve(sockets=[listening]))
-        await self._listener.listening.wait()
+        return listening
 
-    async def close(self) -> None:
-        """Stop listening and leave nothing behind."""
-        if self._listener is not None and self._serving is not None and self.path is not None:
-            self._listener.should_exit = self._listener.force_exit = True
-            await self._serving
-            self._disk.remove(self.path)
-        if self._private is not None:
-            self._disk.remove_directory(self._private)
+    def _remove(self, path: Path, private: Path | None) -> None:
+        """What cannot be removed is by the next server, and keeps this one from nothing."""
+        try:
+            with translated(path):
+                self._disk.remove(path)
+                if private is not None:
+                    self._disk.remove_directory(private)
+        except Unavailable as error:
+            _log.error("the control socket could not be removed", error=str(error))
 
 
 async def _listen(config: Config) -> socket.socket:
