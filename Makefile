@@ -22,7 +22,7 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test judges lint format bench torture crash evidence nightly docs \
+.PHONY: serve demo recording test judges lint format bench torture proof crash evidence nightly docs \
 	lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
@@ -54,6 +54,9 @@ bench: .venv/.dev  ## measure against raw SQLite and peers, in one run
 
 torture: .venv/.dev  ## every fault this machine can make, in SECONDS, chosen by SEED
 	$(BIN)/perdure torture --seconds $(SECONDS) --seed $(SEED)
+
+proof: .venv/.dev  ## the same by count instead of time: the cases that every change must pass
+	$(BIN)/perdure torture --counted --seconds 600 --seed $(SEED)
 
 crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
 	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)

@@ -20,7 +20,7 @@ from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Subject, Trial
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.faults import FAULTS, POWER_CUT
-from perdure.proving.torture import Order, Report, torture, undrilled
+from perdure.proving.torture import PER_CHANGE, Order, Report, torture, undrilled
 
 
 def untold(what: str, done: int, total: int) -> None:
@@ -107,6 +107,29 @@ async def test_one_case_alone_is_judged_again(tmp_path: Path) -> None:
     assert trial.cases == 1
     assert trial.planned is not None
     assert trial.planned > 1000
+
+
+async def test_what_every_change_must_pass_is_judged_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PER_CHANGE, "power-cut / blobs", 7)
+    asked = order(tmp_path, faults=("power-cut",), subject="blobs", seconds=60, counted=True)
+    report = await torture(asked, untold)
+    (row,) = report.rows
+    assert (row.cases, row.wanted, row.verdict, report.ok) == (7, 7, "holds", True)
+
+
+async def test_fewer_than_every_change_must_pass_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PER_CHANGE, "damage / engine", 1_000_000)
+    asked = order(tmp_path, faults=("damage",), subject="engine", seconds=1, counted=True)
+    report = await torture(asked, untold)
+    assert (report.rows[0].verdict, report.ok) == ("too few in the time given", False)
+
+
+def test_every_count_is_of_a_drill() -> None:
+    assert set(PER_CHANGE) <= {f"{drill.fault.name} / {drill.subject}" for drill in DRILLS}
 
 
 @pytest.mark.parametrize(

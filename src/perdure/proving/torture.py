@@ -27,13 +27,34 @@ from perdure.proving.waiting import TooLate
 _PARTS: tuple[Subject, ...] = ("engine", "blobs", "server")
 """What every fault is to be put to."""
 
+PER_CHANGE = {
+    "process-crash / engine": 50,
+    "process-crash / process": 5,
+    "process-crash / server": 10,
+    "power-cut / engine": 1_000,
+    "power-cut / blobs": 300,
+    "power-cut / ext4": 20,
+    "failed-sync / engine": 200,
+    "full-disk / engine": 200,
+    "failed-sync / blobs": 100,
+    "full-disk / blobs": 100,
+    "damage / engine": 3_000,
+    "damage / blobs": 2_000,
+    "clock-jump / engine": 72,
+    "clock-jump / blobs": 64,
+}
+"""Cases that every change of the program has to pass; of other drills, `_FEW`."""
+
+_FEW = 5
+
 Progress = Callable[[str, int, int], None]
 """Told what runs, how many cases were judged, and how many there are (0: nobody can say)."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to torture. `faults` and `subject` choose drills (empty: all); `seconds` are shared by
-    them; `case` repeats one case of one drill. `engine` is what the command that repeats one
+    them, or end the run where it is `counted`: then each drill judges what every change has to
+    pass. `case` repeats one case of one drill. `engine` is what the command that repeats one
     names."""
 
     home: Path
@@ -42,23 +63,31 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[str, ...] = ()
     subject: str | None = None
     case: int | None = None
+    counted: bool = False
     engine: str | None = None
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """What one drill came to. `planned` is how many cases there are, where they can be counted;
-    `lacks` says why it did not run."""
+    `wanted` how many were to be judged; `lacks` says why it did not run."""
 
     fault: str
     subject: str
     says: str
     cases: int = 0
     planned: int | None = None
+    wanted: int | None = None
     seconds: float = 0.0
     notes: dict[str, int] = {}
     violations: tuple[Violation, ...] = ()
     again: str | None = None
     lacks: str | None = None
+
+    @property
+    def short(self) -> bool:
+        """Whether fewer cases were judged than were wanted, and are left."""
+        left = self.planned is None or self.cases < self.planned
+        return self.lacks is None and left and self.cases < (self.wanted or 0)
 
     @property
     def verdict(self) -> str:
@@ -67,6 +96,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             return "not tested here"
         if self.violations:
             return "VIOLATED"
+        if self.short:
+            return "too few in the time given"
         return "holds" if self.cases else "no case in the time given"
 
 
@@ -124,12 +155,13 @@ async def torture(order: Order, progress: Progress) -> Report:
         left_s = order.seconds - (time.monotonic() - began_s)
         name = f"{at + 1} of {len(ready)}: {_name(drill)}"
         told = partial(progress, name)
-        rows[drill] = await _row(drill, order, max(1.0, left_s / (len(ready) - at)), told)
+        seconds = left_s if order.counted else left_s / (len(ready) - at)
+        rows[drill] = await _row(drill, order, max(1.0, seconds), told)
     for drill in drills:
         if (lacks := drill.lacks()) is not None and drill not in rows:
             rows[drill] = _named(drill, lacks=lacks)
     return Report(
-        ok=not any(row.violations for row in rows.values())
+        ok=not any(row.violations or row.short for row in rows.values())
         and any(row.cases for row in rows.values()),
         seed=order.seed,
         seconds=round(time.monotonic() - began_s, 1),
@@ -142,11 +174,13 @@ async def torture(order: Order, progress: Progress) -> Report:
 
 
 async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, int], None]) -> Row:
+    wanted = PER_CHANGE.get(_name(drill), _FEW) if order.counted and order.case is None else None
     trial = Trial(
         order.home / f"{drill.fault.name}-{drill.subject}",
         order.seed,
         seconds=seconds,
         case=order.case,
+        enough=wanted,
         told=lambda done, planned: told(done, planned or 0),
     )
     told(0, 0)
@@ -160,6 +194,7 @@ async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, 
         drill,
         cases=trial.cases,
         planned=trial.planned,
+        wanted=wanted,
         seconds=round(trial.taken_s, 1),
         notes=trial.notes,
         violations=tuple(trial.violations),

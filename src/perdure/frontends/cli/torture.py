@@ -31,6 +31,10 @@ def torture(
     seconds: Annotated[float, typer.Option(help="The time to share among the drills.")] = 120,
     seed: Annotated[str, typer.Option(help="Where every choice comes from.")] = "1",
     case: Annotated[int | None, typer.Option(help="Judge this case again, alone.")] = None,
+    counted: Annotated[
+        bool,
+        typer.Option("--counted", help="Judge what every change must pass; --seconds at most."),
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Put an engine, its blobs and the server to every fault this machine can make, in a
@@ -45,6 +49,7 @@ def torture(
         faults=tuple(name.strip() for name in faults.split(",") if name.strip()),
         subject=subject,
         case=case,
+        counted=counted,
         engine=engine,
     )
     kept = False
@@ -122,6 +127,8 @@ def _conclusion(report: Report) -> str:
     wrong = sum(len(row.violations) for row in report.rows)
     if wrong:
         return f"a promise is broken: {wrong} violation{'s' if wrong > 1 else ''}"
+    if any(row.short for row in report.rows):
+        return "nothing broke, but not all of it was judged: give it more --seconds"
     if not report.ok:
         return "nothing was tested: give it more --seconds, or what it lacks"
     idle = sum(row.lacks is None and not row.cases for row in report.rows)

@@ -34,7 +34,8 @@ class Trial:
     """One run of a drill in a directory of its own. Every choice comes from `seed`.
 
     Cases are numbered from 1 in an order that the seed decides. A drill goes through them until
-    `over`; where only one is asked for it judges that one alone.
+    `over`: after so many that they are `enough`, or after its seconds. Where only one is asked for
+    it judges that one alone.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class Trial:
         *,
         seconds: float,
         case: int | None = None,
+        enough: int | None = None,
         told: Callable[[int, int | None], None] = lambda done, planned: None,
     ) -> None:
         self.home = home
         self.seed = seed
         self.case = case
+        self.enough = enough
         self.cases = 0
         self.planned: int | None = None
         """How many cases there are, where they can be counted."""
@@ -63,9 +66,11 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether the time is used up, or enough is known to be wrong."""
-        wrong = len(self.violations) >= _VIOLATIONS_MAX
-        return wrong or (self.case is None and time.monotonic() > self._ends_s)
+        """Whether the time is used up, or enough was judged or is known to be wrong."""
+        if len(self.violations) >= _VIOLATIONS_MAX:
+            return True
+        judged = self.enough is not None and self.cases >= self.enough
+        return self.case is None and (judged or time.monotonic() > self._ends_s)
 
     @property
     def taken_s(self) -> float:
