@@ -1,9 +1,11 @@
-"""Every promise to survive is put to the test: lives at random, killed or with their power cut,
-and each surface that claims to survive it is judged by an actor of its own."""
+"""Every promise to survive is put to the test: lives at random, killed, with their power cut or
+with a disk that fails, and each surface that claims to survive it is judged by an actor of its
+own."""
 
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -11,8 +13,9 @@ import pytest_asyncio
 
 from perdure.core.promises import Promise
 from perdure.proving.actors import actors
-from perdure.proving.campaign import Campaign, Stage
+from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.crash import OFFICIAL, life_of, official
+from perdure.proving.drills.failing_server import failed_syncs
 from perdure.proving.workload import Uncovered, cover
 from perdure.surfaces.state import PROMISES
 from tests.crash.conftest import violations
@@ -20,7 +23,7 @@ from tests.crash.conftest import violations
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEED = "ci"
-CYCLES = {"process_crash": 15, "power_cut": 10}
+CYCLES = {"process_crash": 15, "power_cut": 10, "failed_sync": 6}
 LEAST = 20
 """So often at least every surface is judged."""
 
@@ -29,18 +32,34 @@ CLAIMS = [
 ]
 
 
+def a_life(rng: random.Random, fault: str) -> Life:
+    """A life at random that ends in this fault."""
+    if fault == "failed_sync":
+        return Life(trouble=rng.choice(failed_syncs()))
+    return life_of(rng, power=fault == "power_cut")
+
+
+class Ran(NamedTuple):
+    """A campaign of one fault, and how many of its lives met what was planned for them."""
+
+    campaign: Campaign
+    reached: int
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def campaigns(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Campaign]:
+async def ran(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ran]:
     """One campaign a fault, run to its end or to the first violation."""
-    ran: dict[str, Campaign] = {}
+    ran: dict[str, Ran] = {}
     for fault, cycles in CYCLES.items():
-        home = tmp_path_factory.mktemp(fault)
+        home, reached = tmp_path_factory.mktemp(fault), 0
         with Campaign(stage, home, seed=SEED, more=official()) as campaign:
             for cycle in range(cycles):
                 rng = random.Random(f"{SEED}/{fault}/{cycle}")
-                if not await campaign.live(life_of(rng, power=fault == "power_cut")):
+                sound = await campaign.live(a_life(rng, fault))
+                reached += campaign.reached
+                if not sound:
                     break
-        ran[fault] = campaign
+        ran[fault] = Ran(campaign, reached)
     return ran
 
 
@@ -49,25 +68,26 @@ async def campaigns(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> d
     ("fault", "promise"), CLAIMS, ids=[f"{promise.surface}-{fault}" for fault, promise in CLAIMS]
 )
 async def test_a_surface_survives_what_it_promises(
-    campaigns: dict[str, Campaign], fault: str, promise: Promise
+    ran: dict[str, Ran], fault: str, promise: Promise
 ) -> None:
-    campaign = campaigns[fault]
+    campaign = ran[fault].campaign
     own = [str(it) for it in campaign.verdict.violations if it.surface == promise.surface]
     assert own == []
     assert campaign.verdict.of(promise.surface) >= LEAST
 
 
 # proves C13
-async def test_no_life_ends_in_any_violation(campaigns: dict[str, Campaign]) -> None:
-    for fault, campaign in campaigns.items():
+async def test_no_life_ends_in_any_violation(ran: dict[str, Ran]) -> None:
+    for fault, (campaign, _) in ran.items():
         assert violations(campaign) == []
         assert campaign.history.cycle == CYCLES[fault]
-    deaths = campaigns["power_cut"].deaths
+    deaths = ran["power_cut"].campaign.deaths
     assert sum(count for kind, count in deaths.items() if kind.startswith("power cut")) >= 6
+    assert ran["failed_sync"].reached >= 4
 
 
-async def test_the_official_client_took_part(campaigns: dict[str, Campaign]) -> None:
-    assert campaigns["process_crash"].verdict.of(OFFICIAL) > 5
+async def test_the_official_client_took_part(ran: dict[str, Ran]) -> None:
+    assert ran["process_crash"].campaign.verdict.of(OFFICIAL) > 5
 
 
 async def test_a_promise_without_an_actor_fails_by_name() -> None:

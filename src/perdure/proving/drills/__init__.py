@@ -1,8 +1,4 @@
-"""The drills, in the order of the fault model: one file for each fault.
-
-Not among them yet: a server whose disk fails (`failing_server`). What it found is open, so only the
-troubles that its own tests name are held.
-"""
+"""The drills, in the order of the fault model: one file for each fault."""
 
 from __future__ import annotations
 
@@ -15,6 +11,7 @@ from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
 from perdure.proving.drills.drill import Drill
 from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
+from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
 
@@ -32,6 +29,7 @@ DRILLS: tuple[Drill, ...] = (
     FullDisk(),
     FullSystem(),
     *FAILING_BLOBS,
+    *FAILING_SERVERS,
     DamagedEngine(),
     DamagedBlobs(),
     JumpedEngine(),
