@@ -45,6 +45,8 @@ class BlobKeeper:
         self.blobs = blobs
         self.uses = BlobUses(engine)
         self.stats = BlobStats()
+        self.living: Collection[str] = (boot_id,)
+        """Boots whose claims stand, as far as whoever watches the fleet knows."""
         self.troubles: dict[str, str] = {}
         """Digests whose bytes were found to be gone or changed, and what was found."""
         self._engine = engine
@@ -79,7 +81,7 @@ class BlobKeeper:
         not what is stored."""
         began_s = self._clock.monotonic_s()
         before = self.stats.claims_given_up
-        await self.collect([self._boot_id])
+        await self.collect(self.living)
         return SurfaceRecovery(
             surface="blobs",
             cut=len(self.blobs.recovered),
@@ -90,7 +92,7 @@ class BlobKeeper:
 
     async def tend(self) -> None:
         """The round that is made now and then: sweep, and look for references without bytes."""
-        await self.sweep([self._boot_id])
+        await self.sweep(self.living)
         self.troubles = {}
         async for finding in self.verify():
             _log.error("damaged", where=finding.where, why=finding.why)
@@ -116,7 +118,7 @@ class BlobKeeper:
     ) -> None:
         """End a claim that has not become a reference, and drop its bytes if nobody needs them."""
         digest = claim.value.digest
-        living = [self._boot_id] if living_boots is None else living_boots
+        living = self.living if living_boots is None else living_boots
         try:
             if claim.value.boot_id != NOBODY:
                 committed = await self._engine.commit(self.uses.disown(claim))
@@ -145,7 +147,7 @@ class BlobKeeper:
         """The error for bytes that are not what was written: damage, noted as a trouble of the
         digest, unless nobody needs them, because what they were of was deleted since it was read.
         """
-        if not await self.uses.needed(digest, [self._boot_id]):
+        if not await self.uses.needed(digest, self.living):
             return Missing(f"what the blob {digest} was of was deleted while it was read.")
         self.troubles[digest] = why
         return Damaged(f"the blob {digest}", why)
@@ -181,7 +183,7 @@ class BlobKeeper:
     async def reclaimable(self) -> AsyncIterator[Blob]:
         """Blobs that no record names and nobody is about to: a sweep would take them."""
         async for blob in self.blobs.list():
-            if not await self.uses.needed(blob.digest, [self._boot_id]):
+            if not await self.uses.needed(blob.digest, self.living):
                 yield blob
 
     @contextmanager

@@ -107,11 +107,13 @@ class Jobs:
         )
 
     async def adopt(self) -> None:
-        """Queue everything unfinished: cancellations first, then the oldest. Recovery has reported
-        what is damaged."""
+        """Queue everything unfinished that nobody runs, or is to stop running: cancellations first,
+        then the oldest. Recovery has reported what is damaged."""
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
-            self.enqueue(held.key, held.value.created_at_s)
+            waits = held.value.runner is None or held.value.owed == "cancel"
+            if waits and held.key not in self._queued_since_s:
+                self.enqueue(held.key, held.value.created_at_s)
 
     async def take(self) -> None:
         """Wait for a job and for room to run it, and start it."""

@@ -17,10 +17,11 @@ import msgspec
 import structlog
 
 from perdure import __version__
+from perdure.core.batch import Batch
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk, translated
 from perdure.core.engine import Engine
-from perdure.core.errors import Unavailable
+from perdure.core.errors import Conflict, Unavailable
 from perdure.core.promises import check_promises
 from perdure.engines import open_blobs, open_engine
 from perdure.services.attachments import Attachments
@@ -33,6 +34,8 @@ from perdure.services.config import Upstream as UpstreamSettings
 from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
+from perdure.services.fleet import HEARTBEAT_S as FLEET_HEARTBEAT_S
+from perdure.services.fleet import WATCH_S, Fleet
 from perdure.services.gateway import Gateway, Store
 from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
@@ -57,6 +60,8 @@ HEARTBEAT_S = 5.0
 _SWEEP_S = 60.0
 _PROBE_S = 15.0
 _TEND_S = 3600.0
+
+_NOTHING = Batch()
 
 _log = structlog.get_logger("perdure.lifecycle")
 
@@ -92,6 +97,7 @@ class Node:
         self.url = url
         self.warnings: list[str] = []
         self.state: State
+        self.fleet: Fleet
         self.measuring: Measuring
         self.retention: Retention
         self.gateway: Gateway
@@ -146,16 +152,16 @@ class Node:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
+        self.fleet = Fleet(self.state, self.clock, self.boot_id)
         self.measuring = Measuring(self.state, self.blobs.blobs, self.clock)
         days = self.config.retention.responses_days
         self.retention = Retention(self.state, self.clock, days)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
+            await self.fleet.join()
             await self._begin_boot()
         with self.startup.phase("recover"):
-            found = [engine_recovery(engine.recovered)]
-            found += await Recovery(self.state, self.clock).run(self.startup.note)
-            found.append(await self.blobs.recover())
+            found = [engine_recovery(engine.recovered), *await self._recovered()]
             self.startup.recovery = tuple(found)
             self.warnings += _damage(found)
         with self.startup.phase("connect upstream"):
@@ -172,7 +178,10 @@ class Node:
         self.opened = True
         kept = self.config.retention.boots_kept
         sweeper = Sweeper(self.state, self.clock, self.boot, kept)
-        self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
+        if engine.shared:
+            self._supervisor.every("watch", WATCH_S, self._watch)
+        beat_s = FLEET_HEARTBEAT_S if engine.shared else HEARTBEAT_S
+        self._supervisor.every("heartbeat", beat_s, self._beat)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("retention", _SWEEP_S, self.retention.sweep)
@@ -183,6 +192,20 @@ class Node:
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
         self._supervisor.every("jobs", 0.0, self.jobs.take)
         self._supervisor.every("retry jobs", RETRY_S, self.jobs.retry)
+
+    async def _recovered(self) -> list[SurfaceRecovery]:
+        """Recover what boots that are not alive have left."""
+        self.blobs.living = self.fleet.living
+        found = await Recovery(self.state, self.clock, self.fleet).run(self.startup.note)
+        return [*found, await self.blobs.recover()]
+
+    async def _watch(self) -> None:
+        """See who of the fleet has gone, recover what it left, and queue what waits."""
+        if gone := await self.fleet.watch():
+            found = [one for one in await self._recovered() if one.loaded or one.orphaned]
+            told = {one.surface: msgspec.to_builtins(one) for one in found}
+            _log.info("taken over", boots=sorted(gone), recovered=told)
+        await self.jobs.adopt()
 
     def readiness(self) -> Readiness:
         """Whether traffic is welcome now, and every reason why or why not."""
@@ -229,7 +252,8 @@ class Node:
         )
         try:
             await self._record_boot(ready=False)
-        except Unavailable as error:
+            await self.fleet.leave()
+        except (Conflict, Unavailable) as error:
             _log.error("the boot could not be marked clean", error=str(error))
         await self._transient.engine.close()
         await self._held.aclose()
@@ -284,7 +308,7 @@ class Node:
             context,
             self.upstreams,
             self.clock,
-            self.boot_id,
+            self.fleet,
             self.jobs,
             holds,
         )
@@ -293,7 +317,7 @@ class Node:
         self.jobs.register(
             KIND,
             BackgroundResponses(
-                *(self.state, tail, self.clock, self.boot_id, *sources, holds, stats),
+                *(self.state, tail, self.clock, self.fleet, *sources, holds, stats),
                 upstream_wait_s=self.config.jobs.upstream_wait_s,
             ),
         )
@@ -329,15 +353,12 @@ class Node:
     async def _record_boot(self, *, ready: bool, expect: int | None = None) -> None:
         """Write the boot as it stands, and a sign of life with it: the last one may be that of a
         process that was killed a moment ago and says that it is ready."""
-        alive = self._alive(ready)
-        await self.state.commit(
-            self.state.boots.record(self.boot, expect=expect) + self.state.boots.heartbeat(alive)
-        )
-        self.heartbeat_at_s = alive.heartbeat_at_s
+        await self._beat(ready, self.state.boots.record(self.boot, expect=expect))
 
-    async def _beat(self) -> None:
-        alive = self._alive(self.opened and not self.draining)
-        await self.state.commit(self.state.boots.heartbeat(alive))
+    async def _beat(self, ready: bool | None = None, also: Batch = _NOTHING) -> None:
+        ready = self.opened and not self.draining if ready is None else ready
+        alive = self._alive(ready)
+        await self.fleet.beat(alive, also)
         self.heartbeat_at_s = alive.heartbeat_at_s
 
     def _alive(self, ready: bool) -> Instance:
