@@ -8,7 +8,8 @@ import apsw
 import msgspec
 import pytest
 
-from perdure.core.keys import join
+from perdure.core.keys import join, show
+from perdure.surfaces.boots import SYSTEM_TENANT
 from tests.services.conftest import Open
 from tests.services.test_recovery import Deaf, die
 
@@ -44,3 +45,25 @@ async def test_a_damaged_response_is_named_and_the_others_are_recovered(
     await second.node._supervisor.stop()
     await second.node.upstreams.close()
     await second.node.state.engine.close()
+
+
+# proves C7
+async def test_a_damaged_boot_is_named_and_keeps_no_server_from_starting(
+    opened: Open, tmp_path: Path
+) -> None:
+    """The number of a boot was that of the last one and one more, so a server whose last boot could
+    not be read did not start again."""
+    for _ in range(2):
+        node = (await opened()).node
+        hurt = (SYSTEM_TENANT, node.boot.instance_id, f"{node.boot.number:010d}")
+        await node.close()
+    connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
+    connection.execute("UPDATE records_boots SET value = zeroblob(9) WHERE key = ?", (join(hurt),))
+    connection.close()
+    node = (await opened()).node
+    told = {one.surface: one for one in node.boot.recovery}["boots"]
+    assert (node.boot.number, node.boot.previous_boot_id) == (3, None)
+    assert node.boot.previous_ended_clean is False
+    assert [finding.where for finding in told.findings] == [f"boots {show(hurt)}"]
+    assert any(show(hurt) in warning for warning in node.readiness().warnings)
+    await node.close()
