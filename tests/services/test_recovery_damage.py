@@ -8,8 +8,9 @@ import apsw
 import msgspec
 import pytest
 
-from perdure.core.keys import Key, join
+from perdure.core.keys import Key, join, show
 from perdure.services.stored import Stored
+from perdure.surfaces.boots import SYSTEM_TENANT
 from tests.services.conftest import Driver, Open
 from tests.services.test_background import body, heard, job_of
 from tests.services.test_recovery import Deaf, die
@@ -85,10 +86,30 @@ async def test_a_job_that_is_damaged_while_it_waits_ends_its_response(
     await left_damaged(driver)
 
 
-def damage(tmp_path: Path, table: str, key: Key) -> None:
+# proves C7
+async def test_a_damaged_boot_is_named_and_keeps_no_server_from_starting(
+    opened: Open, tmp_path: Path
+) -> None:
+    """The number of a boot was that of the last one and one more, so a server whose last boot could
+    not be read did not start again."""
+    for _ in range(2):
+        node = (await opened()).node
+        hurt = (SYSTEM_TENANT, node.boot.instance_id, f"{node.boot.number:010d}")
+        await node.close()
+    damage(tmp_path, "records_boots", hurt, "value")
+    node = (await opened()).node
+    told = {one.surface: one for one in node.boot.recovery}["boots"]
+    assert (node.boot.number, node.boot.previous_boot_id) == (3, None)
+    assert node.boot.previous_ended_clean is False
+    assert [finding.where for finding in told.findings] == [f"boots {show(hurt)}"]
+    assert any(show(hurt) in warning for warning in node.readiness().warnings)
+    await node.close()
+
+
+def damage(tmp_path: Path, table: str, key: Key, column: str = "attachment") -> None:
     """Change what is stored of a record behind the engine's back."""
     connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
-    connection.execute(f"UPDATE {table} SET attachment = zeroblob(9) WHERE key = ?", (join(key),))
+    connection.execute(f"UPDATE {table} SET {column} = zeroblob(9) WHERE key = ?", (join(key),))
     assert connection.changes() == 1
     connection.close()
 

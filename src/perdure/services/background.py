@@ -239,6 +239,10 @@ class BackgroundResponses:
         message = f"This response cannot be made any more: {error}"
         await self._end(held, failed(message, perdure={"reason": error.code}))
 
+    async def heed(self) -> None:
+        for run in list(self._runs.values()):
+            await run.heed()
+
     async def release(self, key: Key | None = None) -> None:
         if key is None:
             self._released = True

@@ -177,6 +177,8 @@ class Gateway:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""
         if self._closed:
             raise Unavailable("the server is stopping; send the request again.")
+        if self._fleet.lost.is_set():
+            raise Unavailable("the other processes have taken this one for dead; it is ending.")
         if isinstance(request.input, list) and len(request.input) > INPUT_ITEMS_MAX:
             raise LimitExceeded("the number of input items", len(request.input), INPUT_ITEMS_MAX)
         tenant = caller.tenant
@@ -314,6 +316,12 @@ class Gateway:
             run.clients -= 1
             if run.clients <= 0:
                 await run.stop(ABANDONED)
+
+    async def heed(self) -> None:
+        """Stop generating what other processes have ended, deleted or taken over."""
+        for run in list(self._runs.values()):
+            if run.state is self._stored.state:
+                await run.heed()
 
     async def interrupt(self, key: Key) -> None:
         """Stop generating a response, whoever listens."""

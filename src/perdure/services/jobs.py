@@ -62,6 +62,10 @@ class Kind(Protocol):
         """End a job that cannot be done, what it needs being damaged or gone."""
         ...
 
+    async def heed(self) -> None:
+        """Stop working on jobs that other processes have ended or taken over."""
+        ...
+
     async def release(self, key: Key | None = None) -> None:
         """Stop working on one job, or on all and for good, and end none."""
         ...
@@ -114,6 +118,12 @@ class Jobs:
             waits = held.value.runner is None or held.value.owed == "cancel"
             if waits and held.key not in self._queued_since_s:
                 self.enqueue(held.key, held.value.created_at_s)
+
+    async def heed(self) -> None:
+        """See what other processes have done: stop what is theirs, queue what waits."""
+        for kind in self._kinds.values():
+            await kind.heed()
+        await self.adopt()
 
     async def take(self) -> None:
         """Wait for a job and for room to run it, and start it."""

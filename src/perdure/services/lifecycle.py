@@ -23,6 +23,7 @@ from perdure.core.disk import Disk, translated
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Unavailable
 from perdure.core.promises import check_promises
+from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
 from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
@@ -159,9 +160,13 @@ class Node:
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
             await self.fleet.join()
-            await self._begin_boot()
+            unread = await self._begin_boot()
         with self.startup.phase("recover"):
-            found = [engine_recovery(engine.recovered), *await self._recovered()]
+            found = [engine_recovery(engine.recovered)]
+            if unread:
+                read = SurfaceRecovery(surface="boots", damaged=len(unread), findings=tuple(unread))
+                found.append(read)
+            found += await self._recovered()
             self.startup.recovery = tuple(found)
             self.warnings += _damage(found)
         with self.startup.phase("connect upstream"):
@@ -205,7 +210,8 @@ class Node:
             found = [one for one in await self._recovered() if one.loaded or one.orphaned]
             told = {one.surface: msgspec.to_builtins(one) for one in found}
             _log.info("taken over", boots=sorted(gone), recovered=told)
-        await self.jobs.adopt()
+        await self.gateway.heed()
+        await self.jobs.heed()
 
     def readiness(self) -> Readiness:
         """Whether traffic is welcome now, and every reason why or why not."""
@@ -258,20 +264,24 @@ class Node:
         await self._transient.engine.close()
         await self._held.aclose()
 
-    async def _begin_boot(self) -> None:
+    async def _begin_boot(self) -> list[Finding]:
+        """Record this boot; the ones just before it that cannot be read, which ended nobody knows
+        how."""
         instance_id = self._instance_id()
-        previous = await self.state.boots.last(instance_id)
+        previous, unread = await self.state.boots.newest(instance_id)
+        known = previous.value if previous and not unread else None
         self.boot = Boot(
             boot_id=self.boot_id,
             instance_id=instance_id,
-            number=previous.value.number + 1 if previous else 1,
+            number=(previous.value.number if previous else 0) + len(unread) + 1,
             pid=os.getpid(),
             version=__version__,
             started_at_s=self.clock.now_s(),
-            previous_boot_id=previous.value.boot_id if previous else None,
-            previous_ended_clean=previous.value.ended_clean if previous else None,
+            previous_boot_id=known.boot_id if known else None,
+            previous_ended_clean=known.ended_clean if known else (False if unread else None),
         )
         await self._record_boot(ready=False, expect=0)
+        return unread
 
     def _instance_id(self) -> str:
         """The id of this place: made once, kept in the data directory where there is one."""

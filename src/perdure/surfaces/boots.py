@@ -14,6 +14,7 @@ import msgspec
 
 from perdure.core.batch import Batch, check, delete, put
 from perdure.core.engine import Engine, Survives
+from perdure.core.errors import Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Records
 from perdure.core.paging import every
@@ -115,6 +116,20 @@ class Boots:
             BOOTS, (SYSTEM_TENANT, instance_id), limit=1, descending=True
         )
         return page.items[0] if page.items else None
+
+    async def newest(self, instance_id: str) -> tuple[Record[Boot] | None, list[Finding]]:
+        """The newest boot of an instance that can be read, and those after it that cannot."""
+        damaged: list[Finding] = []
+        cursor: str | None = None
+        while True:
+            try:
+                page = await self.history(instance_id, limit=1, cursor=cursor)
+                return (page.items[0] if page.items else None), damaged
+            except Damaged as damage:
+                damaged.append(Finding(damage.where, damage.why))
+                if damage.resume is None:
+                    return None, damaged
+                cursor = damage.resume
 
     async def history(
         self, instance_id: str, *, limit: int, cursor: str | None = None

@@ -1,0 +1,184 @@
+"""Several nodes over one store: work goes where somebody lives, and the dead write nothing more.
+
+The engine here is the one in memory, shared by nodes of one process; that nodes of several
+processes keep the same rules is for those with a real database to show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.core.clock import SystemClock
+from perdure.core.engine import Engine
+from perdure.core.errors import Unavailable
+from perdure.engines import open_engine
+from perdure.engines.wrapping import Wrapping
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.waiting import wait_until
+from perdure.services import fleet, lifecycle
+from perdure.services.config import load
+from perdure.services.gateway import Started
+from perdure.services.lifecycle import Node
+from perdure.services.stored import Stored
+from perdure.surfaces.responses import RESPONSES
+from perdure.surfaces.state import LAYOUTS
+from perdure.wire.errors import ConversationLocked
+from tests.services.conftest import Driver
+from tests.services.test_background import body, heard, job_of
+from tests.services.test_recovery import said
+
+WITHIN_S = 10.0
+
+Join = Callable[[], Awaitable[Driver]]
+
+
+class Shared(Wrapping):
+    """One node's view of an engine that others use too. `paused` is a process that stands still:
+    what it wants to write waits until it wakes."""
+
+    shared = True
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.shared = True
+        self.awake = asyncio.Event()
+        self.awake.set()
+
+    async def commit(self, batch: Any) -> Any:
+        await self.awake.wait()
+        return await super().commit(batch)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def join(
+    upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Join]:
+    monkeypatch.setattr(fleet, "LEASE_S", 0.5)
+    monkeypatch.setattr(lifecycle, "FLEET_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(lifecycle, "WATCH_S", 0.05)
+    common = await open_engine("memory://", LAYOUTS, clock=SystemClock())
+    async with AsyncExitStack() as stack:
+
+        async def join() -> Driver:
+            data = tmp_path / str(len(list(tmp_path.iterdir())))
+            data.mkdir()
+            flags = {"engine": "memory://", "data": str(data), "upstream.url": upstream.url}
+            node = Node(
+                load(environment={}, flags=flags), environment={}, wrap=lambda own: Shared(common)
+            )
+            await node.open()
+            stack.push_async_callback(node.close)
+            return Driver(node)
+
+        yield join
+    assert [finding async for finding in common.verify()] == []
+
+
+def engine_of(driver: Driver) -> Shared:
+    engine = driver.node.state.engine
+    assert isinstance(engine, Shared)
+    return engine
+
+
+# proves R4
+async def test_a_response_is_followed_wherever_it_is_made(join: Join) -> None:
+    first, second = await join(), await join()
+    await wait_until(lambda: knows(second, first), WITHIN_S, "the second knows the first")
+    started = await first.ask("slow 0.02 10", stream=True)
+    seen = await second.events(started)
+    assert said(seen) == "1 2 3 4 5 6 7 8 9 10"
+    assert seen == await first.events(started)
+    joined = await first.ask("slow 0.02 10")
+    answer = await second.node.gateway.finished(Started(joined.key, stored=True, stream=False))
+    assert b'"status":"completed"' in answer
+
+
+# proves R5
+async def test_work_of_a_process_that_stands_still_is_taken_over_and_its_writes_refused(
+    join: Join,
+) -> None:
+    first = await join()
+    started = await first.ask("gate go 3 8", background=True)
+    waiting = await first.ask("gate go 3 8", stream=True)
+    await heard(first, started, "1 2 3")
+    await heard(first, waiting, "1 2 3")
+    second = await join()
+    engine_of(first).awake.clear()
+    seen = await heard(second, started, "1 2 3", attempt=2)
+    assert seen[-1]["type"]
+    ended = await second.events(waiting)
+    assert ended[-1]["response"]["perdure"] == {"reason": "process_restart"}
+    assert ended[-1]["response"]["output"][0]["content"][0]["text"] == "1 2 3"
+    job = await job_of(second, started.key)
+    assert (job.value.runner, job.value.attempt) == (second.node.boot_id, 2)
+    engine_of(first).awake.set()
+    await asyncio.wait_for(first.node.fleet.lost.wait(), WITHIN_S)
+    before = len(await stored(second))
+    with pytest.raises(Unavailable, match="taken this one for dead"):
+        await first.ask("echo too late", stream=True)
+    assert len(await stored(second)) == before
+
+
+# proves R5
+async def test_what_nobody_runs_is_run_by_whoever_has_room(join: Join) -> None:
+    first = await join()
+    started = await first.ask("gate go 3 8", background=True)
+    await heard(first, started, "1 2 3")
+    second = await join()
+    await first.node.drain(0)
+    await first.node.close()
+    await heard(second, started, "1 2 3", attempt=2)
+    job = await job_of(second, started.key)
+    attempts = await second.node.state.jobs.attempts(job.key)
+    assert attempts[0].reason == "server_stopped"
+    assert job.value.attempts_max == 6
+
+
+# proves R5
+async def test_a_job_is_cancelled_wherever_it_runs(join: Join) -> None:
+    first, second = await join(), await join()
+    started = await first.ask("hang 3", background=True)
+    await heard(first, started, "1 2 3")
+    there = Stored(second.node.state, second.node.gateway, second.node.jobs)
+    assert b'"status":"cancelled"' in await there.cancel("default", started.id)
+    await wait_until(lambda: idle(first), WITHIN_S, "the run ends where it was")
+    assert (await body(first, started.id))["output"][0]["content"][0]["text"] == "1 2 3"
+
+
+# proves R7
+async def test_a_conversation_is_locked_for_everybody(
+    join: Join, upstream: ScriptedUpstream
+) -> None:
+    first, second = await join(), await join()
+    conversation = await first.conversation("hello")
+    started = await first.ask("gate end 2 4", stream=True, conversation=conversation)
+    await heard(first, started, "1 2")
+    with pytest.raises(ConversationLocked):
+        await second.ask("echo me", conversation=conversation)
+    await upstream.open("end")
+    await second.events(started)
+    await second.answer("echo me", conversation=conversation)
+    words = await first.words(conversation)
+    assert words == ["hello", "gate end 2 4", "1 2 3 4", "echo me", "me"]
+
+
+async def knows(driver: Driver, other: Driver) -> bool:
+    return driver.node.fleet.lives(other.node.boot_id)
+
+
+async def idle(driver: Driver) -> bool:
+    return driver.node.jobs.counts().running == 0
+
+
+async def stored(driver: Driver) -> list[Any]:
+    page = await driver.node.state.engine.scan(RESPONSES, ("default",), limit=100)
+    return page.items
