@@ -113,7 +113,7 @@ async def test_one_case_alone_is_judged_again(tmp_path: Path) -> None:
     ("what", "why"),
     [
         ({"faults": ("flood",)}, "no fault is named flood"),
-        ({"faults": ("two-owners",), "subject": "blobs"}, "no drill"),
+        ({"faults": ("two-owners",), "subject": "ext4"}, "no drill"),
         ({"case": 3}, "belongs to one drill"),
     ],
 )

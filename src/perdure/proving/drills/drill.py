@@ -44,6 +44,7 @@ class Trial:
         *,
         seconds: float,
         case: int | None = None,
+        enough: int = _VIOLATIONS_MAX,
         told: Callable[[int, int | None], None] = lambda done, planned: None,
     ) -> None:
         self.home = home
@@ -56,6 +57,7 @@ class Trial:
         self.notes: dict[str, int] = {}
         """Counts that say what the cases were made of."""
         self.disk = Disk()
+        self._enough = enough
         self._told = told
         self._began_s = time.monotonic()
         self._ends_s = self._began_s + seconds
@@ -64,7 +66,7 @@ class Trial:
     @property
     def over(self) -> bool:
         """Whether the time is used up, or enough is known to be wrong."""
-        wrong = len(self.violations) >= _VIOLATIONS_MAX
+        wrong = len(self.violations) >= self._enough
         return wrong or (self.case is None and time.monotonic() > self._ends_s)
 
     @property
