@@ -132,6 +132,29 @@ def test_a_lock_names_its_holder_and_dies_with_it(tmp_path: Path) -> None:
     Disk().lock(path).release()
 
 
+# proves C11
+def test_a_child_that_was_forked_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> None:
+    """The next owner was refused as long as it lived, in the name of a process that was dead."""
+    path = tmp_path / "lock"
+    program = (
+        "import sys, os, pathlib; from perdure.core.disk import Disk\n"
+        "lock = Disk().lock(pathlib.Path(sys.argv[1]))\n"
+        "if os.fork() == 0: print('forked', flush=True); os.close(1)\n"
+        "sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"forked\n"
+        with pytest.raises(StoreLocked):
+            Disk().lock(path)
+        holder.kill()
+        holder.wait()
+        Disk().lock(path).release()
+
+
 def test_shared_locks_go_together_and_exclude_the_owner(tmp_path: Path) -> None:
     disk = Disk()
     first, second = (disk.lock(tmp_path / "lock", shared=True) for _ in range(2))

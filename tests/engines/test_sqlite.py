@@ -7,6 +7,7 @@ import asyncio
 import os
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -30,7 +31,7 @@ from perdure.core.errors import (
 from perdure.core.layouts import Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.values import Tip
-from perdure.engines import open_engine, sqlite_driver
+from perdure.engines import open_engine, sqlite_driver, sqlite_recovery
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_scan import _order, _ranges, _source
 from perdure.engines.sqlite_schema import SQL, Table
@@ -59,6 +60,60 @@ async def test_a_second_opener_is_told_who_holds_the_store(tmp_path: Path) -> No
     with pytest.raises(Closed):
         await engine.get(NOTES, KEY)
     await (await opened(tmp_path / "state.db")).close()
+
+
+# proves C11
+async def test_an_owner_whose_lock_file_is_gone_writes_nothing_beside_the_next(
+    tmp_path: Path,
+) -> None:
+    """Both wrote, and the first marked the store clean under the second at its end."""
+    path = tmp_path / "state.db"
+    lock = path.with_name("state.db.lock")
+    first = await opened(path)
+    await first.commit(put(NOTES, KEY, Note("first")))
+    lock.unlink()
+    second = await opened(path)
+    with pytest.raises(Latched, match="another process has taken it over"):
+        await first.commit(put(NOTES, KEY, Note("again")))
+    await second.commit(put(NOTES, KEY, Note("second")))
+    assert await first.get(NOTES, KEY) == await second.get(NOTES, KEY)
+    await first.close()
+    lock.unlink()
+    third = await opened(path)
+    with pytest.raises(Latched, match="nothing was written at this close"):
+        await second.close()
+    assert third._store.connection.execute(SQL["fact"], ("clean",)).get == 0
+    await third.close()
+    last = await opened(path)
+    assert last.recovered.clean
+    record = await last.get(NOTES, KEY)
+    assert record is not None
+    assert (record.value, record.version) == (Note("second"), 2)
+    await last.close()
+
+
+# proves C11
+async def test_what_looks_lost_while_another_commits_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second process read the mark of commits that were made since it had read the store, and
+    advised to restore a backup."""
+    path = tmp_path / "state.db"
+    first = await opened(path)
+    path.with_name("state.db.lock").unlink()
+    look = sqlite_recovery.post_mortem
+
+    def late(*seen: Any) -> Any:
+        for text in "abc":
+            done = asyncio.run_coroutine_threadsafe(first.commit(put(NOTES, KEY, Note(text))), loop)
+            done.result(10)
+        return look(*seen)
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(sqlite_recovery, "post_mortem", late)
+    with pytest.raises(StoreLocked, match="in use by another process"):
+        await opened(path)
+    await first.close()
 
 
 async def test_a_newer_store_is_refused_untouched(tmp_path: Path) -> None:

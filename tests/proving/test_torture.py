@@ -136,7 +136,7 @@ def test_every_count_is_of_a_drill() -> None:
     ("what", "why"),
     [
         ({"faults": ("flood",)}, "no fault is named flood"),
-        ({"faults": ("two-owners",), "subject": "blobs"}, "no drill"),
+        ({"faults": ("two-owners",), "subject": "ext4"}, "no drill"),
         ({"case": 3}, "belongs to one drill"),
     ],
 )

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from perdure.core.errors import StorageFull, StoreLocked, Unavailable
 
@@ -29,23 +30,37 @@ TEMPORARY = ".tmp"
 
 
 class Lock:
-    """An advisory lock on a file, released by `release` or by the death of the process."""
+    """An advisory lock on a file, released by `release` or by the death of the process. A process
+    that is forked from the holder has no part in it: it would hold the lock beyond that death."""
 
     def __init__(self, fd: int, path: Path) -> None:
         self._fd = fd
         self.path = path
+        _held.add(self)
 
     def note(self, text: str) -> None:
         """Write into the lock file who holds it, for people and for the control socket's path."""
+        note = text.encode()
         with translated(self.path), full_disk(self.path):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, text.encode(), 0)
+            os.pwrite(self._fd, note, 0)
+            os.ftruncate(self._fd, len(note))  # after it, so that the holder is always named
 
     def release(self) -> None:
         """Let go. Releasing twice is harmless."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+_held: WeakSet[Lock] = WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for lock in tuple(_held):
+        lock.release()  # of one of the two descriptors: the parent's still holds
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class Writer:

@@ -139,7 +139,8 @@ class StorageFull(Unavailable):
 
 
 class Latched(Unavailable):
-    """A sync or a rollback failed earlier, so what is on disk is uncertain until reopened."""
+    """A sync or a rollback failed earlier, so what is on disk is uncertain until reopened; or
+    another process has taken the store over, so that this one may not write to it any more."""
 
     code = "latched"
 

@@ -5,7 +5,8 @@ Invariants
 - The log is in commit order within every stream because one thread decides and writes the groups
   one after another, and each group sees the effects of all before it.
 - After a failed sync or rollback nothing is written any more: a commit whose fsync failed may or
-  may not come back, and SQLite itself would acknowledge the next one.
+  may not come back, and SQLite itself would acknowledge the next one. Nor is it once another
+  process has written, though none should be able to: see `sqlite_wal`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from perdure.engines.sqlite_schema import (
     incarnations,
     operation_sum,
 )
-from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, stamp
+from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, advance
 
 _GROUP_MAX = 512
 _GROUP_BYTES = 8 * 1024 * 1024
@@ -353,7 +354,9 @@ class Committer:
             self._write_streams(effects, known, now_s)
         if effects.operations:
             self._write_operations(effects, now_s)
-        self._connection.execute(SQL["set_stamp"], (stamp(self.number + 1),))
+        if not advance(self._connection, self.number + 1):
+            self.latch("another process has taken it over since, as its lock file was removed")
+            raise Latched(f"{self._where}: {self.latched}. Nothing was written.")
 
     def _write_records(
         self, name: str, writes: dict[str, RecordWrite], known: _Known, now_s: int

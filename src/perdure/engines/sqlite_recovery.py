@@ -19,14 +19,14 @@ import msgspec
 from perdure.core.clock import Clock
 from perdure.core.disk import TEMPORARY, Disk, Lock
 from perdure.core.engine import Recovered
-from perdure.core.errors import Damaged, Missing, Unavailable
+from perdure.core.errors import Damaged, Latched, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout, Records
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
 from perdure.engines.sqlite_driver import connect, translating
 from perdure.engines.sqlite_schema import SQL
 from perdure.engines.sqlite_upgrade import Note, add_indexes, empty_log
-from perdure.engines.sqlite_wal import Mark, examine, read_mark, read_stamp, stamp
+from perdure.engines.sqlite_wal import Mark, advance, examine, read_mark, read_stamp, stamp
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -75,7 +75,11 @@ class Store:
         assert self.mark is not None
         try:
             with translating(str(self.place.path)):
-                _commit_facts(self.connection, number + 1, clean=1)
+                if not _commit_facts(self.connection, number + 1, clean=1):
+                    raise Latched(
+                        f"{self.place.path}: another process has taken it over, as its lock file "
+                        "was removed. All commits are there; nothing was written at this close."
+                    )
                 self._mark(self.mark, number + 1)
                 self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
@@ -163,7 +167,7 @@ def _create(place: Place) -> None:
         connection.pragma("user_version", schema.FORMAT)
         connection.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
         connection.execute(SQL["set_fact"], ("clean", 1))
-        connection.execute(SQL["set_stamp"], (stamp(0),))
+        connection.execute(SQL["first_stamp"], (stamp(0),))
         connection.execute("COMMIT")
         empty_log(connection)  # closing does so too, and tells nobody where that fails
     place.disk.replace(temporary, place.path)
@@ -178,6 +182,8 @@ def _recover(store: Store, *, read_only: bool) -> Recovered:
     clean = store.recovered.clean and frames == 0
     if not why:
         return Recovered(clean, frames, cut)
+    if recovered_number(store.connection, place.path) != store.number:
+        raise StoreLocked(str(place.path), 0)  # what looks lost was committed just now
     why += (
         ". Salvage the store or restore a backup; "
         f"if an older copy was put here on purpose, remove {place.beside('.mark').name}"
@@ -212,7 +218,8 @@ def _take(store: Store, note: Note) -> None:
     if not store.recovered.clean:
         empty_log(connection)
     store.number += 1
-    _commit_facts(connection, store.number, clean=0, layouts=store.lacking.collections)
+    if not _commit_facts(connection, store.number, clean=0, layouts=store.lacking.collections):
+        raise StoreLocked(str(place.path), 0)
     for records in store.lacking.indexes:
         add_indexes(connection, records, note)
     store.lacking = schema.Lacking()
@@ -224,17 +231,20 @@ def _take(store: Store, note: Note) -> None:
 
 def _commit_facts(
     connection: apsw.Connection, number: int, *, clean: int, layouts: Sequence[Layout] = ()
-) -> None:
+) -> bool:
+    """Whether it was done: not where another process has written since the last commit."""
     connection.execute("BEGIN IMMEDIATE")
     try:
+        if not advance(connection, number):
+            return False
         for layout in layouts:
             schema.add_layout(connection, layout)
         connection.execute(SQL["set_fact"], ("clean", clean))
-        connection.execute(SQL["set_stamp"], (stamp(number),))
         connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
+    return True
 
 
 def recovered_number(connection: apsw.Connection, path: Path) -> int:

@@ -9,8 +9,11 @@ log up to the first frame whose cumulative checksum fails. What follows that fra
   stand in the log (its group was written only after the one before it was durable), or the mark
   is above the recovered number.
 
-Invariant: the mark never exceeds a number whose fsync has returned, so a power cut may lower it
-and never raise it.
+Invariants
+- The mark never exceeds a number whose fsync has returned, so a power cut may lower it and never
+  raise it.
+- A transaction writes its number only over the one before it. So an owner whose lock file was
+  removed, and whose store another process took since, can write nothing more.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import apsw
 import msgspec
 import xxhash
 
 from perdure.core.disk import Disk
 from perdure.core.values import Finding
 from perdure.engines.sqlite_driver import PAGE_BYTES
+from perdure.engines.sqlite_schema import SQL
 
 _STAMP = b"perdure\x01"
 _STAMP_BYTES = len(_STAMP) + 16
@@ -48,6 +53,12 @@ def read_stamp(data: bytes) -> int | None:
     if len(data) != _STAMP_BYTES or xxhash.xxh3_64_digest(body) != digest:
         return None
     return int.from_bytes(body[len(_STAMP) :])
+
+
+def advance(connection: apsw.Connection, number: int) -> bool:
+    """Stamp the transaction as commit `number`; whether the commit before it is the last one."""
+    connection.execute(SQL["next_stamp"], (stamp(number), stamp(number - 1)))
+    return connection.changes() == 1
 
 
 class Mark:

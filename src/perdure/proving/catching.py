@@ -8,6 +8,7 @@ through the states that a power cut leaves, and bugs inside the SQLite engine th
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.core.disk import Disk
+from perdure.core.disk import Disk, Lock
 from perdure.core.engine import Engine
 from perdure.engines import (
     sqlite,
@@ -37,6 +38,7 @@ from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -142,7 +144,7 @@ async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) 
 
 
 async def _shown(drill: Drill, home: Path) -> str | None:
-    trial = Trial(home, "1", seconds=_SECONDS)
+    trial = Trial(home, "1", seconds=_SECONDS, wrong_max=1)
     await drill.run(trial)
     if not trial.violations:
         return None
@@ -182,8 +184,16 @@ async def _with_a_plant(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(drill, home)
 
 
+async def _by_owners(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(OwnedEngine("perdure.proving.planted_writer", plant), home)
+
+
 async def _by_clocks(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(JumpedServer(Jumps(off_s=-DAY_S), plant=plant), home)
+
+
+def _lock_nothing(disk: Disk, path: Path, *, shared: bool = False) -> Lock:
+    return Lock(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), path)
 
 
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
@@ -229,6 +239,26 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         PLANTS["trusts-clock"].says,
         *("server", "clock-jump / server", partial(_by_clocks, "trusts-clock")),
+    ),
+    *(
+        Bug(
+            PLANTS[plant].says,
+            *("SQLite engine", "two-owners / engine", partial(_by_owners, plant)),
+        )
+        for plant in ("writes-beside", "keeps-lock")
+    ),
+    *(
+        Bug(
+            "a second process gets in beside the owner",
+            *(part, f"two-owners / {drill.subject}"),
+            partial(_by_drill, drill, Disk, "lock", _lock_nothing),
+        )
+        for part, drill in (("SQLite engine", OwnedEngine()), ("blob store", OwnedBlobs()))
+    ),
+    Bug(
+        "what a put that was killed has left is not removed",
+        *("blob store", "process-crash / blobs"),
+        partial(_by_drill, KilledBlobs(), Disk, "remove", lambda disk, path: None),
     ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
     Bug(

@@ -13,20 +13,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import apsw
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from perdure.core import disk
 from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of
-from perdure.core.disk import Writer
+from perdure.core.disk import Lock, Writer
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.values import Committed, Entry, Page, Record, Tip
-from perdure.engines import sqlite, sqlite_recovery, sqlite_schema
+from perdure.engines import sqlite, sqlite_commit, sqlite_recovery, sqlite_schema
 from perdure.engines.sqlite_driver import connect
+from perdure.engines.sqlite_wal import stamp
 from perdure.engines.wrapping import Wrapping
 from perdure.services import background, gateway, sweeper
 from perdure.services.continuing import Continuation
@@ -316,10 +319,25 @@ def _keeps_no_claim() -> None:
     _replace("let_go", forgets, BlobUses)
 
 
-def _replace(name: str, function: Callable[..., Any] | int, *modules: ModuleType | type) -> None:
+def _write_beside() -> None:
+    """Write the next commit number over whatever number is there."""
+
+    def unfenced(connection: apsw.Connection, number: int) -> bool:
+        connection.execute("UPDATE commits SET stamp = ?", (stamp(number),))
+        return True
+
+    _replace("advance", unfenced, sqlite_commit, sqlite_recovery)
+
+
+class _Forgetful(WeakSet[Lock]):
+    def add(self, item: Lock) -> None:
+        pass
+
+
+def _replace(name: str, by: object, *modules: ModuleType | type) -> None:
     for module in modules:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
-        setattr(module, name, function)
+        setattr(module, name, by)
 
 
 class Plant(msgspec.Struct, frozen=True):
@@ -396,6 +414,11 @@ PLANTS: dict[str, Plant] = {
     "stops-reading": Plant("what is latched cannot be read either", engine=StopsReading),
     "trusts-clock": Plant(
         "request keys are forgotten by the time of day alone", patch=_trust_clock
+    ),
+    "writes-beside": Plant("an owner that was replaced writes on", patch=_write_beside),
+    "keeps-lock": Plant(
+        "a child that was forked keeps the lock of its parent",
+        patch=lambda: _replace("_held", _Forgetful(), disk),
     ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

@@ -1,9 +1,10 @@
 """A program that commits known steps, and prints what was acknowledged.
 
-`python -m perdure.proving.writer URL WRITERS [STEPS]`: first `ready`, then a line for every
-acknowledgement, the writer and its step, written out before the next step begins. It goes on until
-it is killed; with STEPS each writer ends after so many, and the store is closed, its log having
-been checkpointed early. An engine that refuses by name ends it with `refused` and the code.
+`python -m perdure.proving.writer [--fork] URL WRITERS [STEPS]`: first `ready`, then a line for
+every acknowledgement, the writer and its step, written out before the next step begins. It goes on
+until it is killed; with STEPS each writer ends after so many, and the store is closed, its log
+having been checkpointed early. An engine that refuses by name ends it with `refused` and the code.
+With --fork it leaves a child, which does nothing as long as their standard input is open.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from perdure.proving.steps import EVENTS, LAYOUTS, TENANT, step
 from perdure.proving.watched import small_checkpoints
 
 
-async def _write(url: str, writers: int, steps: int | None) -> None:
+async def _write(url: str, writers: int, steps: int | None, *, fork: bool) -> None:
     engine = await open_engine(url, LAYOUTS, clock=SystemClock())
+    if fork:
+        _fork()
     os.write(1, b"ready\n")
     found = await asyncio.gather(
         *(_work(engine, writer, steps) for writer in range(writers)), return_exceptions=True
@@ -31,6 +34,17 @@ async def _write(url: str, writers: int, steps: int | None) -> None:
     for error in found:
         if error is not None:
             raise error
+
+
+def _fork() -> None:
+    """Leave a child, and go on once it runs."""
+    told, tell = os.pipe()
+    if os.fork() == 0:
+        os.write(tell, b".")
+        os.close(1)  # whoever reads there is to see its end when the writer dies
+        os.read(0, 1)
+        os._exit(0)
+    os.read(told, 1)
 
 
 async def _work(engine: Engine, writer: int, steps: int | None) -> None:
@@ -43,13 +57,14 @@ async def _work(engine: Engine, writer: int, steps: int | None) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """See the head of this file."""
-    url, writers, *steps = arguments
+    fork = arguments[0] == "--fork"
+    url, writers, *steps = arguments[fork:]
     try:
         if steps:
             with small_checkpoints():
-                asyncio.run(_write(url, int(writers), int(steps[0])))
+                asyncio.run(_write(url, int(writers), int(steps[0]), fork=fork))
         else:
-            asyncio.run(_write(url, int(writers), None))
+            asyncio.run(_write(url, int(writers), None, fork=fork))
     except PerdureError as error:
         os.write(1, f"refused {error.code}\n".encode())
 

@@ -30,9 +30,11 @@ CREATE INDEX operations_by_age ON operations (committed_s);
 -- name: stamp
 SELECT stamp FROM commits WHERE id = 1
 
--- name: set_stamp
+-- name: first_stamp
 INSERT INTO commits (id, stamp) VALUES (1, ?)
-ON CONFLICT (id) DO UPDATE SET stamp = excluded.stamp
+
+-- name: next_stamp
+UPDATE commits SET stamp = ? WHERE id = 1 AND stamp = ?
 
 -- name: fact
 SELECT value FROM store WHERE name = ?

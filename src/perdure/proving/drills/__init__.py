@@ -14,11 +14,13 @@ from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
+from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledCalls(),
     ContendingClients(),
+    KilledBlobs(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
@@ -35,4 +37,6 @@ DRILLS: tuple[Drill, ...] = (
     JumpedEngine(),
     JumpedBlobs(),
     JumpedServer(),
+    OwnedEngine(),
+    OwnedBlobs(),
 )

@@ -46,6 +46,7 @@ class Trial:
         seconds: float,
         case: int | None = None,
         enough: int | None = None,
+        wrong_max: int = _VIOLATIONS_MAX,
         told: Callable[[int, int | None], None] = lambda done, planned: None,
     ) -> None:
         self.home = home
@@ -59,6 +60,7 @@ class Trial:
         self.notes: dict[str, int] = {}
         """Counts that say what the cases were made of."""
         self.disk = Disk()
+        self._wrong_max = wrong_max
         self._told = told
         self._began_s = time.monotonic()
         self._ends_s = self._began_s + seconds
@@ -67,7 +69,7 @@ class Trial:
     @property
     def over(self) -> bool:
         """Whether the time is used up, or enough was judged or is known to be wrong."""
-        if len(self.violations) >= _VIOLATIONS_MAX:
+        if len(self.violations) >= self._wrong_max:
             return True
         judged = self.enough is not None and self.cases >= self.enough
         return self.case is None and (judged or time.monotonic() > self._ends_s)
