@@ -1,7 +1,7 @@
 """Several nodes over one store: work goes where somebody lives, and the dead write nothing more.
 
-The engine here is the one in memory, shared by nodes of one process; that nodes of several
-processes keep the same rules is for those with a real database to show.
+Once over a real PostgreSQL, where each has connections of its own, and once over one engine in
+memory, whose answers take no time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
 from perdure.engines import open_engine
 from perdure.engines.wrapping import Wrapping
+from perdure.proving.subjects import postgres_url
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
 from perdure.services import fleet, lifecycle
@@ -39,14 +40,13 @@ Join = Callable[[], Awaitable[Driver]]
 
 
 class Shared(Wrapping):
-    """One node's view of an engine that others use too. `paused` is a process that stands still:
-    what it wants to write waits until it wakes."""
+    """One node's view of an engine that others use too. While it is not `awake` the node's process
+    stands still, as far as the store can see. `lent` is not its own to close."""
 
-    shared = True
-
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, lent: bool) -> None:
         super().__init__(engine)
         self.shared = True
+        self._lent = lent
         self.awake = asyncio.Event()
         self.awake.set()
 
@@ -55,25 +55,33 @@ class Shared(Wrapping):
         return await super().commit(batch)
 
     async def close(self) -> None:
-        pass
+        if not self._lent:
+            await super().close()
 
 
-@pytest.fixture
+@pytest.fixture(params=["memory", "postgres"])
 async def join(
-    upstream: ScriptedUpstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Join]:
     monkeypatch.setattr(fleet, "LEASE_S", 0.5)
     monkeypatch.setattr(lifecycle, "FLEET_HEARTBEAT_S", 0.05)
     monkeypatch.setattr(lifecycle, "WATCH_S", 0.05)
-    common = await open_engine("memory://", LAYOUTS, clock=SystemClock())
+    url = "memory://" if request.param == "memory" else postgres_url(tmp_path)
+    common = await open_engine(url, LAYOUTS, clock=SystemClock())
+    lent = url == "memory://"
     async with AsyncExitStack() as stack:
 
         async def join() -> Driver:
             data = tmp_path / str(len(list(tmp_path.iterdir())))
             data.mkdir()
-            flags = {"engine": "memory://", "data": str(data), "upstream.url": upstream.url}
+            flags = {"engine": url, "data": str(data), "upstream.url": upstream.url}
             node = Node(
-                load(environment={}, flags=flags), environment={}, wrap=lambda own: Shared(common)
+                load(environment={}, flags=flags),
+                environment={},
+                wrap=lambda own: Shared(common if lent else own, lent=lent),
             )
             await node.open()
             stack.push_async_callback(node.close)
@@ -81,6 +89,7 @@ async def join(
 
         yield join
     assert [finding async for finding in common.verify()] == []
+    await common.close()
 
 
 def engine_of(driver: Driver) -> Shared:

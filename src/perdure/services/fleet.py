@@ -60,6 +60,10 @@ class Fleet:
         """Whether a boot is alive, as far as this one knows."""
         return boot_id in self.living
 
+    async def leaseholders(self) -> frozenset[str]:
+        """The boots that may write, as the store says now."""
+        return frozenset(await self._leases()) if self._shared else self.living
+
     async def join(self) -> None:
         """Take a lease, and learn who else has one."""
         if self._shared:

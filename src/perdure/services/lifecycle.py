@@ -129,7 +129,12 @@ class Node:
                 engine = await self._open_engine()
                 held.push_async_callback(engine.close)
             with self.startup.phase("open blobs"):
-                blobs = await open_blobs(self.config.blobs_url, clock=self.clock, disk=self._disk)
+                blobs = await open_blobs(
+                    self.config.blobs_url,
+                    clock=self.clock,
+                    disk=self._disk,
+                    shared=engine.shared,
+                )
                 held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
             socket = await held.enter_async_context(control())
@@ -200,7 +205,7 @@ class Node:
 
     async def _recovered(self) -> list[SurfaceRecovery]:
         """Recover what boots that are not alive have left."""
-        self.blobs.living = self.fleet.living
+        self.blobs.living = self.fleet.leaseholders
         found = await Recovery(self.state, self.clock, self.fleet).run(self.startup.note)
         return [*found, await self.blobs.recover()]
 

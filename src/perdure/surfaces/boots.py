@@ -15,15 +15,11 @@ import msgspec
 from perdure.core.batch import Batch, check, delete, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Damaged
-from perdure.core.keys import Key
+from perdure.core.keys import SYSTEM_TENANT, Key
 from perdure.core.layouts import Records
 from perdure.core.paging import every
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Finding, Page, Record
-
-SYSTEM_TENANT = "_system"
-"""Tenant of what belongs to the installation. No API key maps to it: names of tenants that keys
-carry start with a letter or digit."""
 
 
 class SurfaceRecovery(msgspec.Struct, frozen=True):
