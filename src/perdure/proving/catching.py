@@ -35,6 +35,7 @@ from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.clocks import JumpedServer
 from perdure.proving.drills.cuts import CutEngine
+from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
@@ -196,6 +197,10 @@ def _lock_nothing(disk: Disk, path: Path, *, shared: bool = False) -> Lock:
     return Lock(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), path)
 
 
+async def _by_server_damage(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(DamagedServer(plant), home)
+
+
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ("SQLite never syncs", CutEngine(), sqlite_driver, "_force", _synchronous(0)),
     (
@@ -261,6 +266,10 @@ BUGS: tuple[Bug, ...] = (
         partial(_by_drill, KilledBlobs(), Disk, "remove", lambda disk, path: None),
     ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
+    Bug(
+        PLANTS["hides-damage"].says,
+        *("server", "damage / server", partial(_by_server_damage, "hides-damage")),
+    ),
     Bug(
         "a sweep drops bytes that are just being put again",
         *("keeper of blobs", "a sweep and an upload at once", _by_sweeping),

@@ -23,7 +23,7 @@ from perdure.core import disk
 from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of
 from perdure.core.disk import Lock, Writer
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Latched, Unavailable
+from perdure.core.errors import Conflict, Damaged, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.values import Committed, Entry, Page, Record, Tip
@@ -211,6 +211,16 @@ class StopsReading(Wrapping):
         if self.latched:
             raise Latched(f"{self.url}: {self.latched}")
         return await super().get(records, key)
+
+
+class HidesDamage(Wrapping):
+    """Answers for a record that cannot be read as if there were none."""
+
+    async def get(self, records: Records[T], key: Key) -> Record[T] | None:
+        try:
+            return await super().get(records, key)
+        except Damaged:
+            return None
 
 
 class ReadyTooSoon:
@@ -412,6 +422,7 @@ PLANTS: dict[str, Plant] = {
         "a write that failed is answered as if it were done", engine=HidesFailures
     ),
     "stops-reading": Plant("what is latched cannot be read either", engine=StopsReading),
+    "hides-damage": Plant("what is damaged is answered as if it were absent", engine=HidesDamage),
     "trusts-clock": Plant(
         "request keys are forgotten by the time of day alone", patch=_trust_clock
     ),

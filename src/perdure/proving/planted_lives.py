@@ -62,7 +62,7 @@ CASES: dict[str, Case] = {
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
 ELSEWHERE = {
-    *("trusts-rows", "hides-failures", "stops-reading", "trusts-clock"),
+    *("trusts-rows", "hides-damage", "hides-failures", "stops-reading", "trusts-clock"),
     *("writes-beside", "keeps-lock"),
 }
 """Plants that need a damaged store, a disk that fails, a clock that jumps or a second owner, and

@@ -8,6 +8,7 @@ from perdure.proving.drills.clocks import JumpedBlobs, JumpedEngine, JumpedServe
 from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
+from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill
 from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
@@ -34,6 +35,7 @@ DRILLS: tuple[Drill, ...] = (
     *FAILING_SERVERS,
     DamagedEngine(),
     DamagedBlobs(),
+    DamagedServer(),
     JumpedEngine(),
     JumpedBlobs(),
     JumpedServer(),

@@ -68,11 +68,13 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether the time is used up, or enough was judged or is known to be wrong."""
+        """Whether the time is used up, by one case at least, or enough was judged or is known to be
+        wrong."""
         if len(self.violations) >= self._wrong_max:
             return True
         judged = self.enough is not None and self.cases >= self.enough
-        return self.case is None and (judged or time.monotonic() > self._ends_s)
+        late = self.cases > 0 and time.monotonic() > self._ends_s
+        return self.case is None and (judged or late)
 
     @property
     def taken_s(self) -> float:
