@@ -39,6 +39,7 @@ from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
@@ -189,6 +190,10 @@ async def _by_owners(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedEngine("perdure.proving.planted_writer", plant), home)
 
 
+async def _by_two_servers(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(OwnedServer(plant), home)
+
+
 async def _by_clocks(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(JumpedServer(Jumps(off_s=-DAY_S), plant=plant), home)
 
@@ -259,6 +264,10 @@ BUGS: tuple[Bug, ...] = (
             partial(_by_drill, drill, Disk, "lock", _lock_nothing),
         )
         for part, drill in (("SQLite engine", OwnedEngine()), ("blob store", OwnedBlobs()))
+    ),
+    Bug(
+        PLANTS["writes-beside"].says,
+        *("server", "two-owners / server", partial(_by_two_servers, "writes-beside")),
     ),
     Bug(
         "what a put that was killed has left is not removed",

@@ -15,6 +15,7 @@ from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
+from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 
 DRILLS: tuple[Drill, ...] = (
@@ -41,4 +42,5 @@ DRILLS: tuple[Drill, ...] = (
     JumpedServer(),
     OwnedEngine(),
     OwnedBlobs(),
+    OwnedServer(),
 )
