@@ -37,6 +37,7 @@ from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.requests import ContendingRequests
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -186,6 +187,10 @@ async def _by_clocks(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(JumpedServer(Jumps(off_s=-DAY_S), plant=plant), home)
 
 
+async def _by_contention(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(ContendingRequests(plant), home)
+
+
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ("SQLite never syncs", CutEngine(), sqlite_driver, "_force", _synchronous(0)),
     (
@@ -229,6 +234,10 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         PLANTS["trusts-clock"].says,
         *("server", "clock-jump / server", partial(_by_clocks, "trusts-clock")),
+    ),
+    Bug(
+        PLANTS["writes-over"].says,
+        *("server", "process-crash / http", partial(_by_contention, "writes-over")),
     ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
     Bug(

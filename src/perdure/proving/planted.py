@@ -18,7 +18,7 @@ import apsw
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of
+from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of, put
 from perdure.core.disk import Writer
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Latched, Unavailable
@@ -32,7 +32,7 @@ from perdure.services import background, gateway, sweeper
 from perdure.services.continuing import Continuation
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
-from perdure.surfaces.conversations import CONVERSATIONS
+from perdure.surfaces.conversations import CONVERSATIONS, Conversation, Conversations
 from perdure.surfaces.files import FILES
 from perdure.surfaces.idempotency import IDEMPOTENCY
 from perdure.surfaces.jobs import JOB_EVENTS, JOBS
@@ -312,6 +312,15 @@ def _keeps_no_claim() -> None:
     _replace("let_go", forgets, BlobUses)
 
 
+def _write_over() -> None:
+    """A conversation is read, changed and written, whatever was written to it meanwhile."""
+
+    def careless(self: Conversations, held: Record[Conversation], changed: Conversation) -> Batch:
+        return put(CONVERSATIONS, held.key, changed)
+
+    _replace("_write", careless, Conversations)
+
+
 def _replace(name: str, function: Callable[..., Any] | int, *modules: ModuleType | type) -> None:
     for module in modules:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
@@ -388,6 +397,10 @@ PLANTS: dict[str, Plant] = {
     "stops-reading": Plant("what is latched cannot be read either", engine=StopsReading),
     "trusts-clock": Plant(
         "request keys are forgotten by the time of day alone", patch=_trust_clock
+    ),
+    "writes-over": Plant(
+        "a conversation is written whatever was written to it since it was read",
+        patch=_write_over,
     ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

@@ -60,9 +60,9 @@ CASES: dict[str, Case] = {
     ),
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
-ELSEWHERE = {"trusts-rows", "hides-failures", "stops-reading", "trusts-clock"}
-"""Plants that need a damaged store, a disk that fails or a clock that jumps, and so other cases
-than lives."""
+ELSEWHERE = {"trusts-rows", "hides-failures", "stops-reading", "trusts-clock", "writes-over"}
+"""Plants that need a damaged store, a disk that fails, a clock that jumps or clients that contend,
+and so other cases than lives."""
 
 
 async def live(campaign: Campaign, case: Case) -> None:

@@ -17,11 +17,13 @@ from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
+from perdure.proving.drills.requests import ContendingRequests
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledCalls(),
     ContendingClients(),
+    ContendingRequests(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
