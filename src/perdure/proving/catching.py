@@ -41,6 +41,7 @@ from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.requests import ContendingRequests
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -206,6 +207,10 @@ async def _by_server_damage(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(DamagedServer(plant), home)
 
 
+async def _by_contention(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(ContendingRequests(plant), home)
+
+
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ("SQLite never syncs", CutEngine(), sqlite_driver, "_force", _synchronous(0)),
     (
@@ -273,6 +278,10 @@ BUGS: tuple[Bug, ...] = (
         "what a put that was killed has left is not removed",
         *("blob store", "process-crash / blobs"),
         partial(_by_drill, KilledBlobs(), Disk, "remove", lambda disk, path: None),
+    ),
+    Bug(
+        PLANTS["writes-over"].says,
+        *("server", "process-crash / http", partial(_by_contention, "writes-over")),
     ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
     Bug(

@@ -17,12 +17,14 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.requests import ContendingRequests
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledCalls(),
     ContendingClients(),
     KilledBlobs(),
+    ContendingRequests(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
