@@ -22,8 +22,8 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test judges lint format bench torture proof crash evidence nightly docs \
-	lock wheel
+.PHONY: serve demo recording test judges lint format bench torture proof crash evidence nightly \
+	docs lock wheel
 
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)

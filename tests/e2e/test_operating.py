@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import httpx
@@ -147,3 +148,17 @@ async def test_prune_says_what_would_go_and_then_removes_it(tmp_path: Path) -> N
     assert (await perdure("verify", *data)).code == 0
     async with serving(tmp_path / "data") as server, server.client() as client:
         assert (await client.get("/v1/responses")).json()["data"] == []
+
+
+# proves C11
+async def test_a_second_server_names_the_first_whether_that_works_or_is_paused(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path / "data") as first, first.client() as asking:
+        for number in (signal.SIGCONT, signal.SIGSTOP):
+            first.process.send_signal(number)
+            second = await perdure("serve", "--data", str(tmp_path / "data"), "--port", "0")
+            assert second.code == 5
+            assert f"is in use by process {first.pid}. Stop that process first" in second.err
+        first.process.send_signal(signal.SIGCONT)
+        assert (await asking.post("/v1/conversations", json={})).status_code == 200

@@ -73,22 +73,22 @@ UNEXPLAINED = {
 
 @pytest.mark.parametrize("history", EXPLAINED.values(), ids=EXPLAINED)
 def test_a_history_with_an_order_is_explained(history: list[Operation]) -> None:
-    assert linearizable(history)
+    assert linearizable(history, Register())
 
 
 @pytest.mark.parametrize("history", UNEXPLAINED.values(), ids=UNEXPLAINED)
 def test_a_history_without_an_order_is_not(history: list[Operation]) -> None:
-    assert not linearizable(history)
+    assert not linearizable(history, Register())
 
 
 def test_the_longest_history_is_searched_and_a_longer_one_refused() -> None:
     """Eight at once, all the time, and one wrong answer at the very end."""
     history = [wrote(f"{n}", n, n, n + 8) for n in range(1, OPERATIONS_MAX)]
     last = OPERATIONS_MAX - 1
-    assert linearizable([*history, read(last, f"{last}", 900, 901)])
-    assert not linearizable([*history, read(last, "1", 900, 901)])
+    assert linearizable([*history, read(last, f"{last}", 900, 901)], Register())
+    assert not linearizable([*history, read(last, "1", 900, 901)], Register())
     with pytest.raises(ValueError, match="more than"):
-        linearizable([*history, *history])
+        linearizable([*history, *history], Register())
 
 
 @pytest.mark.parametrize("how", ["loses-updates", "reads-late"])

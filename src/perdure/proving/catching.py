@@ -35,10 +35,13 @@ from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.clocks import JumpedServer
 from perdure.proving.drills.cuts import CutEngine
+from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.requests import ContendingRequests
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -188,12 +191,24 @@ async def _by_owners(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedEngine("perdure.proving.planted_writer", plant), home)
 
 
+async def _by_two_servers(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(OwnedServer(plant), home)
+
+
 async def _by_clocks(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(JumpedServer(Jumps(off_s=-DAY_S), plant=plant), home)
 
 
 def _lock_nothing(disk: Disk, path: Path, *, shared: bool = False) -> Lock:
     return Lock(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), path)
+
+
+async def _by_server_damage(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(DamagedServer(plant), home)
+
+
+async def _by_contention(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(ContendingRequests(plant), home)
 
 
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
@@ -256,11 +271,23 @@ BUGS: tuple[Bug, ...] = (
         for part, drill in (("SQLite engine", OwnedEngine()), ("blob store", OwnedBlobs()))
     ),
     Bug(
+        PLANTS["writes-beside"].says,
+        *("server", "two-owners / server", partial(_by_two_servers, "writes-beside")),
+    ),
+    Bug(
         "what a put that was killed has left is not removed",
         *("blob store", "process-crash / blobs"),
         partial(_by_drill, KilledBlobs(), Disk, "remove", lambda disk, path: None),
     ),
+    Bug(
+        PLANTS["writes-over"].says,
+        *("server", "process-crash / http", partial(_by_contention, "writes-over")),
+    ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
+    Bug(
+        PLANTS["hides-damage"].says,
+        *("server", "damage / server", partial(_by_server_damage, "hides-damage")),
+    ),
     Bug(
         "a sweep drops bytes that are just being put again",
         *("keeper of blobs", "a sweep and an upload at once", _by_sweeping),

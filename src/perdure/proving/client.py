@@ -32,6 +32,11 @@ class Refused(Exception):
     unknown: some of it may have been done before."""
 
 
+class Harmed(Exception):
+    """What was asked for needs something that is known to be damaged, and the answer said so and
+    named it."""
+
+
 class Answer(NamedTuple):
     """A complete answer."""
 
@@ -113,6 +118,10 @@ class Client:
     ) -> Answer:
         try:
             response = await self._http.request(method, path, content=content, headers=sent)
+        except httpx.RemoteProtocolError as error:
+            if path.endswith("/content") and any(map(_is_blob, self.history.harmed)):
+                raise Harmed(f"{method} {path}") from error  # cut before the damaged block
+            raise self._gone(f"{method} {path}", error) from error
         except httpx.TransportError as error:
             raise self._gone(f"{method} {path}", error) from error
         self._look(f"{method} {path}", response)
@@ -167,11 +176,18 @@ class Client:
                     *blocks, rest = (rest + chunk).split(b"\n\n")
                     for block in blocks:
                         if data := _data(block):
-                            if self.history.failing and head(data).type == "error":
-                                raise Refused(what)
+                            if head(data).type == "error":
+                                self._look_at_error(what, data)
                             yield data
         except (httpx.TransportError, TimeoutError) as error:
             raise self._gone(what, error) from error
+
+    def _look_at_error(self, what: str, event: bytes) -> None:
+        """A stream whose store fails, or whose events are damaged, ends with the reason."""
+        if self.history.failing:
+            raise Refused(what)
+        if harm(event, self.history.harmed):
+            raise Harmed(what)
 
     def _settle(self, op: Op, status: int) -> None:
         if status < 300:
@@ -187,6 +203,10 @@ class Client:
         refused = self.history.failing and refusal(response.status_code, response.content)
         if refused and not what.startswith("GET "):
             raise Refused(refused)
+        if response.status_code == 500 and self.history.harmed:
+            error = msgspec.json.encode(msgspec.json.decode(response.content).get("error"))
+            if harm(error, self.history.harmed):
+                raise Harmed(what)
         if response.status_code >= 500:
             told = response.text[:300]
             self.history.complaints.append(f"{what} was answered {response.status_code}: {told}")
@@ -203,6 +223,24 @@ def refusal(status: int, body: bytes) -> str | None:
         return None
     code = (msgspec.json.decode(body).get("error") or {}).get("code")
     return code if code in _REFUSALS and (status == 507) == (code == "storage_full") else None
+
+
+def _is_blob(harmed: str) -> bool:
+    return harmed.startswith("the blob ")
+
+
+class _Error(msgspec.Struct):
+    code: str | None = None
+    message: str = ""
+
+
+def harm(error: bytes, harmed: tuple[str, ...]) -> bool:
+    """Whether an error says that one of these is damaged."""
+    told = _decode_error(error)
+    return told.code == "damaged" and any(name in told.message for name in harmed)
+
+
+_decode_error = msgspec.json.Decoder(_Error).decode
 
 
 def ends(event: bytes) -> bool:

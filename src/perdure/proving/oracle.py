@@ -101,6 +101,8 @@ class History:
         """Whether the server was asked to stop, so that it may refuse work."""
         self.failing = False
         """Whether its disk fails, so that it may refuse to write."""
+        self.harmed: tuple[str, ...] = ()
+        """What is damaged in its store, by the names it must use when it says so."""
         self.complaints: list[str] = []
         """Internal errors and hangs that clients met; each is a violation."""
         self._file = path.open("ab", buffering=0)

@@ -20,10 +20,10 @@ import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.core import disk
-from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of
+from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of, put
 from perdure.core.disk import Lock, Writer
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Latched, Unavailable
+from perdure.core.errors import Conflict, Damaged, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.values import Committed, Entry, Page, Record, Tip
@@ -35,7 +35,7 @@ from perdure.services import background, gateway, sweeper
 from perdure.services.continuing import Continuation
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
-from perdure.surfaces.conversations import CONVERSATIONS
+from perdure.surfaces.conversations import CONVERSATIONS, Conversation, Conversations
 from perdure.surfaces.files import FILES
 from perdure.surfaces.idempotency import IDEMPOTENCY
 from perdure.surfaces.jobs import JOB_EVENTS, JOBS
@@ -213,6 +213,16 @@ class StopsReading(Wrapping):
         return await super().get(records, key)
 
 
+class HidesDamage(Wrapping):
+    """Answers for a record that cannot be read as if there were none."""
+
+    async def get(self, records: Records[T], key: Key) -> Record[T] | None:
+        try:
+            return await super().get(records, key)
+        except Damaged:
+            return None
+
+
 class ReadyTooSoon:
     """Answers every question for readiness with yes."""
 
@@ -334,6 +344,15 @@ class _Forgetful(WeakSet[Lock]):
         pass
 
 
+def _write_over() -> None:
+    """A conversation is read, changed and written, whatever was written to it meanwhile."""
+
+    def careless(self: Conversations, held: Record[Conversation], changed: Conversation) -> Batch:
+        return put(CONVERSATIONS, held.key, changed)
+
+    _replace("_write", careless, Conversations)
+
+
 def _replace(name: str, by: object, *modules: ModuleType | type) -> None:
     for module in modules:
         assert hasattr(module, name), f"{module.__name__} has no {name} any more"
@@ -412,6 +431,7 @@ PLANTS: dict[str, Plant] = {
         "a write that failed is answered as if it were done", engine=HidesFailures
     ),
     "stops-reading": Plant("what is latched cannot be read either", engine=StopsReading),
+    "hides-damage": Plant("what is damaged is answered as if it were absent", engine=HidesDamage),
     "trusts-clock": Plant(
         "request keys are forgotten by the time of day alone", patch=_trust_clock
     ),
@@ -419,6 +439,10 @@ PLANTS: dict[str, Plant] = {
     "keeps-lock": Plant(
         "a child that was forked keeps the lock of its parent",
         patch=lambda: _replace("_held", _Forgetful(), disk),
+    ),
+    "writes-over": Plant(
+        "a conversation is written whatever was written to it since it was read",
+        patch=_write_over,
     ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

@@ -62,11 +62,11 @@ CASES: dict[str, Case] = {
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
 ELSEWHERE = {
-    *("trusts-rows", "hides-failures", "stops-reading", "trusts-clock"),
-    *("writes-beside", "keeps-lock"),
+    *("trusts-rows", "hides-damage", "hides-failures", "stops-reading", "trusts-clock"),
+    *("writes-beside", "keeps-lock", "writes-over"),
 }
-"""Plants that need a damaged store, a disk that fails, a clock that jumps or a second owner, and
-so other cases than lives."""
+"""Plants that need a damaged store, a failing disk, a clock that jumps, a second owner or clients
+that contend, and so other cases than lives."""
 
 
 async def live(campaign: Campaign, case: Case) -> None:

@@ -8,19 +8,23 @@ from perdure.proving.drills.clocks import JumpedBlobs, JumpedEngine, JumpedServe
 from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
+from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill
 from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
+from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.requests import ContendingRequests
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledCalls(),
     ContendingClients(),
     KilledBlobs(),
+    ContendingRequests(),
     KilledServer(),
     CutEngine(),
     CutBlobs(),
@@ -34,9 +38,11 @@ DRILLS: tuple[Drill, ...] = (
     *FAILING_SERVERS,
     DamagedEngine(),
     DamagedBlobs(),
+    DamagedServer(),
     JumpedEngine(),
     JumpedBlobs(),
     JumpedServer(),
     OwnedEngine(),
     OwnedBlobs(),
+    OwnedServer(),
 )

@@ -14,9 +14,10 @@ import msgspec
 from perdure.core.disk import Disk
 from perdure.proving.faults import Fault
 
-Subject = Literal["engine", "process", "history", "ext4", "blobs", "server"]
+Subject = Literal["engine", "process", "history", "http", "ext4", "blobs", "server"]
 """A `process` is an engine in a process of its own, seen from the kernel's side; a `history` is
-what several clients of an engine were told, and `ext4` that file system under engine and blobs."""
+what several clients of an engine were told, `http` what those of a server were, and `ext4` that
+file system under engine and blobs."""
 
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""
@@ -68,11 +69,13 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether the time is used up, or enough was judged or is known to be wrong."""
+        """Whether the time is used up, by one case at least, or enough was judged or is known to be
+        wrong."""
         if len(self.violations) >= self._wrong_max:
             return True
         judged = self.enough is not None and self.cases >= self.enough
-        return self.case is None and (judged or time.monotonic() > self._ends_s)
+        late = self.cases > 0 and time.monotonic() > self._ends_s
+        return self.case is None and (judged or late)
 
     @property
     def taken_s(self) -> float:

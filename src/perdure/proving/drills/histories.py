@@ -123,5 +123,5 @@ class ContendingClients:
         return [
             f"no order of its {len(history)} operations explains what was told of record {key}"
             for key, history in histories.of.items()
-            if not linearizable(history)
+            if not linearizable(history, Register())
         ]
