@@ -16,7 +16,7 @@ import pytest
 
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
-from perdure.core.errors import Unavailable
+from perdure.core.errors import PromiseBroken, Unavailable
 from perdure.engines import open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subjects import postgres_url
@@ -36,7 +36,7 @@ from tests.services.test_recovery import said
 
 WITHIN_S = 10.0
 
-Join = Callable[[], Awaitable[Driver]]
+Join = Callable[..., Awaitable[Driver]]
 
 
 class Shared(Wrapping):
@@ -74,10 +74,8 @@ async def join(
     lent = url == "memory://"
     async with AsyncExitStack() as stack:
 
-        async def join() -> Driver:
-            data = tmp_path / str(len(list(tmp_path.iterdir())))
-            data.mkdir()
-            flags = {"engine": url, "data": str(data), "upstream.url": upstream.url}
+        async def join(**more: Any) -> Driver:
+            flags = {"engine": url, "data": str(tmp_path), "upstream.url": upstream.url} | more
             node = Node(
                 load(environment={}, flags=flags),
                 environment={},
@@ -161,6 +159,27 @@ async def test_a_job_is_cancelled_wherever_it_runs(join: Join) -> None:
     assert b'"status":"cancelled"' in await there.cancel("default", started.id)
     await wait_until(lambda: idle(first), WITHIN_S, "the run ends where it was")
     assert (await body(first, started.id))["output"][0]["content"][0]["text"] == "1 2 3"
+
+
+async def test_a_process_that_would_keep_files_elsewhere_is_refused(
+    join: Join, tmp_path: Path
+) -> None:
+    await join(blobs=f"file:///{tmp_path}/blobs")
+    with pytest.raises(PromiseBroken, match="Give all of them one place"):
+        await join(blobs=f"file:///{tmp_path}/elsewhere")
+    await join(blobs=f"file:///{tmp_path}/blobs")
+
+
+# proves C15
+async def test_processes_over_one_data_directory_are_told_apart(join: Join) -> None:
+    first, second = await join(), await join()
+    names = {driver.node.boot.instance_id for driver in (first, second)}
+    assert len(names) == 2
+    await second.node.close()
+    third = await join()
+    assert third.node.boot.instance_id == second.node.boot.instance_id
+    assert third.node.boot.previous_boot_id == second.node.boot_id
+    assert third.node.boot.previous_ended_clean
 
 
 # proves R7

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -19,9 +20,9 @@ import structlog
 from perdure import __version__
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock, SystemClock
-from perdure.core.disk import Disk, translated
+from perdure.core.disk import Disk, Lock, translated
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Unavailable
+from perdure.core.errors import Conflict, PromiseBroken, StoreLocked, Unavailable
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
@@ -66,12 +67,13 @@ _NOTHING = Batch()
 
 _log = structlog.get_logger("perdure.lifecycle")
 
-Control = Callable[[], AbstractAsyncContextManager[str]]
-"""Answers the operator for as long as it is entered; what it gives is where."""
+Control = Callable[[str], AbstractAsyncContextManager[str]]
+"""Answers the operator for as long as it is entered; what it gives is where. It is given what sets
+this process apart from others over the same data directory."""
 
 
 @asynccontextmanager
-async def _no_control() -> AsyncIterator[str]:
+async def _no_control(apart: str) -> AsyncIterator[str]:
     yield ""
 
 
@@ -118,6 +120,7 @@ class Node:
         self._disk = disk or Disk()
         self._wrap = wrap
         self._supervisor = Supervisor(self.clock)
+        self._apart = ""
         self._transient: State
         self._held: AsyncExitStack
 
@@ -137,13 +140,19 @@ class Node:
                 )
                 held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
-            socket = await held.enter_async_context(control())
-            engine.announce(f"{os.getpid()}\n{self.boot_id}\n{socket}\n")
+            lock = self._take_place() if engine.shared else None
+            if lock is not None:
+                held.callback(lock.release)
+            at = await held.enter_async_context(control(self._apart))
+            note = f"{os.getpid()}\n{self.boot_id}\n{at}\n"
+            engine.announce(note)
+            if lock is not None:
+                lock.note(note)
             await self._open_over(engine)
             self._held = held.pop_all()
 
     async def _open_engine(self) -> Engine:
-        if self.config.engine_url.startswith("sqlite:"):
+        if not self.config.engine_url.startswith("memory:"):
             self._disk.make_directory(self.config.data_path)
         engine = await open_engine(
             self.config.engine_url,
@@ -153,6 +162,18 @@ class Node:
             note=self.startup.note,
         )
         return self._wrap(engine)
+
+    def _take_place(self) -> Lock:
+        """A place that is this process's alone among those that share the data directory."""
+        number = 1
+        while True:
+            try:
+                lock = self._disk.lock(self.config.process_lock(number))
+            except StoreLocked:
+                number += 1
+                continue
+            self._apart = "" if number == 1 else f"-{number}"
+            return lock
 
     async def _open_over(self, engine: Engine) -> None:
         with self.startup.phase("check promises"):
@@ -165,6 +186,7 @@ class Node:
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
             await self.fleet.join()
+            await self._require_same_blobs()
             unread = await self._begin_boot()
         with self.startup.phase("recover"):
             found = [engine_recovery(engine.recovered)]
@@ -202,6 +224,24 @@ class Node:
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
         self._supervisor.every("jobs", 0.0, self.jobs.take)
         self._supervisor.every("retry jobs", RETRY_S, self.jobs.retry)
+
+    async def _require_same_blobs(self) -> None:
+        """Raises `PromiseBroken` where a living process keeps the bytes of files elsewhere: what
+        one of the two acknowledges, the other could not read."""
+        async for other in self.state.boots.heartbeats():
+            beat = other.value
+            if beat.boot_id == self.boot_id or not self.fleet.lives(beat.boot_id):
+                continue
+            if self.state.engine.shared and beat.blobs != self._blobs_at():
+                raise PromiseBroken(
+                    f"process {beat.pid} on this store keeps files at {beat.blobs}, and this one "
+                    f"would at {self._blobs_at()}. Give all of them one place, with `blobs`."
+                )
+
+    def _blobs_at(self) -> str:
+        """Where the bytes of files are, so that processes of several hosts can compare."""
+        url = self.config.blobs_url
+        return f"{socket.gethostname()}:{url}" if url.startswith("file:") else url
 
     async def _recovered(self) -> list[SurfaceRecovery]:
         """Recover what boots that are not alive have left."""
@@ -292,7 +332,7 @@ class Node:
         """The id of this place: made once, kept in the data directory where there is one."""
         if not self.config.data_path.is_dir():
             return self.clock.new_id("inst")
-        path = self.config.data_path / "instance"
+        path = self.config.data_path / f"instance{self._apart}"
         with translated(path):
             if not path.exists():
                 self._disk.write_file(path, self.clock.new_id("inst").encode())
@@ -384,6 +424,7 @@ class Node:
             url=self.url,
             ready=ready,
             heartbeat_at_s=self.clock.now_s(),
+            blobs=self._blobs_at(),
         )
 
 

@@ -67,7 +67,7 @@ class Boot(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """The last sign of life of an instance."""
+    """The last sign of life of an instance; `blobs` is where it keeps the bytes of files."""
 
     instance_id: str
     boot_id: str
@@ -75,6 +75,7 @@ class Instance(msgspec.Struct, frozen=True):
     url: str
     ready: bool
     heartbeat_at_s: float
+    blobs: str = ""
 
 
 class Lease(msgspec.Struct, frozen=True):
