@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.read_only import ReadOnlyEngine
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -214,6 +215,10 @@ _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     (
         "a full disk is taken for a disk that failed",
         *(FullDisk(), sqlite_commit, "leaves_doubt", lambda error: True),
+    ),
+    (
+        "what SQLite says of a disk that it may not write leaves the engine in its own words",
+        *(ReadOnlyEngine(), sqlite_recovery, "translating", nullcontext),
     ),
 )
 

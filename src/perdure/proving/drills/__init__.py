@@ -19,6 +19,7 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
@@ -35,6 +36,8 @@ DRILLS: tuple[Drill, ...] = (
     FullDisk(),
     FullSystem(),
     *FAILING_BLOBS,
+    ReadOnlyEngine(),
+    LookedAtEngine(),
     DamagedEngine(),
     DamagedBlobs(),
     JumpedEngine(),
