@@ -20,6 +20,7 @@ from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine
+from perdure.proving.drills.slow import SlowBlobs, SlowEngine
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
@@ -46,4 +47,6 @@ DRILLS: tuple[Drill, ...] = (
     OwnedEngine(),
     OwnedBlobs(),
     OwnedServer(),
+    SlowEngine(),
+    SlowBlobs(),
 )
