@@ -17,7 +17,9 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine
 from perdure.proving.drills.requests import ContendingRequests
+from perdure.proving.drills.slow import SlowBlobs, SlowEngine
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
@@ -36,6 +38,8 @@ DRILLS: tuple[Drill, ...] = (
     FullSystem(),
     *FAILING_BLOBS,
     *FAILING_SERVERS,
+    ReadOnlyEngine(),
+    LookedAtEngine(),
     DamagedEngine(),
     DamagedBlobs(),
     DamagedServer(),
@@ -45,4 +49,6 @@ DRILLS: tuple[Drill, ...] = (
     OwnedEngine(),
     OwnedBlobs(),
     OwnedServer(),
+    SlowEngine(),
+    SlowBlobs(),
 )
