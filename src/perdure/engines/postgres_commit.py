@@ -74,6 +74,8 @@ LOCKS_MAX = 1_000
 batch that would need more takes the gate for itself, which everybody else shares."""
 
 _SWEEP_EVERY = 200
+_WRITER_KEPT_S = 30 * 24 * 3600
+"""How long the row of a writer that was killed is kept. One that lives writes it now and then."""
 
 
 class Committer:
@@ -110,7 +112,9 @@ class Committer:
 
     async def begin(self, session: Connection) -> None:
         """Take a session over, with a row of our own in it."""
+        await self._database.pin_promise(session)
         await session.execute(SQL["set_writer"], self.id, 0)
+        await session.execute(SQL["forget_writers"], _WRITER_KEPT_S)
         self._session = session
 
     def submit(self, request: Request) -> None:
@@ -276,7 +280,7 @@ class Committer:
             return self._session
         session = await self._database.connect()
         try:
-            await self._database.check_promise(session)
+            await self._database.pin_promise(session)
             found = await session.fetchval(SQL["ask_writer"], self.id)
             if (found or 0) < self._confirmed:
                 self.latch(

@@ -173,12 +173,13 @@ class Database:
         """From now on reads are answered."""
         self._pool = await asyncpg.create_pool(
             self.address.dsn,
-            min_size=1,
+            min_size=0,
             max_size=_POOL_MAX,
             timeout=CONNECT_S,
             command_timeout=ANSWER_S,
             server_settings=self._settings,
             statement_cache_size=_CACHED_STATEMENTS,
+            init=self._check_reader,
             reset=_leave,
         )
 
@@ -231,6 +232,16 @@ class Database:
             if rule in found:
                 kind = PromiseBroken if rule in _WRONG else Unavailable
                 raise kind(f"{self.where}: the server runs with {' = '.join(rule)}, so {why}.")
+
+    async def pin_promise(self, session: Session) -> None:
+        """The same, and what a session commits stays as durable as it is now, whatever the server
+        is told later."""
+        await self.check_promise(session)
+        await session.execute(SQL["pin"])
+
+    async def _check_reader(self, session: Session) -> None:
+        """A server that became a standby may lack what was acknowledged: it is not read either."""
+        await self.check_promise(session)
 
     async def close(self) -> None:
         """End every session of the pool, those in use after what they do."""

@@ -3,6 +3,9 @@
 -- name: settings
 SELECT name, setting FROM pg_settings WHERE name = ANY($1::text[])
 
+-- name: pin
+SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
+
 -- name: schema_exists
 SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)
 
