@@ -7,7 +7,7 @@ its records or streams. No engine knows which surface that is.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import msgspec
 
@@ -113,6 +113,11 @@ class Records(_Layout[T]):
         info = msgspec.inspect.type_info(self.type)
         declared = info.fields if isinstance(info, msgspec.inspect.StructType) else ()
         types = {field.name: field.type for field in declared}
+        for field in self.fields:
+            made = getattr(self.type, field, None)
+            if isinstance(made, property):
+                hints = get_type_hints(made.fget)
+                types[field] = msgspec.inspect.type_info(hints.get("return", Any))
         found = tuple(_kind(types.get(field)) for field in self.fields)
         if None in found:
             field = self.fields[found.index(None)]

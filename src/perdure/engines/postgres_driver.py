@@ -72,6 +72,7 @@ _SESSION = {
     # Every statement here is a few short walks along an index; without statistics, as in a table
     # that was filled a moment ago, the planner might take the whole table for one.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
 }
@@ -114,9 +115,7 @@ def parse(url: str) -> Address:
     return Address(
         dsn=urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(rest), "")),
         schema=schema,
-        shown=urlunsplit(("postgresql", host, parts.path, urlencode(shown, safe="/"), ""))
-        if host or parts.path or shown
-        else "postgresql://",
+        shown=f"postgresql://{host}{parts.path}{'?' * bool(shown)}{urlencode(shown, safe='/')}",
     )
 
 
