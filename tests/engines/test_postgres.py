@@ -80,7 +80,7 @@ def _as(dsn: str, role: str) -> str:
             "postgres://u@/state?host=/run/pg&password=secret&sslmode=require",
             "postgresql://u@/state?host=%2Frun%2Fpg&password=secret&sslmode=require",
             None,
-            "postgresql:///state?host=/run/pg&sslmode=require",
+            "postgres:///state?host=/run/pg&sslmode=require",
         ),
         ("postgresql://a:1,b:2/x", "postgresql://a:1,b:2/x", None, "postgresql://a:1,b:2/x"),
     ],

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 
+from perdure.core.addresses import without_credentials
 from perdure.core.clock import Clock
 from perdure.core.errors import (
     Closed,
@@ -62,7 +63,6 @@ RESOLVE_S = 30.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
 _POOL_MAX = 8
 _CACHED_STATEMENTS = 500
-_SECRET = {"user", "password", "passfile", "sslpassword"}
 
 _SESSION = {
     "application_name": "perdure",
@@ -110,12 +110,10 @@ def parse(url: str) -> Address:
     if schema is not None and not 0 < len(schema.encode()) < 64:
         raise Invalid(f"{schema!r} cannot be the name of a schema: it has 1 to 63 bytes.")
     rest = [(name, value) for name, value in query if name != "schema"]
-    shown = [(name, value) for name, value in query if name not in _SECRET]
-    host = parts.netloc.rpartition("@")[2]
     return Address(
         dsn=urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(rest), "")),
         schema=schema,
-        shown=f"postgresql://{host}{parts.path}{'?' * bool(shown)}{urlencode(shown, safe='/')}",
+        shown=without_credentials(url),
     )
 
 
