@@ -7,7 +7,7 @@ its records or streams. No engine knows which surface that is.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import msgspec
 
@@ -107,6 +107,23 @@ class Records(_Layout[T]):
                 return index
         raise Invalid(f"{self.name} has no index {name!r}.")
 
+    def kinds(self) -> tuple[type[Column], ...]:
+        """Whether each of `fields` is declared to hold text or numbers, for an engine whose columns
+        hold one of them only. Raises `Invalid` where the type leaves it open."""
+        info = msgspec.inspect.type_info(self.type)
+        declared = info.fields if isinstance(info, msgspec.inspect.StructType) else ()
+        types = {field.name: field.type for field in declared}
+        for field in self.fields:
+            made = getattr(self.type, field, None)
+            if isinstance(made, property):
+                hints = get_type_hints(made.fget)
+                types[field] = msgspec.inspect.type_info(hints.get("return", Any))
+        found = tuple(_kind(types.get(field)) for field in self.fields)
+        if None in found:
+            field = self.fields[found.index(None)]
+            raise Invalid(f"{self.name}: {field} is indexed, so declare it as str or as int.")
+        return tuple(kind for kind in found if kind)
+
     def columns(self, value: T) -> Columns:
         """Index columns of a value, in the order of `fields`. Raises `Invalid` for what an index
         of some engine could not hold: other types than str, int and None, NUL, wide integers."""
@@ -142,6 +159,26 @@ def check_column(collection: str, field: str, part: Any) -> Column:
     if type(part) is int and codec.INT_MIN <= part <= codec.INT_MAX:
         return part
     raise Invalid(f"{collection}: the indexed field {field} cannot be {part!r:.40}.")
+
+
+def _kind(info: msgspec.inspect.Type | None) -> type[Column] | None:
+    """The one kind of column that values of a type need, None where there is no such one."""
+    match info:
+        case msgspec.inspect.UnionType(types=types):
+            kinds = {
+                _kind(part) for part in types if not isinstance(part, msgspec.inspect.NoneType)
+            }
+            return kinds.pop() if len(kinds) == 1 else None
+        case msgspec.inspect.LiteralType(values=values):
+            return str if all(isinstance(value, str) for value in values) else None
+        case msgspec.inspect.EnumType(cls=cls):
+            return str if issubclass(cls, str) else None
+        case msgspec.inspect.StrType():
+            return str
+        case msgspec.inspect.IntType():
+            return int
+        case _:
+            return None
 
 
 def _is_plain(type: Any) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from perdure.core.addresses import without_credentials
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
@@ -14,7 +16,10 @@ from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
 from perdure.core.offload import steps_off_loop
 
-_SCHEMES = "memory://, sqlite:///PATH"
+if TYPE_CHECKING:
+    from perdure.engines.postgres import PostgresEngine
+
+_SCHEMES = "memory://, sqlite:///PATH, postgresql://HOST/DATABASE?schema=NAME"
 _BLOB_SCHEMES = "memory://, file:///DIRECTORY"
 
 
@@ -46,7 +51,22 @@ async def open_engine(
         return await SqliteEngine.open(
             path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
         )
-    raise Invalid(f"no engine opens {url!r}; the known forms are {_SCHEMES}.")
+    if scheme in ("postgresql", "postgres") and separator:
+        return await _postgres().open(
+            url, layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
+        )
+    raise Invalid(f"no engine opens {without_credentials(url)!r}; the known forms are {_SCHEMES}.")
+
+
+def _postgres() -> type[PostgresEngine]:
+    """The engine whose driver is an extra. Raises `Invalid` where that is not installed."""
+    try:
+        from perdure.engines.postgres import PostgresEngine
+    except ModuleNotFoundError as error:
+        raise Invalid(
+            f"postgresql:// needs the driver {error.name}: install perdure[postgres]."
+        ) from None
+    return PostgresEngine
 
 
 async def restore_engine(
@@ -66,8 +86,15 @@ async def restore_engine(
     Raises `Invalid` where a store is already or none can be, `Damaged`, `NewerFormat`.
     """
     scheme, separator, path = url.partition("://")
+    if scheme in ("postgresql", "postgres") and separator:
+        clock, disk = clock or SystemClock(), disk or Disk()
+        await _postgres().restore(
+            url, source, layouts, progress, clock=clock, disk=disk, check=check
+        )
+        return
     if scheme != "sqlite" or not separator or len(path) < 2:
-        raise Invalid(f"a backup is restored to sqlite:///PATH, not to {url!r}.")
+        where = without_credentials(url)
+        raise Invalid(f"a backup is restored to {_SCHEMES.partition(', ')[2]}; not to {where!r}.")
     from perdure.engines.sqlite_backup import restore_steps
     from perdure.engines.sqlite_recovery import Place
 
@@ -103,7 +130,8 @@ async def salvage_engine(
     """
     paths = [where.removeprefix("sqlite:///") for where in (url, into)]
     if not all(where.startswith("sqlite:///") for where in (url, into)) or not all(paths):
-        raise Invalid(f"a salvage goes from sqlite:///PATH to sqlite:///PATH, not from {url!r}.")
+        where = without_credentials(url)
+        raise Invalid(f"a salvage goes from sqlite:///PATH to sqlite:///PATH, not from {where!r}.")
     from perdure.engines.sqlite_recovery import Place
     from perdure.engines.sqlite_salvage import salvage_steps
 

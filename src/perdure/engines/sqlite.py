@@ -27,14 +27,15 @@ from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.offload import off_loop, steps_off_loop
-from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum, tip_sum
+from perdure.core.stored import checked_record, checked_tip
+from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
 from perdure.engines import sqlite_backup
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer, Outcome, Request
 from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_scan import count_rows, scan_page
-from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip, checked_record
+from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip
 from perdure.engines.sqlite_usage import usage_steps
 from perdure.engines.sqlite_verify import verify_store
 
@@ -177,7 +178,7 @@ class SqliteEngine:
                 return absent_tip(self._reader, log.name)
         except apsw.Error as error:
             raise translate(error, where) from error
-        return _checked_tip(log, stream, place, row)
+        return checked_tip(log.name, stream, place, row)
 
     async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
         place = (log.name, keys.join(stream))
@@ -472,7 +473,7 @@ def _read_entries(
     }
     rows: list[Any] = connection.execute(SQL["read"], asked).fetchall()
     if rows:
-        tip = _checked_tip(log, stream, place, rows[0][:4])
+        tip = checked_tip(log.name, stream, place, rows[0][:4])
     else:
         tip = absent_tip(connection, log.name)
     cursors.check_position(log, stream, tip, after, incarnation)
@@ -493,11 +494,3 @@ def _stream_places(
     connection: apsw.Connection, log: Log[Any], low: str, high: str, limit: int
 ) -> list[str]:
     return [place for (place,) in connection.execute(SQL["streams"], (log.name, low, high, limit))]
-
-
-def _checked_tip(log: Log[Any], stream: Key, place: str, row: tuple[int, int, int, int]) -> Tip:
-    incarnation, first, last, checksum = row
-    tip = Tip(incarnation, first, last)
-    if tip_sum(log.name, place, tip) != checksum:
-        raise Damaged(f"{log.name} {keys.show(stream)}", "its tip does not match its checksum")
-    return tip

@@ -22,6 +22,7 @@ from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Snapshot
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.layouts import Layout
+from perdure.core.stored import check_layouts
 from perdure.engines import sqlite_schema as schema
 from perdure.engines.sqlite_driver import (
     CHECKSUM_VFS,
@@ -96,7 +97,7 @@ def restore_steps(
         with closing(connect(str(temporary), vfs=place.vfs)) as copy:
             copy.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
             schema.check_format(str(source), copy.pragma("user_version"))
-            schema.check_layouts(copy, str(source), layouts)
+            check_layouts(copy.execute(SQL["layouts"]), str(source), layouts)
             copy.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
             empty_log(copy)  # closing does so too, and tells nobody where that fails
         yield from _verify(temporary, layouts, place.vfs)

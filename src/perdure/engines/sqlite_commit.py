@@ -37,6 +37,7 @@ from perdure.core.errors import (
 )
 from perdure.core.keys import show, split
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
@@ -48,7 +49,6 @@ from perdure.engines.sqlite_schema import (
     Table,
     absent_tip,
     incarnations,
-    operation_sum,
 )
 from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, advance
 

@@ -21,6 +21,7 @@ from perdure.core.disk import READ_ONLY, TEMPORARY, Disk, Lock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Damaged, Latched, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout, Records
+from perdure.core.stored import Lacking, check_layouts
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
 from perdure.engines.sqlite_driver import connect, connect_frozen, translating
@@ -72,7 +73,7 @@ class Store:
         self.connection = connection
         self.lock = lock
         self.mark: Mark | None = None
-        self.lacking = schema.Lacking()
+        self.lacking = Lacking()
         self.number = recovered_number(connection, place.path)
         self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
         self.recovered = Recovered(clean=connection.execute(SQL["fact"], ("clean",)).get == 1)
@@ -160,7 +161,7 @@ def _open(place: Place, layouts: Sequence[Layout], note: Note, *, read_only: boo
         undo.callback(connection.close)
         store = Store(place, lock, connection)
         schema.check_format(where, connection.pragma("user_version"))
-        store.lacking = schema.check_layouts(connection, where, layouts)
+        store.lacking = check_layouts(connection.execute(SQL["layouts"]), where, layouts)
         store.recovered = _recover(store, read_only=read_only)
         if not read_only:
             _take(store, note)
@@ -248,7 +249,7 @@ def _take(store: Store, note: Note) -> None:
         raise StoreLocked(str(place.path), 0)
     for records in store.lacking.indexes:
         add_indexes(connection, records, note)
-    store.lacking = schema.Lacking()
+    store.lacking = Lacking()
     # SQLite ignores a failed sync of the directory that names its log; this one is not ignored.
     place.disk.sync_directory(place.path.parent)
     store.mark = Mark(place.disk, place.beside(".mark"), store.store_id)

@@ -23,6 +23,7 @@ from perdure.core.engine import Salvaged
 from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Log, Records
+from perdure.core.stored import operation_sum
 from perdure.core.values import Lost, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_driver import translating
 from perdure.engines.sqlite_recovery import (
@@ -38,7 +39,6 @@ from perdure.engines.sqlite_schema import (
     STREAM_SHIFT,
     Table,
     incarnations,
-    operation_sum,
 )
 from perdure.engines.sqlite_upgrade import empty_log
 

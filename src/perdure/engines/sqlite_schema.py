@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import msgspec
 
 from perdure.core import keys
 from perdure.core.errors import Damaged, Invalid, NewerFormat
 from perdure.core.layouts import Column, Index, Layout, Records
+from perdure.core.stored import checked_record, shape_of
 from perdure.core.values import Record, Tip, record_sum
 from perdure.engines.sqlite_driver import RESERVE_BYTES
 
@@ -141,16 +141,6 @@ class Table:
         return record
 
 
-def checked_record(
-    records: Records[Any], key: keys.Key, place: str, row: tuple[int, int, bytes, bytes | None]
-) -> Record[Any]:
-    """The record in `row`. Raises `Damaged` where the bytes do not match their checksum."""
-    version, checksum, value, attachment = row
-    if record_sum(records.name, place, version, value, attachment) != checksum:
-        raise Damaged(f"{records.name} {keys.show(key)}", "it does not match its checksum")
-    return Record(key, version, records.decode(key, value), attachment)
-
-
 def incarnations(log: str) -> str:
     """The fact that holds the highest incarnation of a dropped stream that was forgotten since."""
     return f"incarnations of {log}"
@@ -160,11 +150,6 @@ def absent_tip(connection: apsw.Connection, log: str) -> Tip:
     """Where a stream stands that has no row: above every incarnation a cursor may still name."""
     forgotten: Any = connection.execute(SQL["fact"], (incarnations(log),)).get
     return Tip() if forgotten is None else Tip(forgotten)
-
-
-def operation_sum(operation: tuple[str, str], digest: int, numbers: bytes) -> int:
-    """Checksum of the row of an operation id."""
-    return record_sum("operations", keys.SEPARATOR.join(operation), digest, numbers, None)
 
 
 def check_file(path: Path) -> None:
@@ -193,75 +178,11 @@ def check_format(where: str, found: int) -> None:
         )
 
 
-class Lacking(msgspec.Struct, frozen=True):
-    """What a store does not hold yet: whole collections, and indexes of some that it does."""
-
-    collections: tuple[Layout, ...] = ()
-    indexes: tuple[Records[Any], ...] = ()
-
-
-def check_layouts(connection: apsw.Connection, where: str, layouts: Sequence[Layout]) -> Lacking:
-    """What the store lacks of the layouts. Raises `NewerFormat` for one written by a newer
-    declaration, and `Invalid` for one declared otherwise under the same version."""
-    stored = {name: (version, shape) for name, version, shape in connection.execute(SQL["layouts"])}
-    missing: list[Layout] = []
-    widened: list[Records[Any]] = []
-    for layout in layouts:
-        if layout.name not in stored:
-            missing.append(layout)
-            continue
-        version, shape = stored[layout.name]
-        if version > layout.version:
-            raise NewerFormat(
-                f"{where}: {layout.name} was written in version {version}; this release knows up "
-                f"to {layout.version}. The store was left untouched; open it with a newer Perdure."
-            )
-        if (version, shape) == (layout.version, shape_of(layout)):
-            continue
-        if version == layout.version and isinstance(layout, Records) and _fits(layout, shape):
-            widened.append(layout)
-            continue
-        raise Invalid(
-            f"{where}: {layout.name} is stored as version {version} with another key or other "
-            f"indexes than version {layout.version} declares, and there is no way from one to the "
-            "other. The store was left untouched; open it with the Perdure that wrote it."
-        )
-    return Lacking(tuple(missing), tuple(widened))
-
-
-def stored_records(rows: Sequence[Any], layouts: Sequence[Layout]) -> list[Table]:
-    """Every collection of records in the `rows` that describe layouts, as the store holds it. One
-    that is declared otherwise, or not at all, is held to its checksums only, as its index columns
-    cannot be told from its value."""
-    declared = {layout.name: layout for layout in layouts if isinstance(layout, Records)}
-    found = []
-    for name, _, shape in rows:
-        key, indexes = msgspec.json.decode(shape)
-        if indexes is None:
-            continue
-        layout = declared.get(name)
-        alike = layout is not None and shape_of(layout) == shape
-        found.append(Table(layout if alike and layout else Records(name, Any, key=tuple(key))))
-    return found
-
-
-def _fits(layout: Records[Any], shape: str) -> bool:
-    """Whether the declared layout is the stored one with more indexes."""
-    key, indexes = msgspec.json.decode(shape, type=tuple[tuple[str, ...], tuple[Index, ...] | None])
-    return key == layout.key and indexes is not None and set(indexes) <= set(layout.indexes)
-
-
 def add_layout(connection: apsw.Connection, layout: Layout) -> None:
     """Make room for a collection. Inside the caller's transaction."""
     if isinstance(layout, Records):
         connection.execute(Table(layout).create())
     connection.execute(SQL["add_layout"], (layout.name, layout.version, shape_of(layout)))
-
-
-def shape_of(layout: Layout) -> str:
-    """What of a layout the tables depend on."""
-    indexes = layout.indexes if isinstance(layout, Records) else None
-    return msgspec.json.encode([layout.key, indexes]).decode()
 
 
 def _quoted(name: str) -> str:

@@ -17,8 +17,9 @@ import apsw
 
 from perdure.core.errors import Damaged, Unavailable
 from perdure.core.layouts import Records
+from perdure.core.stored import shape_of
 from perdure.engines.sqlite_driver import is_damage
-from perdure.engines.sqlite_schema import SQL, Table, shape_of
+from perdure.engines.sqlite_schema import SQL, Table
 
 _PIECE_ROWS = 1_000
 _CHECKPOINT_PIECES = 10

@@ -16,6 +16,7 @@ import apsw
 from perdure.core.errors import Damaged, Unavailable
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout
+from perdure.core.stored import operation_sum, stored_records
 from perdure.core.values import Finding, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_driver import translate
 from perdure.engines.sqlite_schema import (
@@ -23,8 +24,6 @@ from perdure.engines.sqlite_schema import (
     SQL,
     STREAM_SHIFT,
     Table,
-    operation_sum,
-    stored_records,
 )
 
 Findings = Iterator[list[Finding]]
@@ -41,7 +40,8 @@ def verify_store(
 ) -> Iterator[list[Finding]]:
     """Findings of one step after another."""
     yield _structure(connection, where)
-    for table in stored_records(_rows(connection, SQL["layouts"]), layouts):
+    for records in stored_records(_rows(connection, SQL["layouts"]), layouts):
+        table = Table(records)
         yield from _walk(connection, table.name, ("key",), _record_judge(table))
     yield from _walk(connection, "streams", ("log", "key"), _judge_stream)
     yield from _strays(connection)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Thread
 
 import apsw
+import xxhash
 
 from perdure.core.clock import Clock
 from perdure.core.disk import Disk
@@ -13,6 +16,7 @@ from perdure.core.engine import Engine
 from perdure.core.keys import Key, join
 from perdure.core.layouts import Layout
 from perdure.engines import open_engine, restore_engine
+from perdure.proving import postgres
 from perdure.proving.subject import LAYOUTS, Subject
 
 
@@ -42,10 +46,49 @@ async def _restore_sqlite(copy: Path, directory: Path) -> None:
     await restore_engine(url, copy, LAYOUTS, lambda done, total: None)
 
 
+async def _postgres(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
+    return await open_engine(postgres_url(directory), layouts, clock=clock)
+
+
+def postgres_url(directory: Path) -> str:
+    """A store in the shared database, in the schema that stands for a directory."""
+    dsn = postgres.shared_dsn()
+    schema = f"store_{xxhash.xxh3_64_hexdigest(str(directory.resolve()).encode())}"
+    return f"{dsn}{'&' if '?' in dsn else '?'}schema={schema}"
+
+
+def _damage_postgres(directory: Path, key: Key) -> None:
+    """The same. In a thread, as a loop runs in this one."""
+    import asyncpg
+
+    from perdure.engines.postgres_driver import parse
+
+    sql = "UPDATE records_notes SET value = overlay(value PLACING $2 FROM $3) WHERE key = $1"
+
+    async def change() -> None:
+        address = parse(postgres_url(directory))
+        path = {"search_path": address.schema or ""}
+        session = await asyncpg.connect(address.dsn, server_settings=path)
+        find = "SELECT value FROM records_notes WHERE key = $1"
+        value: str = await session.fetchval(find, join(key))
+        at = len(value) - 3
+        await session.execute(sql, join(key), chr(ord(value[at]) ^ 1), at + 1)
+        await session.close()
+
+    thread = Thread(target=asyncio.run, args=(change(),))
+    thread.start()
+    thread.join()
+
+
+async def _restore_postgres(copy: Path, directory: Path) -> None:
+    await restore_engine(postgres_url(directory), copy, LAYOUTS, lambda done, total: None)
+
+
 KNOWN = {
     subject.name: subject
     for subject in (
         Subject("memory", _memory),
         Subject("sqlite", _sqlite, _damage_sqlite, _restore_sqlite),
+        Subject("postgres", _postgres, _damage_postgres, _restore_postgres),
     )
 }

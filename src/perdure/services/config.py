@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from perdure.core.addresses import without_credentials
 from perdure.core.errors import Invalid
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.promises import Profile
@@ -196,6 +197,11 @@ class Config(msgspec.Struct, frozen=True):
     def engine_url(self) -> str:
         """The engine asked for; SQLite inside the data directory unless one was."""
         return self.engine or f"sqlite:///{self.data_path / 'perdure.db'}"
+
+    @property
+    def engine_shown(self) -> str:
+        """The same as people may see it."""
+        return without_credentials(self.engine_url)
 
     @property
     def every_upstream(self) -> tuple[Upstream, ...]:

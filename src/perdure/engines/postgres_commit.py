@@ -1,0 +1,426 @@
+"""The committer: one task that makes groups of batches durable, each in one transaction.
+
+Invariants
+- Whoever decides about a record or a stream holds its lock until the transaction has ended, be it
+  there or not. The lock is let go after the transaction is visible. So versions and numbers are
+  given out in commit order, and a reader cannot see number n + 1 of a stream before n.
+- All locks of a transaction are taken in one statement and in one global order, so two groups
+  never wait for each other. What is there is read by the next statement, whose snapshot is younger
+  than the locks.
+- A future is resolved with a result only when the server has confirmed the commit, or has shown
+  later that it took place.
+- Every commit raises the number in this writer's row. When the answer to a COMMIT is lost, that
+  row is asked in a new session, by a write that waits for the old session's transaction to end:
+  then the number says what became of it, for good.
+- A server whose row is behind what it confirmed has lost commits (it was restored, or a standby
+  without them took over). Nothing more is written to it by this engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Set
+from typing import TYPE_CHECKING
+
+import asyncpg
+import xxhash
+
+from perdure.core import batch as batches
+from perdure.core.batch import Check, RecordOp
+from perdure.core.deciding import Place, decide
+from perdure.core.engine import EngineStats
+from perdure.core.errors import (
+    Closed,
+    CommitUnknown,
+    Conflict,
+    Invalid,
+    Latched,
+    PerdureError,
+)
+from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.values import Committed, Tip
+from perdure.engines.postgres_driver import (
+    ANSWER_S,
+    DRIVER_ERRORS,
+    RESOLVE_S,
+    SQL,
+    Database,
+    is_lost,
+    is_passing,
+)
+from perdure.engines.postgres_group import (
+    Effects,
+    Known,
+    Outcome,
+    Request,
+    Settle,
+    Statement,
+    load,
+    write_operations,
+    write_records,
+    write_streams,
+)
+from perdure.engines.postgres_schema import STREAM_IDS, Table
+
+if TYPE_CHECKING:
+    from perdure.engines.postgres_driver import Connection
+
+
+GROUP_MAX = 512
+GROUP_BYTES = 8 * 1024 * 1024
+LOCKS_MAX = 1_000
+"""Locks of one transaction. The server has room for some thousands in all, whoever takes them: a
+batch that would need more takes the gate for itself, which everybody else shares."""
+
+_SWEEP_EVERY = 200
+_WRITER_KEPT_S = 30 * 24 * 3600
+"""How long the row of a writer that was killed is kept. One that lives writes it now and then."""
+
+
+class Committer:
+    """`submit` and `stop` are for the engine; the rest is one task."""
+
+    def __init__(
+        self,
+        database: Database,
+        tables: Mapping[str, Table],
+        logs: Set[str],
+        *,
+        store_id: str,
+        stats: EngineStats,
+        settle: Settle,
+    ) -> None:
+        self.latched: str | None = None
+        self.id = database.clock.new_id("writer")
+        self._database = database
+        self._tables = tables
+        self._logs = logs
+        self._salt = store_id
+        self._gate = self._number_of("gate")
+        self._stats = stats
+        self._settle = settle
+        self._session: Connection | None = None
+        self._sent = 0
+        self._confirmed = 0
+        self._stream_ids: deque[int] = deque()
+        self._waiting: deque[Request] = deque()
+        self._called = asyncio.Event()
+        self._stopping = False
+        self._left_to_sweep = 0
+        self._task = asyncio.create_task(self._run(), name="perdure-commit")
+
+    async def begin(self, session: Connection) -> None:
+        """Take a session over, with a row of our own in it."""
+        await self._database.pin_promise(session)
+        await session.execute(SQL["set_writer"], self.id, 0)
+        await session.execute(SQL["forget_writers"], _WRITER_KEPT_S)
+        self._session = session
+
+    def submit(self, request: Request) -> None:
+        """Hand a batch over; its future is resolved by and by."""
+        if self._stopping or self._task.done():
+            raise Closed(f"{self._database.where} was closed.")
+        self._waiting.append(request)
+        self._called.set()
+
+    async def stop(self) -> None:
+        """Finish what was handed over, then leave nothing of ours behind."""
+        self._stopping = True
+        self._called.set()
+        await asyncio.wait((self._task,))
+        if self._session is not None:
+            try:
+                await self._session.execute(SQL["forget_writer"], self.id)
+                await self._session.close(timeout=1)
+            except DRIVER_ERRORS:
+                self._session.terminate()
+
+    async def _run(self) -> None:
+        group: list[Request] = []
+        try:
+            while True:
+                await self._called.wait()
+                while self._waiting:
+                    group = self._gather()
+                    await self._commit(group)
+                    group = []
+                    await self._sweep()
+                if self._stopping:
+                    return
+                self._called.clear()
+        except BaseException:
+            self.latch("the committer stopped by an internal error")
+            raise
+        finally:
+            left = [*group, *self._waiting]
+            self._waiting.clear()
+            unknown = CommitUnknown(f"{self._database.where}: {self.latched}; reopen the store.")
+            self._settle([(request.future, unknown) for request in left], {})
+
+    def latch(self, why: str) -> None:
+        """Refuse every later write; the first reason stays."""
+        self.latched = self.latched or why
+
+    def _gather(self) -> list[Request]:
+        """Everything that waits, within bounds: it shares one transaction and one sync."""
+        group: list[Request] = []
+        size_bytes = ops = 0
+        while self._waiting and len(group) < GROUP_MAX:
+            batch = self._waiting[0].batch
+            size_bytes += batches.size_bytes(batch)
+            ops += len(batch.ops)
+            if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
+                break
+            group.append(self._waiting.popleft())
+        self._stats.queued = len(self._waiting)
+        return group
+
+    async def _commit(self, group: list[Request]) -> None:
+        """Settle a group. Where it fails as a whole and is known to be undone, each of its batches
+        is tried alone, so that one that waits for a lock or touches damage fails alone."""
+        tips: dict[Place, Tip] = {}
+        try:
+            if self.latched:
+                raise Latched(f"{self._database.where}: {self.latched}. Reopen the store.")
+            outcomes, tips = await self._patiently(group)
+        except PerdureError as error:
+            alone = isinstance(error, CommitUnknown | Latched) or self._session is None
+            if len(group) > 1 and not alone:
+                for request in group:
+                    await self._commit([request])
+                return
+            outcomes = [(request.future, error) for request in group]
+        self._settle(outcomes, tips)
+
+    async def _patiently(self, group: list[Request]) -> tuple[list[Outcome], dict[Place, Tip]]:
+        """Try until the group is decided; a session that is lost before its COMMIT was sent has
+        committed nothing. Raises errors of ours."""
+
+        async def attempt() -> tuple[list[Outcome], dict[Place, Tip]]:
+            session = await self._connected()
+            try:
+                return await self._attempt(session, group)
+            except BaseException as error:
+                await self._undo(session, error)
+                raise
+
+        return await self._database.again(attempt)
+
+    async def _attempt(
+        self, session: Connection, group: list[Request]
+    ) -> tuple[list[Outcome], dict[Place, Tip]]:
+        absent = self._unknown_collections(group)
+        if absent:
+            raise Invalid(f"the store was opened without the collection {min(absent)}.")
+        await session.execute(self._begin(group))
+        known = await load(session, self._tables, group)
+        outcomes, effects = self._decide(group, known)
+        if not effects:
+            await session.execute("ROLLBACK")
+            return outcomes, {}
+        await self._write(session, effects, known)
+        await self._seal(session)
+        self._stats.groups += 1
+        self._stats.commits += sum(isinstance(done, Committed) for _, done in outcomes)
+        self._left_to_sweep += len(effects.operations) + len(effects.tips)
+        self._left_to_sweep += sum(map(len, effects.records.values()))
+        return outcomes, effects.tips
+
+    async def _seal(self, session: Connection) -> None:
+        """Commit, or learn what became of the commit whose answer was lost."""
+        clock = self._database.clock
+        started_s = clock.monotonic_s()
+        number = self._sent
+        try:
+            # A statement that is given up while the server waits for a synchronous standby counts
+            # as committed, standby or not. So this one is not given up there, but here.
+            await session.execute("SET LOCAL statement_timeout = 0; COMMIT", timeout=ANSWER_S)
+        except DRIVER_ERRORS as error:
+            if not is_lost(error) and not session.is_closed():
+                raise  # the server has said no, and has undone it
+            session.terminate()
+            self._session = None
+            if not await self._took_place(number, error):
+                raise asyncpg.ConnectionDoesNotExistError(
+                    "it was lost before its commit"
+                ) from error
+        self._confirmed = number
+        self._stats.sync_last_s = clock.monotonic_s() - started_s
+        self._stats.sync_s += self._stats.sync_last_s
+
+    async def _took_place(self, number: int, lost: BaseException) -> bool:
+        """Whether commit `number` is there. Raises `CommitUnknown` where that cannot be learned."""
+
+        async def ask() -> int | None:
+            session = await self._database.connect()
+            try:
+                found: int | None = await session.fetchval(SQL["ask_writer"], self.id)
+            finally:
+                session.terminate()
+            return found
+
+        try:
+            found = await self._database.again(
+                ask,
+                patience_s=RESOLVE_S,
+                may_pass=lambda error: is_lost(error) or is_passing(error),
+            )
+        except PerdureError as error:
+            raise CommitUnknown(
+                f"{self._database.where}: the connection was lost while committing ({lost}), and "
+                f"what became of it could not be learned ({error}) "
+                "This write may or may not be there. Ask again with its operation id."
+            ) from error
+        return found == number
+
+    async def _connected(self) -> Connection:
+        """The session that writes, a new one where the last was lost."""
+        if self._session is not None and not self._session.is_closed():
+            return self._session
+        session = await self._database.connect()
+        try:
+            await self._database.pin_promise(session)
+            found = await session.fetchval(SQL["ask_writer"], self.id)
+            if (found or 0) < self._confirmed:
+                self.latch(
+                    f"the database lost what it had confirmed: it knows commit {found or 0} of "
+                    f"this process, which had {self._confirmed} confirmed. It was restored, or a "
+                    "standby took over that did not have them"
+                )
+                raise Latched(f"{self._database.where}: {self.latched}. Reopen the store.")
+        except BaseException:
+            session.terminate()
+            raise
+        self._session = session
+        return session
+
+    async def _undo(self, session: Connection, error: BaseException) -> None:
+        """After this, nothing of an attempt that failed is under way any more."""
+        if session.is_closed() or is_lost(error):
+            session.terminate()
+            self._session = None
+            return
+        try:
+            if session.is_in_transaction():
+                await session.execute("ROLLBACK")
+        except DRIVER_ERRORS:
+            session.terminate()
+            self._session = None
+
+    def _begin(self, group: list[Request]) -> str:
+        """The statements that begin a transaction and take its locks: one order for everybody, and
+        shared where a place is only looked at."""
+        shared: dict[int, bool] = {}
+        for request in group:
+            for op in request.batch.ops:
+                layout = op.records if isinstance(op, RecordOp) else op.log
+                number = self._number_of(f"{layout.name}\x1e{op.place}")
+                shared[number] = shared.get(number, True) and isinstance(op, Check)
+            if request.operation is not None:
+                shared[self._number_of("\x1e".join(request.operation))] = False
+        begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
+        if len(shared) > LOCKS_MAX:
+            return f"{begin}SELECT pg_advisory_xact_lock({self._gate})"
+        order = sorted(shared)
+        numbers = ",".join(map(str, order))
+        modes = ",".join("t" if shared[number] else "f" for number in order)
+        return (
+            f"{begin}SELECT pg_advisory_xact_lock_shared({self._gate}); SELECT CASE WHEN shared "
+            "THEN pg_advisory_xact_lock_shared(number) ELSE pg_advisory_xact_lock(number) END "
+            f"FROM unnest('{{{numbers}}}'::bigint[], '{{{modes}}}'::boolean[]) "
+            "AS place (number, shared)"
+        )
+
+    def _number_of(self, name: str) -> int:
+        """The lock of a place. Two places may share one, which costs time and nothing else."""
+        digest = xxhash.xxh3_64_intdigest(f"{self._salt}\x1e{name}".encode())
+        return digest - (1 << 64) if digest >> 63 else digest
+
+    def _unknown_collections(self, group: list[Request]) -> set[str]:
+        named = {
+            (op.records if isinstance(op, RecordOp) else op.log).name
+            for request in group
+            for op in request.batch.ops
+        }
+        return named - self._tables.keys() - self._logs
+
+    def _decide(self, group: list[Request], known: Known) -> tuple[list[Outcome], Effects]:
+        outcomes: list[Outcome] = []
+        effects = Effects()
+        for request in group:
+            try:
+                outcomes.append((request.future, self._decide_one(request, known, effects)))
+            except PerdureError as error:
+                self._stats.conflicts += isinstance(error, Conflict)
+                outcomes.append((request.future, error))
+        return outcomes, effects
+
+    def _decide_one(self, request: Request, known: Known, effects: Effects) -> Committed:
+        operation = request.operation
+        if operation is not None and operation in known.operations:
+            digest, committed = known.operations[operation]
+            if digest != request.digest:
+                raise Invalid(f"the operation id {operation[0]!r} was used for another batch.")
+            return committed
+        decision = decide(request.batch, known.facts)
+        for write in decision.writes:
+            effects.add(write)
+        committed = Committed(decision.numbers)
+        if operation is not None:
+            known.operations[operation] = (request.digest, committed)
+            effects.operations.append((operation, request.digest, committed))
+        return committed
+
+    async def _write(self, session: Connection, effects: Effects, known: Known) -> None:
+        statement = Statement()
+        for name in sorted(effects.records):
+            write_records(statement, self._tables[name], effects.records[name], known)
+        if effects.tips:
+            await self._name_streams(session, effects, known)
+            write_streams(statement, effects, known.stream_ids)
+        if effects.operations:
+            write_operations(statement, effects)
+        self._sent += 1
+        statement.add(SQL["set_writer"], self.id, self._sent)
+        await statement.write(session)
+
+    async def _name_streams(self, session: Connection, effects: Effects, known: Known) -> None:
+        """Give every new stream an id that no other was given, even one that was undone."""
+        for place in effects.tips:
+            if place not in known.stream_ids:
+                if not self._stream_ids:
+                    first = await session.fetchval(SQL["stream_ids"])
+                    self._stream_ids.extend(range(first, first + STREAM_IDS))
+                known.stream_ids[place] = self._stream_ids.popleft()
+
+    async def _sweep(self) -> None:
+        """Forget what is old, faster than it comes, now and then and outside of any commit. Where
+        it fails, nothing is wrong but that the next one has more to do."""
+        session = self._session
+        if self._left_to_sweep < _SWEEP_EVERY or session is None:
+            return
+        most, self._left_to_sweep = 2 * self._left_to_sweep, 0
+        try:
+            await session.execute(SQL["sweep_tombstones"], TOMBSTONE_KEPT_S, most)
+            await session.execute(SQL["sweep_operations"], OPERATION_KEPT_S + CLOCK_OFF_S, most)
+            await self._sweep_streams(session, most)
+        except DRIVER_ERRORS as error:
+            await self._undo(session, error)
+
+    async def _sweep_streams(self, session: Connection, most: int) -> None:
+        """Forget old drops. A log remembers the highest incarnation among them, so that no cursor
+        of one fits a stream that is made again. Under the locks of those streams, or somebody who
+        has just found one absent would make it again at its beginning."""
+        old = await session.fetch(SQL["dropped_streams"], TOMBSTONE_KEPT_S, min(most, LOCKS_MAX))
+        if not old:
+            return
+        numbers = sorted({self._number_of(f"{log}\x1e{key}") for _, log, key, _ in old})
+        async with session.transaction():
+            await session.execute(
+                f"SELECT pg_advisory_xact_lock_shared({self._gate}); SELECT "
+                f"pg_advisory_xact_lock(number) FROM unnest('{{{','.join(map(str, numbers))}}}'"
+                "::bigint[]) AS place (number)"
+            )
+            ids, _, _, incarnations = zip(*old, strict=True)
+            await session.execute(SQL["forget_streams"], list(ids), list(incarnations))

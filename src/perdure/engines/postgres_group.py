@@ -1,0 +1,239 @@
+"""What a group of batches has to know, what it writes, and both as SQL.
+
+Places are read by one statement and written by one, however many tables they are in: an answer
+takes longer to travel than to be worked out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import msgspec
+
+from perdure.core import batch as batches
+from perdure.core.batch import Batch, RecordOp
+from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite
+from perdure.core.errors import Damaged
+from perdure.core.keys import show, split
+from perdure.core.stored import checked_tip, operation_sum
+from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
+from perdure.engines.postgres_driver import SQL
+from perdure.engines.postgres_schema import Table, decoded_numbers
+
+if TYPE_CHECKING:
+    from perdure.engines.postgres_driver import Connection
+
+Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
+Settle = Callable[[list[Outcome], dict[Place, Tip]], None]
+OperationKey = tuple[str, str]
+
+
+class Request:
+    """One batch on its way through the committer."""
+
+    __slots__ = ("batch", "digest", "future", "operation")
+
+    def __init__(
+        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
+    ) -> None:
+        self.batch = batch
+        self.future = future
+        self.operation: OperationKey | None = None
+        if batch.operation_id is not None:
+            self.operation = (batch.operation_id, partition or "")
+            self.digest = batches.digest(batch)
+
+
+class Known:
+    """What the store holds at the places a group touches."""
+
+    def __init__(self) -> None:
+        self.facts = Facts()
+        self.buried: set[Place] = set()
+        self.stream_ids: dict[Place, int] = {}
+        self.operations: dict[OperationKey, tuple[int, Committed]] = {}
+
+
+class Effects:
+    """What a group writes: the last state of each record and stream, however often it changed."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, dict[str, RecordWrite]] = defaultdict(dict)
+        self.tips: dict[Place, Tip] = {}
+        self.entries: dict[Place, dict[int, tuple[int, bytes]]] = defaultdict(dict)
+        """The rows to add by stream and number, each with its incarnation."""
+        self.forgotten: list[tuple[Place, int, int, int]] = []
+        self.operations: list[tuple[OperationKey, int, Committed]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.tips or self.operations)
+
+    def add(self, write: RecordWrite | LogWrite) -> None:
+        if isinstance(write, RecordWrite):
+            self.records[write.records.name][write.place] = write
+            return
+        place, tip = (write.log.name, write.place), write.tip
+        self.tips[place] = tip
+        added = self.entries[place]
+        if write.forget is not None:
+            first, last = write.forget
+            self.forgotten.append((place, write.before.incarnation, first, last))
+            for seq in [seq for seq in added if seq <= last]:
+                del added[seq]
+        for seq, value in enumerate(write.entries, tip.last - len(write.entries) + 1):
+            added[seq] = (tip.incarnation, value)
+
+
+class Statement:
+    """Statements that write, made into one, so that they cost one answer. They see one snapshot
+    and none the effects of another, which is right as no two of a group touch one row."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._values: list[Any] = []
+
+    def add(self, sql: str, *values: Any) -> None:
+        """A part with its own `$1`, `$2`, ..."""
+        self._parts.append(_shifted(sql, len(self._values)))
+        self._values += values
+
+    def add_rows(self, sql: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """A part whose values are arrays: the columns of `rows`."""
+        self.add(sql, *map(list, zip(*rows, strict=True)))
+
+    async def write(self, session: Connection) -> None:
+        named = ", ".join(f"w{at} AS ({sql})" for at, sql in enumerate(self._parts))
+        await session.execute(f"WITH {named} SELECT 1", *self._values)
+
+    async def read(self, session: Connection) -> list[asyncpg.Record]:
+        return await session.fetch(" UNION ALL ".join(self._parts), *self._values)
+
+
+@lru_cache(maxsize=4_096)
+def _shifted(sql: str, by: int) -> str:
+    return re.sub(r"\$(\d+)", lambda mark: f"${int(mark[1]) + by}", sql)
+
+
+def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known:
+    """The facts in the rows that `_load` asked for, held to their checksums."""
+    known = Known()
+    versions, tips = known.facts.versions, known.facts.tips
+    floors: dict[str, int] = {}
+    for kind, name, key, a, b, c, d, e, text in rows:
+        match kind:
+            case 0:
+                versions[(name, key)] = a
+            case 1:
+                if record_sum(name, key, a, None, None) != b:
+                    raise Damaged(f"{name} {show(split(key))}", "its tombstone is not as written")
+                known.buried.add((name, key))
+                versions[(name, key)] = -a
+            case 2:
+                known.stream_ids[(name, key)] = a
+                tips[(name, key)] = checked_tip(name, split(key), key, (b, c, d, e))
+            case 3:
+                floors[name] = a
+            case _:
+                numbers = text.encode()
+                if operation_sum((name, key), a, numbers) != b:
+                    raise Damaged(f"operation {name}", "it is not as written")
+                known.operations[(name, key)] = (a, Committed(decoded_numbers(text)))
+    for name, incarnation in floors.items():
+        for place in streams[name]:
+            tips.setdefault((name, place), Tip(incarnation))
+    return known
+
+
+def write_streams(statement: Statement, effects: Effects, ids: Mapping[Place, int]) -> None:
+    """Add what a group writes to logs."""
+    statement.add_rows(
+        SQL["set_tips"],
+        (
+            (ids[place], *place, tip.incarnation, tip.first, tip.last, tip_sum(*place, tip))
+            for place, tip in effects.tips.items()
+        ),
+    )
+    if effects.forgotten:
+        statement.add_rows(
+            SQL["forget_entries"],
+            (
+                (ids[place], incarnation, first, last)
+                for place, incarnation, first, last in effects.forgotten
+            ),
+        )
+    rows = [
+        (ids[place], incarnation, seq, entry_sum(*place, incarnation, seq, value), value.decode())
+        for place, added in effects.entries.items()
+        for seq, (incarnation, value) in added.items()
+    ]
+    if rows:
+        statement.add_rows(SQL["add_entries"], rows)
+
+
+async def load(session: Connection, tables: Mapping[str, Table], group: list[Request]) -> Known:
+    """Read what the places of a group hold now. Raises `Damaged`."""
+    records: dict[str, set[str]] = defaultdict(set)
+    streams: dict[str, set[str]] = defaultdict(set)
+    operations: set[str] = set()
+    for request in group:
+        for op in request.batch.ops:
+            if isinstance(op, RecordOp):
+                records[op.records.name].add(op.place)
+            else:
+                streams[op.log.name].add(op.place)
+        if request.operation is not None:
+            operations.add(request.operation[0])
+    asked = Statement()
+    for name in sorted(records):
+        places = list(records[name])
+        asked.add(tables[name].versions, name, places)
+        asked.add(SQL["tombstones_at"], name, places)
+    for name in sorted(streams):
+        asked.add(SQL["tips_at"], name, list(streams[name]))
+        asked.add(SQL["floor_at"], name)
+    if operations:
+        asked.add(SQL["operations_at"], list(operations))
+    return _known(await asked.read(session), streams)
+
+
+def write_records(
+    statement: Statement, table: Table, writes: dict[str, RecordWrite], known: Known
+) -> None:
+    """Add what a group writes to one collection."""
+    name = table.records.name
+    puts: list[tuple[Any, ...]] = []
+    gone: list[tuple[Any, ...]] = []
+    back: list[Place] = []
+    for place, write in writes.items():
+        checksum = record_sum(name, place, write.version, write.value, write.attachment)
+        if write.value is None:
+            gone.append((name, place, write.version, checksum))
+            continue
+        columns = table.index_columns(write.key, write.columns)
+        text = write.value.decode()
+        puts.append((place, write.version, checksum, *columns, text, write.attachment))
+        if (name, place) in known.buried:
+            back.append((name, place))
+    if puts:
+        statement.add_rows(table.put, puts)
+    if back:
+        statement.add_rows(SQL["unbury"], back)
+    if gone:
+        statement.add(table.delete, [place for _, place, _, _ in gone])
+        statement.add_rows(SQL["bury"], gone)
+
+
+def write_operations(statement: Statement, effects: Effects) -> None:
+    """Add the operation ids of a group, with what they were answered."""
+    rows = []
+    for operation, digest, committed in effects.operations:
+        numbers = msgspec.json.encode(committed.numbers)
+        checksum = operation_sum(operation, digest, numbers)
+        rows.append((*operation, digest, numbers.decode(), checksum))
+    statement.add_rows(SQL["add_operations"], rows)
