@@ -112,7 +112,8 @@ class Stage:
 
 class Campaign:
     """Runs lives in a directory of its own: `data` is the server's, all else the oracle's.
-    `more` are actors beyond those that the promises need. Use it as a context."""
+    `more` are actors beyond those that the promises need; `edges` is where the servers tell which
+    durable edges they come by. Use it as a context."""
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class Campaign:
         plant: str | None = None,
         promises: Sequence[Promise] = PROMISES,
         more: Sequence[Actor] = (),
+        edges: Path | None = None,
     ) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
@@ -137,6 +139,7 @@ class Campaign:
         """Whether the planned death of the last life happened, or its disk failed."""
         self.seed = seed
         self._plant = plant
+        self._edges = edges
         self._stage = stage
         self._stopped: set[int] = set()
         self._given_up: set[int] = set()
@@ -379,6 +382,7 @@ class Campaign:
             trouble=trouble,
             clock=clock,
             plant=self._plant,
+            edges=None if self._edges is None else str(self._edges),
         )
         began_s = time.monotonic()
         victim = await self._stage.nursery.start(plan)

@@ -109,6 +109,7 @@ class FailedCalls:
         ("write", "-wal", WRITE_FAILED),
         ("sync", "", SYNC_FAILED),
         ("write", "", WRITE_FAILED),
+        ("truncate", "", WRITE_FAILED),
         ("truncate", "-wal", WRITE_FAILED),
     )
 
