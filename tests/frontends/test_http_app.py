@@ -305,7 +305,7 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         assert surface["acknowledgement"]
         assert surface["owner"]
         assert surface["retention"]
-        assert surface["engine"] == "memory://"
+        assert surface["engine"] == server.node.state.engine.url
         assert surface["version"] >= 1
         assert surface["survives"]["process_crash"] is True
         assert surface["collections"]

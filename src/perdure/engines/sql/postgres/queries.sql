@@ -13,10 +13,6 @@ SELECT set_config(name, '0', false) FROM unnest(ARRAY[
 -- name: schema_exists
 SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)
 
--- name: tables
-SELECT c.relname::text FROM pg_class AS c
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
-
 -- name: columns
 SELECT attname::text FROM pg_attribute
 WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped
