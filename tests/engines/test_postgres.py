@@ -480,7 +480,7 @@ async def test_a_copy_that_was_changed_is_refused_and_leaves_nothing(
 async def test_the_core_does_not_need_the_driver() -> None:
     blocked = (
         "import sys, asyncio; sys.modules['asyncpg'] = None\n"
-        "import perdure.frontends.cli.main\n"
+        "import perdure.frontends.cli.main, perdure.proving.torture, perdure.proving.subjects\n"
         "from perdure.engines import open_engine\n"
         "asyncio.run(open_engine('postgresql://db/x', []))"
     )
