@@ -39,6 +39,7 @@ from perdure.core.errors import (
     PerdureError,
 )
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
 from perdure.engines.postgres_driver import (
     ANSWER_S,
@@ -215,6 +216,7 @@ class Committer:
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
         await session.execute(self._begin(group))
         known = await load(session, self._tables, group)
+        self._check_shapes(known)
         outcomes, effects = self._decide(group, known)
         if not effects:
             await session.execute("ROLLBACK")
@@ -235,7 +237,11 @@ class Committer:
         try:
             # A statement that is given up while the server waits for a synchronous standby counts
             # as committed, standby or not. So this one is not given up there, but here.
-            await session.execute("SET LOCAL statement_timeout = 0; COMMIT", timeout=ANSWER_S)
+            done = await session.execute(
+                "SET LOCAL statement_timeout = 0; COMMIT", timeout=ANSWER_S
+            )
+            if done != "COMMIT":
+                raise asyncpg.TransactionRollbackError(f"a COMMIT was answered by {done}")
         except DRIVER_ERRORS as error:
             if not is_lost(error) and not session.is_closed():
                 raise  # the server has said no, and has undone it
@@ -336,6 +342,19 @@ class Committer:
         """The lock of a place. Two places may share one, which costs time and nothing else."""
         digest = xxhash.xxh3_64_intdigest(f"{self._salt}\x1e{name}".encode())
         return digest - (1 << 64) if digest >> 63 else digest
+
+    def _check_shapes(self, known: Known) -> None:
+        """A newer process may have given a collection more indexes, which this one does not fill.
+        It cannot do so before a transaction that has read the collection ends."""
+        for name, shape in known.shapes.items():
+            if shape != shape_of(self._tables[name].records):
+                self.latch(
+                    f"a newer Perdure has given {name} more indexes, which this one would not fill"
+                )
+                raise Latched(
+                    f"{self._database.where}: {self.latched}. Replace this process by the newer "
+                    "release; meanwhile it reads."
+                )
 
     def _unknown_collections(self, group: list[Request]) -> set[str]:
         named = {

@@ -152,19 +152,27 @@ class Database:
         """Have every session from now on find its tables in this schema and nowhere else."""
         self._settings["search_path"] = quoted(schema)
 
-    async def connect(self) -> Connection:
-        """A session of its own. Raises what the driver raises."""
+    async def connect(self, answer_s: float | None = ANSWER_S) -> Connection:
+        """A session of its own, in which an answer is waited for so long. Raises what the driver
+        raises."""
         return await asyncpg.connect(
             self.address.dsn,
             timeout=CONNECT_S,
-            command_timeout=ANSWER_S,
+            command_timeout=answer_s,
             server_settings=self._settings,
             statement_cache_size=_CACHED_STATEMENTS,
         )
 
-    async def connect_patiently(self) -> Connection:
-        """A session of its own, waiting for a server that is starting or gone for a moment."""
-        return await self.again(self.connect)
+    async def connect_for_long(self) -> Connection:
+        """A session for what takes as long as it takes: nothing in it is given up. A server that is
+        starting, or gone for a moment, is waited for."""
+
+        async def attempt() -> Connection:
+            session = await self.connect(answer_s=None)
+            await session.execute(SQL["take_time"])
+            return session
+
+        return await self.again(attempt)
 
     async def open_pool(self) -> None:
         """From now on reads are answered."""
@@ -176,7 +184,7 @@ class Database:
             command_timeout=ANSWER_S,
             server_settings=self._settings,
             statement_cache_size=_CACHED_STATEMENTS,
-            init=self._check_reader,
+            init=self._check_again,
             reset=_leave,
         )
 
@@ -231,14 +239,17 @@ class Database:
                 raise kind(f"{self.where}: the server runs with {' = '.join(rule)}, so {why}.")
 
     async def pin_promise(self, session: Session) -> None:
-        """The same, and what a session commits stays as durable as it is now, whatever the server
-        is told later."""
-        await self.check_promise(session)
+        """The same of a new session of a store that is open, which may do better later; and what
+        it commits stays as durable as it is now, whatever the server is told meanwhile."""
+        await self._check_again(session)
         await session.execute(SQL["pin"])
 
-    async def _check_reader(self, session: Session) -> None:
-        """A server that became a standby may lack what was acknowledged: it is not read either."""
-        await self.check_promise(session)
+    async def _check_again(self, session: Session) -> None:
+        """Of a reader too: a server that became a standby may lack what was acknowledged."""
+        try:
+            await self.check_promise(session)
+        except PromiseBroken as error:
+            raise Unavailable(str(error)) from error
 
     async def close(self) -> None:
         """End every session of the pool, those in use after what they do."""

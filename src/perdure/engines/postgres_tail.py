@@ -48,7 +48,7 @@ class Tails:
         known."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiting[place][waiter] = after
-        if self._poller is None and not self._closed:
+        if (self._poller is None or self._poller.done()) and not self._closed:
             self._poller = asyncio.create_task(self._poll(), name="perdure-tail")
         return waiter
 

@@ -9,6 +9,7 @@ from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
 from perdure.proving.drills.damaged_server import DamagedServer
+from perdure.proving.drills.database import FailingDatabase
 from perdure.proving.drills.drill import Drill
 from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
@@ -28,6 +29,7 @@ DRILLS: tuple[Drill, ...] = (
     KilledBlobs(),
     ContendingRequests(),
     KilledServer(),
+    FailingDatabase(),
     CutEngine(),
     CutBlobs(),
     CutServer(),
