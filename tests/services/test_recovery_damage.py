@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import apsw
@@ -120,3 +121,31 @@ async def left_damaged(driver: Driver) -> None:
     await driver.node._supervisor.stop()
     await driver.node.upstreams.close()
     await driver.node.state.engine.close()
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield b"some bytes"
+
+
+# proves C7
+async def test_a_damaged_claim_is_named_and_what_it_may_stand_for_stays(
+    opened: Open, tmp_path: Path
+) -> None:
+    """Who had claimed what before a crash was read without a thought for damage, so a bit in one
+    claim kept the server from starting."""
+    first = (await opened(wrap=Deaf)).node
+    hurt, other = [
+        await first.blobs.put(tenant, chunks(), size_bytes_max=99) for tenant in ("one", "two")
+    ]
+    await die(first)
+    connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
+    connection.execute(
+        "UPDATE records_blob_claims SET value = zeroblob(9) WHERE key = ?", (join(hurt.key),)
+    )
+    connection.close()
+    node = (await opened()).node
+    told = {one.surface: one for one in node.boot.recovery}["blobs"]
+    assert told.damaged >= 1
+    assert f"blob_claims {show(hurt.key)}" in [finding.where for finding in told.findings]
+    assert [blob.digest async for blob in node.blobs.blobs.list()] == [other.value.digest]
+    await node.close()
