@@ -97,9 +97,12 @@ class Recovery:
         async for held in unfinished(self._state.jobs.unfinished, findings):
             if held.value.runner is not None:
                 at_s = int(self._clock.now_s())
-                await self._state.commit(
-                    self._state.jobs.requeue(held, "process_restart", at_s=at_s)
-                )
+                batch = self._state.jobs.requeue(held, "process_restart", at_s=at_s)
+                try:
+                    await self._state.commit(batch)
+                except Damaged as damage:
+                    findings.append(Finding(damage.where, damage.why))
+                    continue
             requeued += 1
             progress(f"jobs: {requeued} requeued, {len(findings)} damaged")
         lost = await end_orphans(self._state, self._clock, findings)
