@@ -114,8 +114,8 @@ def wounds_of(store: Snapshot, promise: Promise) -> list[list[Wound]]:
         for wound in _in_layout(store, promise.surface, layout):
             kinds[(wound.kept, wound.part)].append(wound)
     if promise.surface == BlobUses.promise.surface:
-        blobs = [digest for digest, data in store.blobs.items() if data]
-        kinds["", "bytes"] = [Wound(promise.surface, "", (it,), "bytes") for it in sorted(blobs)]
+        for digest in sorted(digest for digest, data in store.blobs.items() if data):
+            kinds["", "bytes"].append(Wound(promise.surface, "", (digest,), "bytes"))
     return list(kinds.values())
 
 
