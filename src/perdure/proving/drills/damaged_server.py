@@ -78,7 +78,7 @@ class Wound(msgspec.Struct, frozen=True):
             table, column, id = self._place(connection)
             query = f"SELECT {column} FROM {table} WHERE id = ?"
             was: Any = connection.execute(query, (id,)).get
-            changed = was - 1 if self.part == "tip" else _flipped(was, rng)
+            changed = was ^ 1 if self.part == "tip" else _flipped(was, rng)
             connection.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (changed, id))
         return changed
 
