@@ -172,7 +172,7 @@ class Campaign:
         return not self.verdict.violations
 
     async def _live(self, life: Life) -> None:
-        await self._work(life)
+        await self.work(life)
         self.history.failing = False
         for death in life.rebirths:
             victim = await self._start(death, power=life.power)
@@ -188,8 +188,8 @@ class Campaign:
             again = await self._snapshot(settled=True)
             self.verdict.none(Check.REPEATS, RUNNER, list(again.differs(after)))
 
-    async def _work(self, life: Life) -> None:
-        """Start, use, and end the server as the life says."""
+    async def work(self, life: Life) -> None:
+        """Start, use, and end the server as the life says; nobody looks at what it left."""
         told = self.home / "trouble-met"
         told.unlink(missing_ok=True)
         trouble = life.trouble and msgspec.structs.replace(life.trouble, told=str(told))

@@ -79,13 +79,14 @@ class BlobKeeper:
         not what is stored."""
         began_s = self._clock.monotonic_s()
         before = self.stats.claims_given_up
-        await self.collect([self._boot_id])
+        damaged = await self.collect([self._boot_id])
         return SurfaceRecovery(
             surface="blobs",
             cut=len(self.blobs.recovered),
             orphaned=self.stats.claims_given_up - before,
+            damaged=len(damaged),
             duration_s=round(self._clock.monotonic_s() - began_s, 6),
-            findings=self.blobs.recovered,
+            findings=(*damaged, *self.blobs.recovered),
         )
 
     async def tend(self) -> None:
@@ -95,13 +96,21 @@ class BlobKeeper:
         async for finding in self.verify():
             _log.error("damaged", where=finding.where, why=finding.why)
 
-    async def collect(self, living_boots: Collection[str]) -> None:
+    async def collect(self, living_boots: Collection[str]) -> list[Finding]:
         """Give up claims of boots that are not living and claims past their time, and drop the
-        bytes that nobody else needs."""
+        bytes that nobody else needs. Where damage hides what is needed all stays; it is returned.
+        """
         before_s = self._clock.now_s() - CLAIM_KEPT_S - CLOCK_OFF_S
-        async for claim in self.uses.claims():
+        damaged: list[Finding] = []
+        async for claim in self.uses.claims(damaged):
             if claim.value.boot_id not in living_boots or claim.value.claimed_at_s < before_s:
-                await self.give_up(claim, living_boots)
+                try:
+                    await self.give_up(claim, living_boots)
+                except Damaged as damage:
+                    damaged.append(Finding(damage.where, damage.why))
+        for finding in damaged:
+            _log.error("damaged", where=finding.where, why=finding.why)
+        return damaged
 
     async def sweep(self, living_boots: Collection[str]) -> None:
         """`collect`, then drop whatever else has neither a claim nor a reference."""
@@ -164,7 +173,7 @@ class BlobKeeper:
     async def verify(self) -> AsyncIterator[Finding]:
         """References whose bytes are absent or of another size. What the bytes say by themselves
         is `Blobs.verify`'s to find, and rows that cannot be read are `Engine.verify`'s."""
-        async for reference in self.uses.references(skip_damaged=True):
+        async for reference in self.uses.references(damaged=[]):
             tenant, digest, owner = reference.key
             try:
                 await self.check(digest, reference.value.size_bytes)
