@@ -155,10 +155,11 @@ class Disk:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
+            noted = shared or not _only_looked_at(fd)
             os.close(fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise StoreLocked(str(path.parent), *_holder(path)) from None
+            raise StoreLocked(str(path.parent), *(_holder(path) if noted else (0, ""))) from None
         return Lock(fd, path)
 
     def private_directory(self, within: Path | None = None) -> Path:
@@ -287,6 +288,16 @@ class full_disk:  # noqa: N801 - reads as a statement: `with full_disk(path):`
                 f"no space left to write {self._path}. Nothing was kept of this write; "
                 "free some space and try again."
             ) from error
+
+
+def _only_looked_at(fd: int) -> bool:
+    """Whether who holds the lock shares it. Such a one notes nothing: what is noted is of a process
+    that may be dead, and its number another's by now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _holder(path: Path) -> tuple[int, str]:

@@ -158,7 +158,8 @@ class Campaign:
         """One life, death and judgement; whether everything has held so far."""
         self.history.cycle += 1
         self.history.stopping = False
-        self.history.failing = life.trouble is not None
+        # A slow disk is no reason to refuse anything.
+        self.history.failing = life.trouble is not None and not life.trouble.delay_s
         self._continues = "continue_final_message" if life.continues else "no"
         self.history.mark("life", how=str(life))
         try:

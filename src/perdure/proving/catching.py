@@ -49,6 +49,7 @@ from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.drills.read_only import ReadOnlyEngine
 from perdure.proving.drills.requests import ContendingRequests
 from perdure.proving.drills.slow import SlowBlobs, SlowEngine
+from perdure.proving.drills.slow_server import SlowServer
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -202,6 +203,10 @@ async def _by_owners(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedEngine("perdure.proving.planted_writer", plant), home)
 
 
+async def _by_a_slow_disk(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(SlowServer(plant), home)
+
+
 async def _by_two_servers(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedServer(plant), home)
 
@@ -310,6 +315,10 @@ BUGS: tuple[Bug, ...] = (
         "who reads blobs waits behind those whose blobs are synced",
         *("blob store", "slow-disk / blobs"),
         partial(_by_drill, SlowBlobs(), blobs_local, "off_loop_to_write", off_loop),
+    ),
+    Bug(
+        PLANTS["reads-behind"].says,
+        *("server", "slow-disk / server", partial(_by_a_slow_disk, "reads-behind")),
     ),
     Bug(
         "what a put that was killed has left is not removed",

@@ -21,6 +21,7 @@ from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine
 from perdure.proving.drills.requests import ContendingRequests
 from perdure.proving.drills.slow import SlowBlobs, SlowEngine
+from perdure.proving.drills.slow_server import SlowServer
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
@@ -53,4 +54,5 @@ DRILLS: tuple[Drill, ...] = (
     OwnedServer(),
     SlowEngine(),
     SlowBlobs(),
+    SlowServer(),
 )
