@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 DATA ?= ./perdure-data
+ENGINE ?= sqlite
 HOST ?= 127.0.0.1
 PORT ?= 8420
 CYCLES ?= 200
@@ -25,8 +26,16 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 .PHONY: serve demo recording test judges lint format bench torture proof crash evidence nightly \
 	docs lock wheel
 
+# ENGINE=postgres serves from a PostgreSQL of its own, which comes from a package with the other
+# tools of development. Any other is named to `perdure serve --engine`.
+ifeq ($(ENGINE),postgres)
+serve: .venv/.dev
+	exec $(BIN)/python -m perdure.proving.postgres $(DATA)-postgres \
+		$(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
+else
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
+endif
 
 demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end
 	exec $(BIN)/perdure demo

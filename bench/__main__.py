@@ -18,6 +18,7 @@ from bench import (
     files,
     http,
     indexes,
+    postgres,
     recovery,
     report,
     streams,
@@ -30,6 +31,7 @@ PAGE = ROOT / "docs" / "performance.md"
 
 QUESTIONS: dict[str, tuple[ModuleType, Callable[[argparse.Namespace], Section]]] = {
     "engine": (engine, lambda asked: engine.measure(asked.turns, asked.duration_s)),
+    "postgres": (postgres, lambda asked: postgres.measure(asked.turns, asked.duration_s)),
     "indexes": (indexes, lambda asked: indexes.measure(asked.turns, asked.duration_s)),
     "http": (http, lambda asked: http.measure(asked.turns, max(1.0, asked.duration_s))),
     "streams": (streams, lambda asked: streams.measure(asked.turns)),

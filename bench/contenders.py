@@ -14,6 +14,8 @@ PINS = ROOT / "bench" / "environments"
 PERDURE = "Perdure"
 RAW = "raw SQLite"
 LANGGRAPH = "LangGraph AsyncSqliteSaver"
+LANGGRAPH_POSTGRES = "LangGraph AsyncPostgresSaver"
+ASYNCPG = "asyncpg"
 AGENTS = "OpenAI Agents SQLiteSession"
 FASTAPI = "FastAPI + uvicorn"
 FASTAPI_DURABLE = "FastAPI + sqlite3 (durable)"
@@ -21,6 +23,7 @@ STARLETTE = "Starlette + msgspec + uvicorn"
 
 _ENVIRONMENT_OF = {
     LANGGRAPH: "langgraph",
+    LANGGRAPH_POSTGRES: "langgraph-postgres",
     AGENTS: "agents",
     FASTAPI: "fastapi",
     FASTAPI_DURABLE: "fastapi",

@@ -157,8 +157,13 @@ def test_a_child_that_was_forked_does_not_keep_the_lock_of_its_parent(tmp_path: 
 
 def test_shared_locks_go_together_and_exclude_the_owner(tmp_path: Path) -> None:
     disk = Disk()
+    owner = disk.lock(tmp_path / "lock")
+    owner.note("4711\n")
+    with pytest.raises(StoreLocked, match="process 4711"):
+        disk.lock(tmp_path / "lock", shared=True)
+    owner.release()
     first, second = (disk.lock(tmp_path / "lock", shared=True) for _ in range(2))
-    with pytest.raises(StoreLocked):
+    with pytest.raises(StoreLocked, match="in use by another process"):  # and not by the dead one
         disk.lock(tmp_path / "lock")
     first.release()
     second.release()

@@ -1,7 +1,8 @@
 """Layouts: what a collection encodes, indexes and refuses."""
 
+import enum
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -116,3 +117,28 @@ def test_a_partition_is_a_segment_of_the_key() -> None:
 def test_bytes_that_are_no_text_any_more_are_damage() -> None:
     with pytest.raises(Damaged):
         COUNTERS.decode(("t", "a"), b'{"name":"\xf8"}')
+
+
+def test_a_column_has_the_kind_that_its_field_declares() -> None:
+    class Kinds(enum.StrEnum):
+        ONE = "one"
+
+    class Mixed(msgspec.Struct):
+        text: str | None
+        number: int
+        word: Literal["a", "b"] | None
+        kind: Kinds
+        either: str | int
+
+        @property
+        def made(self) -> str | None:
+            return self.text
+
+    def kinds(*fields: str) -> tuple[type[str] | type[int], ...]:
+        return Records("mixed", Mixed, key=("id",), indexes=(Index("by", fields),)).kinds()
+
+    assert kinds("text", "number", "word", "kind", "made") == (str, int, str, str, str)
+    assert kinds() == ()
+    for field in ("either", "absent"):
+        with pytest.raises(Invalid, match=f"{field} is indexed, so declare it"):
+            kinds("text", field)

@@ -137,7 +137,7 @@ async def test_a_second_server_names_the_first_and_leaves_it_alone(tmp_path: Pat
     ("arguments", "environment", "told"),
     [
         (["--engine", "sqlit:///x"], {}, "sqlit:///x"),
-        (["--engine", "postgresql://localhost/x"], {}, "postgresql://localhost/x"),
+        (["--engine", "postgres:/localhost/x"], {}, "postgresql://HOST/DATABASE"),
         (["--config", "absent.toml"], {}, "absent.toml cannot be read"),
         (["--host", "0.0.0.0"], {}, "an API key is required"),
         (["--upstream", "nowhere:1"], {}, "http://"),
@@ -161,7 +161,14 @@ async def test_a_wrong_setting_refuses_to_start_with_one_line(
 
 
 # proves C2
-@pytest.mark.parametrize("arguments", [["--data", "file"], ["--host", "203.0.113.5"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "file"],
+        ["--host", "203.0.113.5"],
+        ["--engine", "postgresql://127.0.0.1:1/x"],
+    ],
+)
 async def test_what_this_machine_does_not_have_is_one_line_too(
     tmp_path: Path, arguments: list[str]
 ) -> None:

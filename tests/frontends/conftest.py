@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,6 +17,7 @@ import pytest
 from perdure.core.clock import SystemClock
 from perdure.frontends.http.journal import AccessLog
 from perdure.frontends.http.server import Application, Listener
+from perdure.proving.subjects import postgres_url
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.services.config import load
 from perdure.services.lifecycle import Node
@@ -50,6 +52,14 @@ class Served:
         return answer.json()
 
 
+SURFACES_ON = "PERDURE_SURFACES_ON"
+"""Environment variable: `postgres` runs every test here on PostgreSQL, in place of memory."""
+
+
+def _engine(directory: Path) -> str:
+    return postgres_url(directory) if os.environ.get(SURFACES_ON) == "postgres" else "memory://"
+
+
 Serve = Callable[..., Awaitable[Served]]
 
 
@@ -68,7 +78,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             *, environment: dict[str, str] | None = None, opened: bool = True, **flags: Any
         ) -> Served:
             named = {name.replace("__", "."): value for name, value in flags.items()}
-            settings = {"data": str(tmp_path), "engine": "memory://"} | named
+            settings = {"data": str(tmp_path), "engine": _engine(tmp_path)} | named
             config = load(environment={}, flags=settings)
             node = Node(config, environment={})
             log = BytesIO()

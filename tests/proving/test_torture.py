@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from perdure.core.errors import Invalid
+from perdure.core.errors import Invalid, StorageFull
 from perdure.engines import sqlite_commit, sqlite_driver
 from perdure.engines.sqlite_commit import Committer
 from perdure.frontends.cli.main import app
@@ -18,9 +18,11 @@ from perdure.proving.drills import DRILLS
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.drill import Drill, Subject, Trial
-from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.failures import FailedCalls, FullDisk, opened
 from perdure.proving.faults import FAULTS, POWER_CUT
+from perdure.proving.steps import last_step, step
 from perdure.proving.torture import PER_CHANGE, Order, Report, torture, undrilled
+from perdure.proving.watched import DISK_FULL, WatchedDisk
 
 
 def untold(what: str, done: int, total: int) -> None:
@@ -99,6 +101,24 @@ async def test_an_engine_that_latches_on_a_full_disk_is_caught(
     trial = Trial(tmp_path, "1", seconds=30)
     await FullDisk().run(trial)
     assert any("without space" in one.what for one in trial.violations)
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_a_short_write_leaves_half_of_its_bytes_in_the_file(
+    tmp_path: Path, short: bool
+) -> None:
+    disk, log = WatchedDisk(hasty=True), tmp_path / "state.db-wal"
+    engine = await opened(tmp_path / "state.db", disk)
+    before = log.stat().st_size
+    disk.short = short
+    disk.refuse("write", "-wal", DISK_FULL)
+    with pytest.raises(StorageFull):
+        await engine.commit(step(0, 1))
+    assert (log.stat().st_size > before) is short
+    disk.heal()
+    await engine.commit(step(0, 1))
+    assert await last_step(engine, 0) == 1
+    await engine.close()
 
 
 async def test_one_case_alone_is_judged_again(tmp_path: Path) -> None:

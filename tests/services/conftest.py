@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from perdure.proving.subjects import postgres_url
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.services.config import load
 from perdure.services.gateway import Started
@@ -75,9 +76,16 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path / 'perdure.db'}"
+    """A store that is there as long as the test: opened again, it is the same."""
+    match request.param:
+        case "memory":
+            return "memory://"
+        case "sqlite":
+            return f"sqlite:///{tmp_path / 'perdure.db'}"
+        case _:
+            return postgres_url(tmp_path)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ async def test_locally_it_is_a_warning_that_readiness_repeats(tmp_path: Path) ->
 
 
 # proves C2
-@pytest.mark.parametrize("url", ["sqlit:///x.db", "sqlite://", "mysql://x", "x"])
+@pytest.mark.parametrize("url", ["sqlit:///x.db", "sqlite://", "postgresql:/x", "x"])
 async def test_a_mistyped_engine_is_refused_never_replaced(tmp_path: Path, url: str) -> None:
     with pytest.raises(Invalid, match="no engine opens"):
         await Node(config(tmp_path, engine=url), environment={}).open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import apsw
@@ -68,6 +69,32 @@ async def test_a_response_whose_job_is_damaged_ends_with_what_it_said(
 
 
 # proves C7, R5
+async def test_a_job_whose_events_are_damaged_is_named_and_its_response_ends(
+    opened: Open, tmp_path: Path
+) -> None:
+    """A job was given back with an event of its own, so a bit in the tip of its events kept the
+    server from starting."""
+    first = await opened(wrap=Deaf)
+    started = [await first.ask("hang 3", background=True) for _ in range(2)]
+    for one in started:
+        await heard(first, one, "1 2 3")
+    hurt = await job_of(first, started[0].key)
+    await die(first.node)
+    connection = apsw.Connection(str(tmp_path / "perdure.db"), vfs="cksmvfs")
+    connection.execute("UPDATE streams SET sum = sum - 1 WHERE key = ?", (join(hurt.key),))
+    assert connection.changes() == 1
+    connection.close()
+    second = await opened()
+    found = {one.surface: one for one in second.node.boot.recovery}["jobs"]
+    assert (found.requeued, found.interrupted, found.damaged) == (1, 1, 1)
+    assert f"job_events {show(hurt.key)}" == found.findings[0].where
+    ended = await body(second, started[0].id)
+    assert (ended["status"], ended["perdure"]["reason"]) == ("failed", "job_lost")
+    await heard(second, started[1], "1 2 3", attempt=2)
+    await left_damaged(second)
+
+
+# proves C7, R5
 async def test_a_job_that_is_damaged_while_it_waits_ends_its_response(
     opened: Open, tmp_path: Path
 ) -> None:
@@ -119,3 +146,27 @@ async def left_damaged(driver: Driver) -> None:
     await driver.node._supervisor.stop()
     await driver.node.upstreams.close()
     await driver.node.state.engine.close()
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield b"some bytes"
+
+
+# proves C7
+async def test_a_damaged_claim_is_named_and_what_it_may_stand_for_stays(
+    opened: Open, tmp_path: Path
+) -> None:
+    """Who had claimed what before a crash was read without a thought for damage, so a bit in one
+    claim kept the server from starting."""
+    first = (await opened(wrap=Deaf)).node
+    hurt, other = [
+        await first.blobs.put(tenant, chunks(), size_bytes_max=99) for tenant in ("one", "two")
+    ]
+    await die(first)
+    damage(tmp_path, "records_blob_claims", hurt.key, "value")
+    node = (await opened()).node
+    told = {one.surface: one for one in node.boot.recovery}["blobs"]
+    assert told.damaged >= 1
+    assert f"blob_claims {show(hurt.key)}" in [finding.where for finding in told.findings]
+    assert [blob.digest async for blob in node.blobs.blobs.list()] == [other.value.digest]
+    await node.close()

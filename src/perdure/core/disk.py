@@ -24,6 +24,9 @@ from perdure.core.errors import StorageFull, StoreLocked, Unavailable
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """No room: on the disk, in the user's quota, or within a limit of the file's size."""
 
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+"""Nothing may be written: there at all, or by this user."""
+
 _WRITE_BEHIND_BYTES = 8 * 1024 * 1024
 TEMPORARY = ".tmp"
 """Suffix of files that are not published yet; recovery and verify may remove them."""
@@ -143,15 +146,24 @@ class Disk:
 
     def lock(self, path: Path, *, shared: bool = False) -> Lock:
         """Take the advisory lock on `path` at once. Raises `StoreLocked` naming the holder by what
-        it noted in the file."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        it noted in the file. `shared` needs no right to write, and on a file system where nothing
+        can be written no file either: nobody owns what they cannot lock."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if not shared or error.errno not in READ_ONLY:
+                raise
+            if error.errno == errno.EROFS and not path.exists():
+                return Lock(-1, path)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
+            noted = shared or not _only_looked_at(fd)
             os.close(fd)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise StoreLocked(str(path.parent), *_holder(path)) from None
+            raise StoreLocked(str(path.parent), *(_holder(path) if noted else (0, ""))) from None
         return Lock(fd, path)
 
     def private_directory(self, within: Path | None = None) -> Path:
@@ -280,6 +292,16 @@ class full_disk:  # noqa: N801 - reads as a statement: `with full_disk(path):`
                 f"no space left to write {self._path}. Nothing was kept of this write; "
                 "free some space and try again."
             ) from error
+
+
+def _only_looked_at(fd: int) -> bool:
+    """Whether who holds the lock shares it. Such a one notes nothing: what is noted is of a process
+    that may be dead, and its number another's by now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _holder(path: Path) -> tuple[int, str]:

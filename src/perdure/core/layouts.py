@@ -114,8 +114,10 @@ class Records(_Layout[T]):
         declared = info.fields if isinstance(info, msgspec.inspect.StructType) else ()
         types = {field.name: field.type for field in declared}
         for field in self.fields:
-            if isinstance(made := getattr(self.type, field, None), property):
-                types[field] = msgspec.inspect.type_info(get_type_hints(made.fget)["return"])
+            made = getattr(self.type, field, None)
+            if isinstance(made, property):
+                hints = get_type_hints(made.fget)
+                types[field] = msgspec.inspect.type_info(hints.get("return", Any))
         found = tuple(_kind(types.get(field)) for field in self.fields)
         if None in found:
             field = self.fields[found.index(None)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -13,6 +15,16 @@ T = TypeVar("T")
 async def off_loop(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `function` in a worker thread. Cancelling the caller does not stop it."""
     return await asyncio.to_thread(function, *args, **kwargs)
+
+
+_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="perdure-write")
+
+
+async def off_loop_to_write(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `off_loop`, in threads that are kept for writing. A disk may take long over a sync, and
+    however many wait for it, nobody who reads waits behind them."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_WRITERS, partial(function, *args, **kwargs))
 
 
 async def steps_off_loop(

@@ -16,7 +16,7 @@ from perdure.core.errors import Damaged
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.values import Page, Record
+from perdure.core.values import Finding, Page, Record
 
 T = TypeVar("T")
 
@@ -67,10 +67,10 @@ async def every(
     *,
     index: str | None = None,
     where: Sequence[Column] = (),
-    skip_damaged: bool = False,
+    damaged: list[Finding] | None = None,
 ) -> AsyncIterator[Record[T]]:
     """Every record of a scan, in its order, read in bounded pages. Raises `Damaged` at a damaged
-    one, unless those are to be skipped, as by whoever leaves them to `Engine.verify`."""
+    one, or notes it in `damaged` and goes on behind it."""
     limit, cursor = _FIRST, None
     while True:
         try:
@@ -78,8 +78,9 @@ async def every(
                 records, prefix, index=index, where=where, limit=limit, cursor=cursor
             )
         except Damaged as damage:
-            if not skip_damaged:
+            if damaged is None:
                 raise
+            damaged.append(Finding(damage.where, damage.why))
             if (cursor := damage.resume) is None:
                 return
             continue

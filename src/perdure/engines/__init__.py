@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perdure.core.addresses import without_credentials
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
@@ -54,7 +55,7 @@ async def open_engine(
         return await _postgres().open(
             url, layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
         )
-    raise Invalid(f"no engine opens {url!r}; the known forms are {_SCHEMES}.")
+    raise Invalid(f"no engine opens {without_credentials(url)!r}; the known forms are {_SCHEMES}.")
 
 
 def _postgres() -> type[PostgresEngine]:
@@ -92,7 +93,8 @@ async def restore_engine(
         )
         return
     if scheme != "sqlite" or not separator or len(path) < 2:
-        raise Invalid(f"a backup is restored to sqlite:///PATH or postgresql://, not to {url!r}.")
+        where = without_credentials(url)
+        raise Invalid(f"a backup is restored to {_SCHEMES.partition(', ')[2]}; not to {where!r}.")
     from perdure.engines.sqlite_backup import restore_steps
     from perdure.engines.sqlite_recovery import Place
 
@@ -128,7 +130,8 @@ async def salvage_engine(
     """
     paths = [where.removeprefix("sqlite:///") for where in (url, into)]
     if not all(where.startswith("sqlite:///") for where in (url, into)) or not all(paths):
-        raise Invalid(f"a salvage goes from sqlite:///PATH to sqlite:///PATH, not from {url!r}.")
+        where = without_credentials(url)
+        raise Invalid(f"a salvage goes from sqlite:///PATH to sqlite:///PATH, not from {where!r}.")
     from perdure.engines.sqlite_recovery import Place
     from perdure.engines.sqlite_salvage import salvage_steps
 

@@ -8,7 +8,7 @@ Invariants
 - One process writes: it holds `lock`. So what lies in `incoming/` when it opens is nobody's, and
   is removed and reported. Reading needs no lock, since published bytes never change.
 
-Blocking work runs off the event loop, one chunk at a time.
+Blocking work runs off the event loop, one chunk at a time; what writes, in threads of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from perdure.core.blobs import Blob, Publishing, absent, check_digest, check_ran
 from perdure.core.clock import Clock
 from perdure.core.disk import TEMPORARY, Disk, Lock, Writer, translated
 from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded, StoreLocked
-from perdure.core.offload import off_loop
+from perdure.core.offload import off_loop, off_loop_to_write
 from perdure.core.values import Finding
 
 CHUNK_BYTES = 256 * 1024
@@ -101,19 +101,19 @@ class LocalBlobs:
         name = self._clock.new_id("blob") + TEMPORARY
         arriving = _Arriving(self._disk, self._incoming / name)
         try:
-            await off_loop(arriving.begin)
+            await off_loop_to_write(arriving.begin)
             async for chunk in chunks:
                 if arriving.size_bytes + len(chunk) > size_bytes_max:
                     raise LimitExceeded(
                         "the blob, in bytes,", arriving.size_bytes + len(chunk), size_bytes_max
                     )
-                await off_loop(arriving.add, chunk)
+                await off_loop_to_write(arriving.add, chunk)
             blob = Blob(arriving.digest(), arriving.size_bytes)
             async with publishing(blob):
                 self._check_open()
-                await asyncio.shield(off_loop(self._publish, arriving, blob.digest))
+                await asyncio.shield(off_loop_to_write(self._publish, arriving, blob.digest))
         finally:
-            await asyncio.shield(off_loop(arriving.discard))
+            await asyncio.shield(off_loop_to_write(arriving.discard))
         return blob
 
     async def size(self, digest: str) -> int | None:
@@ -149,7 +149,7 @@ class LocalBlobs:
         self._check_open()
         if self._lock is None:
             raise Invalid(f"{self.url} was opened for reading only.")
-        await asyncio.shield(off_loop(self._remove, self._path(digest)))
+        await asyncio.shield(off_loop_to_write(self._remove, self._path(digest)))
 
     async def list(self) -> AsyncIterator[Blob]:
         self._check_open()

@@ -100,22 +100,22 @@ class PostgresEngine:
         """See `engines.open_engine`. A server that is starting is waited for."""
         address = parse(url)
         database = Database(address, clock, read_only=read_only)
-        session = await database.connect_patiently()
+        session = await database.connect_for_long()
         try:
             with translating(database.where):
                 await database.check_promise(session)
                 await choose_schema(database, session, address.schema, read_only=read_only)
                 await session.close()
-                session = await database.connect()
+                session = await database.connect_for_long()
                 store_id, lacking = await open_schema(
                     database, session, layouts, clock, note, read_only=read_only
                 )
+                await session.close()
                 engine = cls(database, layouts, store_id, lacking, disk)
                 await database.open_pool()
                 if not read_only:
+                    session = await database.connect()
                     await engine._start_committer(session)
-                else:
-                    await session.close()
         except BaseException:
             session.terminate()
             await database.close()
@@ -321,7 +321,9 @@ class PostgresEngine:
 
     async def usage(self) -> Usage:
         self._check_open()
-        return await usage_of(self._database)
+        usage = await usage_of(self._database)
+        self.stats.stored_size_bytes = usage.total_bytes
+        return usage
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:
         self._check_open()

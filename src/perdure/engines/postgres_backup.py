@@ -94,10 +94,9 @@ async def back_up(
 ) -> Snapshot:
     """Copy what is there now into the empty directory `into`, verified before and after."""
     target = into / COPY
-    session = await database.connect_patiently()
+    session = await database.connect_for_long()
     try:
         with translating(database.where):
-            await session.execute("SET idle_in_transaction_session_timeout = 0")
             async with session.transaction(isolation="repeatable_read", readonly=True):
                 held = Held(database, session)
                 async for finding in verify_store(held, layouts):
@@ -130,13 +129,12 @@ async def restore(
     Raises `Invalid` where a store is already, `Damaged`, `NewerFormat`.
     """
     path = source / COPY
-    session = await database.connect_patiently()
+    session = await database.connect_for_long()
     try:
         with translating(database.where):
             await choose_schema(database, session, schema, read_only=False)
             await session.close()
-            session = await database.connect()
-            await session.execute("SET idle_in_transaction_session_timeout = 0")
+            session = await database.connect_for_long()
             async with session.transaction():
                 if await holds_store(session, database.where):
                     raise Invalid(

@@ -39,6 +39,7 @@ from perdure.core.errors import (
     PerdureError,
 )
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
 from perdure.engines.postgres_driver import (
     ANSWER_S,
@@ -74,6 +75,8 @@ LOCKS_MAX = 1_000
 batch that would need more takes the gate for itself, which everybody else shares."""
 
 _SWEEP_EVERY = 200
+_WRITER_KEPT_S = 30 * 24 * 3600
+"""How long the row of a writer that was killed is kept. One that lives writes it now and then."""
 
 
 class Committer:
@@ -110,7 +113,9 @@ class Committer:
 
     async def begin(self, session: Connection) -> None:
         """Take a session over, with a row of our own in it."""
+        await self._database.pin_promise(session)
         await session.execute(SQL["set_writer"], self.id, 0)
+        await session.execute(SQL["forget_writers"], _WRITER_KEPT_S)
         self._session = session
 
     def submit(self, request: Request) -> None:
@@ -211,6 +216,7 @@ class Committer:
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
         await session.execute(self._begin(group))
         known = await load(session, self._tables, group)
+        self._check_shapes(known)
         outcomes, effects = self._decide(group, known)
         if not effects:
             await session.execute("ROLLBACK")
@@ -231,7 +237,11 @@ class Committer:
         try:
             # A statement that is given up while the server waits for a synchronous standby counts
             # as committed, standby or not. So this one is not given up there, but here.
-            await session.execute("SET LOCAL statement_timeout = 0; COMMIT", timeout=ANSWER_S)
+            done = await session.execute(
+                "SET LOCAL statement_timeout = 0; COMMIT", timeout=ANSWER_S
+            )
+            if done != "COMMIT":
+                raise asyncpg.TransactionRollbackError(f"a COMMIT was answered by {done}")
         except DRIVER_ERRORS as error:
             if not is_lost(error) and not session.is_closed():
                 raise  # the server has said no, and has undone it
@@ -276,7 +286,7 @@ class Committer:
             return self._session
         session = await self._database.connect()
         try:
-            await self._database.check_promise(session)
+            await self._database.pin_promise(session)
             found = await session.fetchval(SQL["ask_writer"], self.id)
             if (found or 0) < self._confirmed:
                 self.latch(
@@ -332,6 +342,19 @@ class Committer:
         """The lock of a place. Two places may share one, which costs time and nothing else."""
         digest = xxhash.xxh3_64_intdigest(f"{self._salt}\x1e{name}".encode())
         return digest - (1 << 64) if digest >> 63 else digest
+
+    def _check_shapes(self, known: Known) -> None:
+        """A newer process may have given a collection more indexes, which this one does not fill.
+        It cannot do so before a transaction that has read the collection ends."""
+        for name, shape in known.shapes.items():
+            if shape != shape_of(self._tables[name].records):
+                self.latch(
+                    f"a newer Perdure has given {name} more indexes, which this one would not fill"
+                )
+                raise Latched(
+                    f"{self._database.where}: {self.latched}. Replace this process by the newer "
+                    "release; meanwhile it reads."
+                )
 
     def _unknown_collections(self, group: list[Request]) -> set[str]:
         named = {

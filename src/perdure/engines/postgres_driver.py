@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import asyncpg
 import msgspec
 
+from perdure.core.addresses import without_credentials
 from perdure.core.clock import Clock
 from perdure.core.errors import (
     Closed,
@@ -62,7 +63,6 @@ RESOLVE_S = 30.0
 _PAUSE_MIN_S, _PAUSE_MAX_S = 0.02, 1.0
 _POOL_MAX = 8
 _CACHED_STATEMENTS = 500
-_SECRET = {"user", "password", "passfile", "sslpassword"}
 
 _SESSION = {
     "application_name": "perdure",
@@ -72,6 +72,7 @@ _SESSION = {
     # Every statement here is a few short walks along an index; without statistics, as in a table
     # that was filled a moment ago, the planner might take the whole table for one.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "jit": "off",
     "max_parallel_workers_per_gather": "0",
 }
@@ -109,14 +110,10 @@ def parse(url: str) -> Address:
     if schema is not None and not 0 < len(schema.encode()) < 64:
         raise Invalid(f"{schema!r} cannot be the name of a schema: it has 1 to 63 bytes.")
     rest = [(name, value) for name, value in query if name != "schema"]
-    shown = [(name, value) for name, value in query if name not in _SECRET]
-    host = parts.netloc.rpartition("@")[2]
     return Address(
         dsn=urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(rest), "")),
         schema=schema,
-        shown=urlunsplit(("postgresql", host, parts.path, urlencode(shown, safe="/"), ""))
-        if host or parts.path or shown
-        else "postgresql://",
+        shown=without_credentials(url),
     )
 
 
@@ -155,30 +152,39 @@ class Database:
         """Have every session from now on find its tables in this schema and nowhere else."""
         self._settings["search_path"] = quoted(schema)
 
-    async def connect(self) -> Connection:
-        """A session of its own. Raises what the driver raises."""
+    async def connect(self, answer_s: float | None = ANSWER_S) -> Connection:
+        """A session of its own, in which an answer is waited for so long. Raises what the driver
+        raises."""
         return await asyncpg.connect(
             self.address.dsn,
             timeout=CONNECT_S,
-            command_timeout=ANSWER_S,
+            command_timeout=answer_s,
             server_settings=self._settings,
             statement_cache_size=_CACHED_STATEMENTS,
         )
 
-    async def connect_patiently(self) -> Connection:
-        """A session of its own, waiting for a server that is starting or gone for a moment."""
-        return await self.again(self.connect)
+    async def connect_for_long(self) -> Connection:
+        """A session for what takes as long as it takes: nothing in it is given up. A server that is
+        starting, or gone for a moment, is waited for."""
+
+        async def attempt() -> Connection:
+            session = await self.connect(answer_s=None)
+            await session.execute(SQL["take_time"])
+            return session
+
+        return await self.again(attempt)
 
     async def open_pool(self) -> None:
         """From now on reads are answered."""
         self._pool = await asyncpg.create_pool(
             self.address.dsn,
-            min_size=1,
+            min_size=0,
             max_size=_POOL_MAX,
             timeout=CONNECT_S,
             command_timeout=ANSWER_S,
             server_settings=self._settings,
             statement_cache_size=_CACHED_STATEMENTS,
+            init=self._check_again,
             reset=_leave,
         )
 
@@ -231,6 +237,19 @@ class Database:
             if rule in found:
                 kind = PromiseBroken if rule in _WRONG else Unavailable
                 raise kind(f"{self.where}: the server runs with {' = '.join(rule)}, so {why}.")
+
+    async def pin_promise(self, session: Session) -> None:
+        """The same of a new session of a store that is open, which may do better later; and what
+        it commits stays as durable as it is now, whatever the server is told meanwhile."""
+        await self._check_again(session)
+        await session.execute(SQL["pin"])
+
+    async def _check_again(self, session: Session) -> None:
+        """Of a reader too: a server that became a standby may lack what was acknowledged."""
+        try:
+            await self.check_promise(session)
+        except PromiseBroken as error:
+            raise Unavailable(str(error)) from error
 
     async def close(self) -> None:
         """End every session of the pool, those in use after what they do."""

@@ -17,9 +17,9 @@ import asyncpg
 import msgspec
 
 from perdure.core import batch as batches
-from perdure.core.batch import Batch, RecordOp
+from perdure.core.batch import Append, Batch, Put, RecordOp
 from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite
-from perdure.core.errors import Damaged
+from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
@@ -35,19 +35,35 @@ OperationKey = tuple[str, str]
 
 
 class Request:
-    """One batch on its way through the committer."""
+    """One batch on its way through the committer. Raises `Invalid` for a value that is no text, so
+    that it does not come as far as a transaction that others share."""
 
     __slots__ = ("batch", "digest", "future", "operation")
 
     def __init__(
         self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
     ) -> None:
+        for op in batch.ops:
+            if isinstance(op, Put):
+                _check_text(op.records.name, op.value)
+            elif isinstance(op, Append):
+                for value in op.entries:
+                    _check_text(op.log.name, value)
         self.batch = batch
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
             self.operation = (batch.operation_id, partition or "")
             self.digest = batches.digest(batch)
+
+
+def _check_text(collection: str, value: bytes) -> None:
+    try:
+        value.decode()
+    except UnicodeDecodeError as error:
+        raise Invalid(f"a value of {collection} is not UTF-8: {error}.") from None
+    if b"\0" in value:
+        raise Invalid(f"a value of {collection} holds a NUL, which JSON writes as \\u0000.")
 
 
 class Known:
@@ -58,6 +74,8 @@ class Known:
         self.buried: set[Place] = set()
         self.stream_ids: dict[Place, int] = {}
         self.operations: dict[OperationKey, tuple[int, Committed]] = {}
+        self.shapes: dict[str, str] = {}
+        """Of the collections of records, as the store holds them now."""
 
 
 class Effects:
@@ -139,6 +157,8 @@ def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known
                 tips[(name, key)] = checked_tip(name, split(key), key, (b, c, d, e))
             case 3:
                 floors[name] = a
+            case 5:
+                known.shapes[name] = text
             case _:
                 numbers = text.encode()
                 if operation_sum((name, key), a, numbers) != b:
@@ -197,6 +217,8 @@ async def load(session: Connection, tables: Mapping[str, Table], group: list[Req
     for name in sorted(streams):
         asked.add(SQL["tips_at"], name, list(streams[name]))
         asked.add(SQL["floor_at"], name)
+    if records:
+        asked.add(SQL["shapes_at"], list(records))
     if operations:
         asked.add(SQL["operations_at"], list(operations))
     return _known(await asked.read(session), streams)

@@ -40,6 +40,7 @@ STREAM_IDS = 1_000
 """How many ids of streams are taken at a time; the sequence is declared so."""
 
 _ALLOWED_ENCODING = "UTF8"
+_VERSION_MIN = 13
 _NAME_BYTES_MAX = 63
 
 
@@ -206,6 +207,11 @@ async def open_schema(
     Raises `Missing` where there is none to be read, `Invalid`, `NewerFormat`.
     """
     where = database.where
+    version = session.get_server_version().major
+    if version < _VERSION_MIN:
+        raise Invalid(
+            f"{where}: PostgreSQL {version} is too old; it takes {_VERSION_MIN} or later."
+        )
     encoding = await session.fetchval("SHOW server_encoding")
     if encoding != _ALLOWED_ENCODING:
         raise Invalid(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -48,7 +49,7 @@ class Tails:
         known."""
         waiter: Waiter = asyncio.get_running_loop().create_future()
         self._waiting[place][waiter] = after
-        if self._poller is None and not self._closed:
+        if (self._poller is None or self._poller.done()) and not self._closed:
             self._poller = asyncio.create_task(self._poll(), name="perdure-tail")
         return waiter
 
@@ -119,7 +120,10 @@ class Tails:
     async def _listen(self) -> Connection | None:
         try:
             session = await self._database.connect()
-            await session.add_listener(self._channel, lambda *heard: self._heard(str(heard[-1])))
+            with ExitStack() as undo:
+                undo.callback(session.terminate)
+                await session.add_listener(self._channel, lambda *told: self._heard(str(told[-1])))
+                undo.pop_all()
         except DRIVER_ERRORS:
             return None  # looking now and then does without
         return session

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from types import TracebackType
+from urllib.parse import quote
 
 import apsw
 import apsw.sqlite_extra
@@ -38,6 +39,26 @@ _CACHE_KIB = 8 * 1024
 _registering = threading.Lock()
 
 _READ_FAILED = {apsw.SQLITE_IOERR_READ, apsw.SQLITE_IOERR_SHORT_READ, apsw.SQLITE_IOERR_DATA}
+
+
+def connect_frozen(path: str, *, vfs: str | None = None) -> apsw.Connection:
+    """A connection to a database without a log, where nothing can be written: SQLite does not look
+    for a log there, nor need the shared memory that it cannot make."""
+    register_checksums()
+    flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    connection = apsw.Connection(
+        f"file:{quote(path)}?immutable=1", flags=flags, vfs=vfs or CHECKSUM_VFS
+    )
+    try:
+        _require(connection, "page_size", PAGE_BYTES)
+        _require(connection, "checksum_verification", 1)
+        _force(connection, "cell_size_check", 1)
+        _force(connection, "temp_store", 2)
+        _force(connection, "query_only", 1)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def connect(

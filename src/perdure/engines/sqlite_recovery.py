@@ -17,17 +17,28 @@ import apsw
 import msgspec
 
 from perdure.core.clock import Clock
-from perdure.core.disk import TEMPORARY, Disk, Lock
+from perdure.core.disk import READ_ONLY, TEMPORARY, Disk, Lock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Damaged, Latched, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout, Records
 from perdure.core.stored import Lacking, check_layouts
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
-from perdure.engines.sqlite_driver import connect, translating
+from perdure.engines.sqlite_driver import connect, connect_frozen, translating
 from perdure.engines.sqlite_schema import SQL
 from perdure.engines.sqlite_upgrade import Note, add_indexes, empty_log
-from perdure.engines.sqlite_wal import Mark, advance, examine, read_mark, read_stamp, stamp
+from perdure.engines.sqlite_wal import (
+    FRAME_BYTES,
+    Mark,
+    PostMortem,
+    advance,
+    examine,
+    read_mark,
+    read_stamp,
+    stamp,
+)
+
+_LOOK = " It can be looked at as it is, but kept in use only where this user can write."
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -43,6 +54,14 @@ class Place(msgspec.Struct, frozen=True):
         return self.path.with_name(self.path.name + suffix)
 
     def connect(self, *, read_only: bool = False) -> apsw.Connection:
+        if read_only and not os.access(self.path.parent, os.W_OK):
+            if not self.beside("-wal").exists():
+                return connect_frozen(str(self.path), vfs=self.vfs)
+            if not self.beside("-shm").exists():
+                raise Unavailable(
+                    f"{self.path} has a log, which cannot be read where nothing can be written. "
+                    "Copy the store, log and all, to another place and look at the copy."
+                )
         return connect(str(self.path), vfs=self.vfs, read_only=read_only)
 
 
@@ -117,7 +136,8 @@ def open_store(
     try:
         store = _open(place, layouts, note, read_only=read_only)
     except OSError as error:
-        raise Unavailable(f"{place.path} cannot be opened: {error.strerror}.") from error
+        look = "" if read_only or error.errno not in READ_ONLY else _LOOK
+        raise Unavailable(f"{place.path} cannot be opened: {error.strerror}.{look}") from error
     duration_s = place.clock.monotonic_s() - started_s
     store.recovered = msgspec.structs.replace(store.recovered, duration_s=duration_s)
     return store
@@ -199,9 +219,15 @@ def post_mortem(
     place: Place, connection: apsw.Connection, store_id: str, number: int
 ) -> tuple[int, tuple[Finding, ...], str]:
     """How many frames of the log SQLite recovered, what is cut off behind them, and which of the
-    commits after `number` are gone though they were acknowledged; empty where none are."""
-    frames = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
-    left = examine(place.beside("-wal"), frames)
+    commits after `number` are gone though they were acknowledged; empty where none are. SQLite
+    does not count where nothing can be written: then all frames are looked at, none as cut off."""
+    log = place.beside("-wal")
+    try:
+        frames = max(0, connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_NOOP)[0])
+        left = examine(log, frames)
+    except apsw.ReadOnlyError:
+        frames = log.stat().st_size // FRAME_BYTES
+        left = PostMortem((), examine(log, 0).newest)
     lost = max(left.newest - 1, read_mark(place.beside(".mark"), store_id)) - number
     if lost <= 0:
         return frames, left.cut, ""

@@ -11,22 +11,27 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from perdure.core.batch import Batch
 from perdure.core.disk import Disk, Lock
 from perdure.core.engine import Engine
+from perdure.core.offload import off_loop
+from perdure.core.values import Committed
 from perdure.engines import (
+    blobs_local,
     sqlite,
     sqlite_commit,
     sqlite_driver,
     sqlite_recovery,
     sqlite_schema,
 )
+from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.wrapping import Wrapping
 from perdure.proving import conformance
@@ -41,7 +46,10 @@ from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.read_only import ReadOnlyEngine
 from perdure.proving.drills.requests import ContendingRequests
+from perdure.proving.drills.slow import SlowBlobs, SlowEngine
+from perdure.proving.drills.slow_server import SlowServer
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
@@ -53,6 +61,7 @@ from perdure.proving.refusing import Trouble
 from perdure.proving.rules import logs
 from perdure.proving.subjects import KNOWN
 from perdure.proving.sweeping import lost_to_a_sweep
+from perdure.proving.waiting import TooLate
 from perdure.services.blobs import BlobKeeper
 
 _REFUSED_SYNC = Trouble(calls=("sqlite.sync",), n=25, times=None)
@@ -148,7 +157,10 @@ async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) 
 
 async def _shown(drill: Drill, home: Path) -> str | None:
     trial = Trial(home, "1", seconds=_SECONDS, wrong_max=1)
-    await drill.run(trial)
+    try:
+        await drill.run(trial)
+    except TooLate as late:
+        return f"a hang: {late}"
     if not trial.violations:
         return None
     first = trial.violations[0]
@@ -191,6 +203,10 @@ async def _by_owners(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedEngine("perdure.proving.planted_writer", plant), home)
 
 
+async def _by_a_slow_disk(plant: str, stage: Stage, home: Path) -> str | None:
+    return await _shown(SlowServer(plant), home)
+
+
 async def _by_two_servers(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedServer(plant), home)
 
@@ -211,6 +227,18 @@ async def _by_contention(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(ContendingRequests(plant), home)
 
 
+async def _hasty(engine: SqliteEngine, batch: Batch) -> Committed:
+    """Answer, and commit in one's own time."""
+    committing = asyncio.ensure_future(_commit(engine, batch))
+    _under_way.add(committing)
+    committing.add_done_callback(_under_way.discard)
+    return Committed(tuple(1 for _ in batch.ops))
+
+
+_commit = SqliteEngine.commit
+_under_way: set[asyncio.Future[Committed]] = set()
+
+
 _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ("SQLite never syncs", CutEngine(), sqlite_driver, "_force", _synchronous(0)),
     (
@@ -224,6 +252,15 @@ _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     (
         "a full disk is taken for a disk that failed",
         *(FullDisk(), sqlite_commit, "leaves_doubt", lambda error: True),
+    ),
+    (
+        "what SQLite says of a disk that it may not write leaves the engine in its own words",
+        *(ReadOnlyEngine(), sqlite_recovery, "translating", nullcontext),
+    ),
+    ("a commit is answered as it is handed over", SlowEngine(), SqliteEngine, "commit", _hasty),
+    (
+        "each commit waits for a sync of its own",
+        *(SlowEngine(), Committer, "_gather", lambda committer, first: [first]),
     ),
 )
 
@@ -273,6 +310,15 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         PLANTS["writes-beside"].says,
         *("server", "two-owners / server", partial(_by_two_servers, "writes-beside")),
+    ),
+    Bug(
+        "who reads blobs waits behind those whose blobs are synced",
+        *("blob store", "slow-disk / blobs"),
+        partial(_by_drill, SlowBlobs(), blobs_local, "off_loop_to_write", off_loop),
+    ),
+    Bug(
+        PLANTS["reads-behind"].says,
+        *("server", "slow-disk / server", partial(_by_a_slow_disk, "reads-behind")),
     ),
     Bug(
         "what a put that was killed has left is not removed",

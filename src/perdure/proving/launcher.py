@@ -30,6 +30,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError
 from perdure.engines.failing import Action, Edge, Failing, Fault
 from perdure.frontends.http.server import serve
+from perdure.proving.edges import Witness
 from perdure.proving.jumping import JumpingClock, Jumps
 from perdure.proving.planted import PLANTS, Plant
 from perdure.proving.powercut import Platter
@@ -70,7 +71,8 @@ class Power(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """One start of a server, and how it is to end; without `death` it runs until it is killed. Its
-    disk may be in `trouble`, and then no power is cut; its `clock` may jump."""
+    disk may be in `trouble`, and then no power is cut; its `clock` may jump. Which durable edges it
+    comes by is told in the file `edges`."""
 
     data: str
     port: int
@@ -81,6 +83,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     trouble: Trouble | None = None
     clock: Jumps = Jumps()
     plant: str | None = None
+    edges: str | None = None
 
 
 class Parts:
@@ -121,6 +124,8 @@ def run(plan: Plan) -> None:
     plant = PLANTS[plan.plant] if plan.plant else Plant("")
     disk, die = _disk(plan)
     plant.patch()
+    if plan.edges is not None:
+        Witness(Path(plan.edges)).begin()
 
     def wrap(engine: Engine) -> Engine:
         return plant.engine(Failing(engine, _faults(plan.death, die)))

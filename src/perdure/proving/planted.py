@@ -26,8 +26,9 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Damaged, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
+from perdure.core.offload import off_loop
 from perdure.core.values import Committed, Entry, Page, Record, Tip
-from perdure.engines import sqlite, sqlite_commit, sqlite_recovery, sqlite_schema
+from perdure.engines import blobs_local, sqlite, sqlite_commit, sqlite_recovery, sqlite_schema
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.sqlite_wal import stamp
 from perdure.engines.wrapping import Wrapping
@@ -443,6 +444,10 @@ PLANTS: dict[str, Plant] = {
     "writes-over": Plant(
         "a conversation is written whatever was written to it since it was read",
         patch=_write_over,
+    ),
+    "reads-behind": Plant(
+        "who reads waits behind those whose uploads are synced",
+        patch=lambda: _replace("off_loop_to_write", off_loop, blobs_local),
     ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

@@ -63,10 +63,10 @@ CASES: dict[str, Case] = {
 }
 ELSEWHERE = {
     *("trusts-rows", "hides-damage", "hides-failures", "stops-reading", "trusts-clock"),
-    *("writes-beside", "keeps-lock", "writes-over"),
+    *("writes-beside", "keeps-lock", "writes-over", "reads-behind"),
 }
-"""Plants that need a damaged store, a failing disk, a clock that jumps, a second owner or clients
-that contend, and so other cases than lives."""
+"""Plants that need a damaged store, a failing or slow disk, a clock that jumps, a second owner or
+clients that contend, and so other cases than lives."""
 
 
 async def live(campaign: Campaign, case: Case) -> None:

@@ -3,6 +3,10 @@
 The server is a child of this process and ends with it, however it ends. It listens on a socket in
 its own directory and nowhere else. PostgreSQL refuses to run as root, so root runs it as `nobody`.
 Nothing here makes it faster by promising less: the engine would refuse such a server.
+
+`python -m perdure.proving.postgres DIRECTORY COMMAND...` runs a command with a server whose data is
+kept in a directory, and names it to the command as its engine. It is how `make serve
+ENGINE=postgres` finds one on a machine that has none.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +33,9 @@ DSN = "PERDURE_POSTGRES"
 
 ADMINISTRATOR = "perdure"
 
+SCHEMA = "perdure"
+
+_SOCKET_PATH_BYTES_MAX = 90
 _START_S = 30.0
 _STOP_S = 30.0
 _PAUSE_S = 0.02
@@ -47,8 +55,11 @@ class Server:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.socket = directory / ".s.PGSQL.5432"
-        self.dsn = f"postgresql://{ADMINISTRATOR}@/postgres?host={quote(str(directory), safe='')}"
+        sockets = directory
+        if len(os.fsencode(directory)) > _SOCKET_PATH_BYTES_MAX:
+            sockets = Path(tempfile.mkdtemp(prefix="perdure-pg-"))
+        self.socket = sockets / ".s.PGSQL.5432"
+        self.dsn = f"postgresql://{ADMINISTRATOR}@/postgres?host={quote(str(sockets), safe='')}"
         """Where its administrator reaches it."""
         self._log = directory / "log"
         self._data = directory / "data"
@@ -70,7 +81,7 @@ class Server:
             if self._process is None or self._process.poll() is not None:
                 self._check_retry()
                 self._process = self._run(
-                    *("postgres", "-D", str(self._data), "-k", str(self.directory)), *arguments
+                    *("postgres", "-D", str(self._data), "-k", str(self.socket.parent)), *arguments
                 )
             if time.monotonic() > deadline_s:
                 raise TooLate(f"PostgreSQL did not start within {_START_S:g} s: {self._said()}")
@@ -94,16 +105,17 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _make(self) -> None:
-        owner = _owner()
-        if owner is not None:
-            os.chown(self.directory, *owner)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if (owner := _owner()) is not None:
+            for path in {self.directory, self.socket.parent}:
+                os.chown(path, *owner)
         options = ("--no-locale", "--encoding=UTF8", "--no-sync", "-A", "trust")
         made = self._run("initdb", "-D", str(self._data), "-U", ADMINISTRATOR, *options)
         if made.wait(_START_S):
             raise Unavailable(f"initdb failed: {self._said()}")
 
     def _answers(self) -> bool:
-        asked = ("pg_isready", "-q", "-h", str(self.directory), "-d", "postgres")
+        asked = ("pg_isready", "-q", "-h", str(self.socket.parent), "-d", "postgres")
         return self._process is not None and self._run(*asked).wait(_START_S) == 0
 
     def _check_retry(self) -> None:
@@ -177,3 +189,21 @@ def _owner() -> tuple[int, int] | None:
 def _die_with_parent() -> None:
     """In the child: leave at once when the thread that started us is gone."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+
+
+def main() -> None:
+    """See the head of this file."""
+    directory, *command = sys.argv[1:]
+    server = Server(Path(directory).absolute())
+    server.start()
+    url = f"{server.dsn}&schema={SCHEMA}"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command hears it as well, and decides
+    running = subprocess.Popen(command, env=os.environ | {"PERDURE_ENGINE": url})
+    signal.signal(signal.SIGTERM, lambda number, frame: running.send_signal(number))
+    code = running.wait()
+    server.stop()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -198,11 +198,11 @@ class PlatterDisk(Disk):
         super().replace(source, target)
         self._platter.named(target, source)
 
-    def remove(self, path: Path) -> None:
-        super().remove(path)
-        if not path.name.endswith(_VOLATILE):
+    def unlink(self, path: Path) -> None:
+        there = path.exists()
+        super().unlink(path)
+        if there and not path.name.endswith(_VOLATILE):
             self._platter.named(path, None)
-            self._platter.names_synced(path.parent)
 
     def sync_directory(self, path: Path) -> None:
         super().sync_directory(path)

@@ -31,6 +31,7 @@ PER_CHANGE = {
     "process-crash / engine": 50,
     "process-crash / process": 5,
     "process-crash / server": 10,
+    "process-crash / postgres": 30,
     "power-cut / engine": 1_000,
     "power-cut / blobs": 300,
     "power-cut / ext4": 20,

@@ -82,6 +82,8 @@ class WatchedDisk(apsw.VFS):
     def __init__(self, *, hasty: bool = False) -> None:
         self.hasty = hasty
         """Syncs are only noted: for a store that no real power cut will meet."""
+        self.short = False
+        """A write that fails has written half of its bytes."""
         self.name = f"watched{next(_names)}"
         self.counts: Counter[tuple[str, str]] = Counter()
         self.watch: Callable[[str, str], None] = lambda call, suffix: None
@@ -173,7 +175,15 @@ class _File(apsw.VFSFile):
         return super().xRead(amount, offset)
 
     def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
-        self.disk.called("write", self.path)
+        try:
+            self.disk.called("write", self.path)
+        except apsw.Error:
+            if self.disk.short:
+                self._write(data[: len(data) // 2], offset)
+            raise
+        self._write(data, offset)
+
+    def _write(self, data: bytes, offset: int) -> None:
         with self.disk.lock, self.path.open("rb") as file:
             super().xWrite(data, offset)
             file.seek(offset)  # as it is on the disk, with the page's checksum

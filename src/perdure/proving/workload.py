@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from perdure.core.engine import Survives
 from perdure.core.promises import Promise
 from perdure.proving.client import Client
 from perdure.proving.oracle import History, Op, Verdict
@@ -81,14 +82,10 @@ class Actor(Protocol):
 def cover(promises: Sequence[Promise], actors: Sequence[Actor]) -> list[Actor]:
     """The actors that these promises need. Raises `Uncovered` naming surfaces without one."""
     known = {actor.surface: actor for actor in actors}
-    wanted = [
-        promise.surface
-        for promise in promises
-        if promise.survives.process_crash or promise.survives.power_cut
-    ]
+    wanted = [promise.surface for promise in promises if promise.survives != Survives()]
     if missing := [surface for surface in wanted if surface not in known]:
         raise Uncovered(
-            f"{', '.join(missing)} promises to survive a crash, and no actor in "
+            f"{', '.join(missing)} promises to survive something, and no actor in "
             "perdure.proving.actors uses and judges it: write one."
         )
     return [known[surface] for surface in wanted]

@@ -113,13 +113,14 @@ class BlobKeeper:
         async for mark in self.uses.drops():
             if mark.value.boot_id not in await self.living():
                 await self._engine.commit(self.uses.unmark(mark.key[-1]))
-        await self.collect()
+        damaged = await self.collect()
         return SurfaceRecovery(
             surface="blobs",
             cut=len(self.blobs.recovered),
             orphaned=self.stats.claims_given_up - before,
+            damaged=len(damaged),
             duration_s=round(self._clock.monotonic_s() - began_s, 6),
-            findings=self.blobs.recovered,
+            findings=(*damaged, *self.blobs.recovered),
         )
 
     async def tend(self) -> None:
@@ -129,16 +130,22 @@ class BlobKeeper:
         async for finding in self.verify():
             _log.error("damaged", where=finding.where, why=finding.why)
 
-    async def collect(self) -> None:
+    async def collect(self) -> list[Finding]:
         """Give up claims of boots that are not living and claims past their time, and drop the
-        bytes that nobody else needs."""
+        bytes that nobody else needs. Where damage hides what is needed all stays; it is returned.
+        """
         before_s = self._clock.now_s() - CLAIM_KEPT_S - CLOCK_OFF_S
-        async for claim in self.uses.claims():
-            if (
-                claim.value.claimed_at_s < before_s
-                or claim.value.boot_id not in await self.living()
-            ):
-                await self.give_up(claim)
+        damaged: list[Finding] = []
+        async for claim in self.uses.claims(damaged):
+            old = claim.value.claimed_at_s < before_s
+            if old or claim.value.boot_id not in await self.living():
+                try:
+                    await self.give_up(claim)
+                except Damaged as damage:
+                    damaged.append(Finding(damage.where, damage.why))
+        for finding in damaged:
+            _log.error("damaged", where=finding.where, why=finding.why)
+        return damaged
 
     async def sweep(self) -> None:
         """`collect`, then drop whatever else has neither a claim nor a reference."""
@@ -198,7 +205,7 @@ class BlobKeeper:
     async def verify(self) -> AsyncIterator[Finding]:
         """References whose bytes are absent or of another size. What the bytes say by themselves
         is `Blobs.verify`'s to find, and rows that cannot be read are `Engine.verify`'s."""
-        async for reference in self.uses.references(skip_damaged=True):
+        async for reference in self.uses.references(damaged=[]):
             tenant, digest, owner = reference.key
             try:
                 await self.check(digest, reference.value.size_bytes)

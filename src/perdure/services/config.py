@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from perdure.core.addresses import without_credentials
 from perdure.core.errors import Invalid
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.promises import Profile
@@ -205,6 +206,11 @@ class Config(msgspec.Struct, frozen=True):
     def process_lock(self, number: int) -> Path:
         """The lock of the n-th process over this data directory, where there may be several."""
         return self.data_path / f"process-{number}.lock"
+
+    @property
+    def engine_shown(self) -> str:
+        """The same as people may see it."""
+        return without_credentials(self.engine_url)
 
     @property
     def every_upstream(self) -> tuple[Upstream, ...]:

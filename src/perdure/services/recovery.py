@@ -7,7 +7,7 @@ does not keep the rest from recovering.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import suppress
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from perdure.core.batch import Batch
 from perdure.core.clock import Clock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Conflict, Damaged, Invalid, LimitExceeded, Missing
-from perdure.core.keys import show
+from perdure.core.keys import Key, show
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding, Page
 from perdure.services.ending import TOO_LARGE, close_open, ending
@@ -97,15 +97,21 @@ class Recovery:
         """A job is taken from a runner that is not alive, to wait for another."""
         began_s = self._clock.monotonic_s()
         requeued = 0
+        stuck: set[Key] = set()
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
             if self._fleet.lives(held.value.runner):
                 continue
             if held.value.runner is not None:
-                await self._requeue(held)
+                try:
+                    await self._requeue(held)
+                except Damaged as damage:
+                    findings.append(Finding(damage.where, damage.why))
+                    stuck.add(held.key)
+                    continue
             requeued += 1
             progress(f"jobs: {requeued} requeued, {len(findings)} damaged")
-        lost = await end_orphans(self._state, self._clock, findings)
+        lost = await end_orphans(self._state, self._clock, findings, stuck)
         return self._told("jobs", findings, began_s, requeued=requeued, interrupted=lost)
 
     async def _requeue(self, held: HeldJob) -> None:
@@ -149,13 +155,17 @@ async def unfinished(
             return
 
 
-async def end_orphans(state: State, clock: Clock, findings: list[Finding]) -> int:
-    """End every response whose job is gone or cannot be read; how many there were."""
+async def end_orphans(
+    state: State, clock: Clock, findings: list[Finding], stuck: Collection[Key] = ()
+) -> int:
+    """End every response whose job is gone, cannot be read, or is `stuck` as its events are
+    damaged; how many there were."""
     ended = 0
     async for held in unfinished(state.responses.in_background, findings):
         assert held.value.job_id is not None
+        job = held.key[0], held.value.job_id
         try:
-            if await state.jobs.find((held.key[0], held.value.job_id)) is not None:
+            if job not in stuck and await state.jobs.find(job) is not None:
                 continue
         except Damaged:
             pass

@@ -26,7 +26,7 @@ from perdure.core.keys import SYSTEM_TENANT
 from perdure.core.layouts import Index, Records
 from perdure.core.paging import every
 from perdure.core.promises import Durability, Promise
-from perdure.core.values import Record
+from perdure.core.values import Finding, Record
 
 CLAIM_KEPT_S = 24 * 3600
 """A claim that has not become a reference after this long is given up, even by a living boot."""
@@ -117,13 +117,13 @@ class BlobUses:
                 return True
         return await self._any(REFERENCES, digest)
 
-    def claims(self) -> AsyncIterator[Record[Claim]]:
-        """Claims of all tenants, the oldest first."""
-        return every(self._engine, CLAIMS, (), index="by_age")
+    def claims(self, damaged: list[Finding] | None = None) -> AsyncIterator[Record[Claim]]:
+        """Claims of all tenants, the oldest first. Raises `Damaged` unless `damaged` notes it."""
+        return every(self._engine, CLAIMS, (), index="by_age", damaged=damaged)
 
-    def references(self, *, skip_damaged: bool = False) -> AsyncIterator[Record[Reference]]:
-        """References of all tenants, by digest. Raises `Damaged` unless that is to be skipped."""
-        return every(self._engine, REFERENCES, (), index="by_digest", skip_damaged=skip_damaged)
+    def references(self, damaged: list[Finding] | None = None) -> AsyncIterator[Record[Reference]]:
+        """References of all tenants, by digest. Raises `Damaged` unless `damaged` notes it."""
+        return every(self._engine, REFERENCES, (), index="by_digest", damaged=damaged)
 
     def claim(self, tenant: str, claim_id: str, claim: Claim) -> Batch:
         """Claim a blob, before its bytes can be seen."""

@@ -72,7 +72,7 @@ async def server(config: Config) -> Held:
     held = await holder(config)
     if held is None:
         raise Unavailable(
-            f"no server runs on {config.engine_url}, and this is asked of a running one. "
+            f"no server runs on {config.engine_shown}, and this is asked of a running one. "
             "Start it with `perdure serve`."
         )
     return held

@@ -9,6 +9,7 @@ from perdure.proving.drills.crashes import KilledServer, KilledWriter
 from perdure.proving.drills.cuts import CutEngine, CutServer
 from perdure.proving.drills.damage import DamagedBlobs, DamagedEngine
 from perdure.proving.drills.damaged_server import DamagedServer
+from perdure.proving.drills.database import FailingDatabase
 from perdure.proving.drills.drill import Drill
 from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
@@ -17,7 +18,10 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
+from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine
 from perdure.proving.drills.requests import ContendingRequests
+from perdure.proving.drills.slow import SlowBlobs, SlowEngine
+from perdure.proving.drills.slow_server import SlowServer
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
@@ -26,6 +30,7 @@ DRILLS: tuple[Drill, ...] = (
     KilledBlobs(),
     ContendingRequests(),
     KilledServer(),
+    FailingDatabase(),
     CutEngine(),
     CutBlobs(),
     CutServer(),
@@ -36,6 +41,8 @@ DRILLS: tuple[Drill, ...] = (
     FullSystem(),
     *FAILING_BLOBS,
     *FAILING_SERVERS,
+    ReadOnlyEngine(),
+    LookedAtEngine(),
     DamagedEngine(),
     DamagedBlobs(),
     DamagedServer(),
@@ -45,4 +52,7 @@ DRILLS: tuple[Drill, ...] = (
     OwnedEngine(),
     OwnedBlobs(),
     OwnedServer(),
+    SlowEngine(),
+    SlowBlobs(),
+    SlowServer(),
 )

@@ -77,7 +77,7 @@ class Recording:
         self.moments: list[Moment] = []
         self._path = path
         self._rng = rng
-        self._disk = WatchedDisk()
+        self.disk = WatchedDisk()
         self._mark = path.with_name(path.name + ".mark")
         self._first_mark = b""
         self._acknowledged = dict.fromkeys(range(_WRITERS), 0)
@@ -91,7 +91,7 @@ class Recording:
         self._first_mark = self._mark.read_bytes()
         groups = iter(self._groups(steps))
         with paced() as (requests, moves):
-            engine = await _opened(self._path, self._disk)
+            engine = await _opened(self._path, self.disk)
             loop = asyncio.get_running_loop()
 
             async def commit(group: list[tuple[int, int]]) -> None:
@@ -112,7 +112,7 @@ class Recording:
                 thread = threading.current_thread().name
                 asyncio.run_coroutine_threadsafe(called(thread), loop).result()
 
-            self._disk.watch = noted
+            self.disk.watch = noted
             for group in groups:
                 await commit(group)
                 while moves.held:
@@ -137,7 +137,7 @@ class Recording:
     def _note(self) -> None:
         marks = tuple(dict.fromkeys((self._first_mark, self._mark.read_bytes())))
         acknowledged, begun = dict(self._acknowledged), dict(self._begun)
-        self.moments.append(Moment(self._disk.contents(), marks, acknowledged, begun))
+        self.moments.append(Moment(self.disk.contents(), marks, acknowledged, begun))
 
     async def _step(self, engine: SqliteEngine, writer: int, number: int) -> None:
         self._begun[writer] = number

@@ -31,7 +31,7 @@ from perdure.proving.campaign import RUNNER, Campaign, Life, Stage
 from perdure.proving.client import Client, Gone, Harmed
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import DAMAGE
-from perdure.proving.launcher import Plan
+from perdure.proving.launcher import Death, Plan
 from perdure.proving.oracle import Check, History, Op, Verdict
 from perdure.proving.snapshot import BLOBS, STORE, Snapshot
 from perdure.proving.watched import HastyDisk
@@ -43,6 +43,7 @@ from perdure.surfaces.state import LAYOUTS, PROMISES
 T = TypeVar("T")
 
 _WORKERS, _STEPS = 2, 18
+_KILLED = Death("after", 45)
 _NEWCOMER = -3
 """A worker that has touched nothing which could be damaged."""
 
@@ -77,7 +78,7 @@ class Wound(msgspec.Struct, frozen=True):
             table, column, id = self._place(connection)
             query = f"SELECT {column} FROM {table} WHERE id = ?"
             was: Any = connection.execute(query, (id,)).get
-            changed = was - 1 if self.part == "tip" else _flipped(was, rng)
+            changed = was ^ 1 if self.part == "tip" else _flipped(was, rng)
             connection.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", (changed, id))
         return changed
 
@@ -113,8 +114,8 @@ def wounds_of(store: Snapshot, promise: Promise) -> list[list[Wound]]:
         for wound in _in_layout(store, promise.surface, layout):
             kinds[(wound.kept, wound.part)].append(wound)
     if promise.surface == BlobUses.promise.surface:
-        blobs = [digest for digest, data in store.blobs.items() if data]
-        kinds["", "bytes"] = [Wound(promise.surface, "", (it,), "bytes") for it in sorted(blobs)]
+        for digest in sorted(digest for digest, data in store.blobs.items() if data):
+            kinds["", "bytes"].append(Wound(promise.surface, "", (digest,), "bytes"))
     return list(kinds.values())
 
 
@@ -136,39 +137,55 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
 
 
-class Patient:
-    """A server's store with something of every surface in it, and what its clients were told.
-    `troubles` is what was wrong before anything was damaged."""
+class Left(msgspec.Struct, frozen=True):
+    """A store that a server left, and what its clients were told; `settled` if all work was done.
+    `kinds` is everything in it by surface, each kind of thing by itself."""
 
-    def __init__(
-        self, stage: Stage, campaign: Campaign, store: Snapshot, plant: str | None
-    ) -> None:
-        self.kinds = {promise.surface: wounds_of(store, promise) for promise in PROMISES}
-        self.troubles = list(map(str, campaign.verdict.violations))
+    data: Path
+    store: Snapshot
+    actors: list[Actor]
+    history: History
+    settled: bool
+
+    @property
+    def kinds(self) -> dict[str, list[list[Wound]]]:
+        return {promise.surface: wounds_of(self.store, promise) for promise in PROMISES}
+
+
+class Patients:
+    """Two stores with something of every surface in them, one at rest and one of a server that was
+    killed at work. `troubles` is what was wrong before anything was damaged."""
+
+    def __init__(self, stage: Stage, rest: Left, killed: Left, troubles: list[str]) -> None:
+        self.rest = rest
+        self.killed = killed
+        self.troubles = troubles
         self._stage = stage
-        self._campaign = campaign
-        self._store = store
-        self._plant = plant
 
-    async def judge(self, wounds: Sequence[Wound], place: Path, seed: str) -> list[str]:
-        """What does not hold of a server that finds these wounds in a copy of the store."""
+    async def judge(
+        self, left: Left, wounds: Sequence[Wound], place: Path, seed: str, plant: str | None = None
+    ) -> list[str]:
+        """What does not hold of a server that finds these wounds in a copy of a store."""
         data = place / "data"
-        shutil.copytree(self._campaign.data, data, ignore=shutil.ignore_patterns("*.sock"))
+        shutil.copytree(left.data, data, ignore=shutil.ignore_patterns("*.sock"))
         struck = {wound: wound.strike(data, random.Random(f"{seed}/{wound}")) for wound in wounds}
-        stage, plant = self._stage, self._plant
+        stage = self._stage
         plan = Plan(data=str(data), port=stage.port, upstream=stage.upstream.url, plant=plant)
         victim = await stage.nursery.start(plan)
         if await victim.ready() is None:
             return ["the server does not start"]
-        actors, ops = copy.deepcopy((self._campaign.actors, self._campaign.history.ops))
+        actors, ops = copy.deepcopy((left.actors, left.history.ops))
         history = History(place / "history.jsonl")
-        history.ops, history.cycle = ops, self._campaign.history.cycle + 1
+        history.ops, history.cycle = ops, left.history.cycle + 1
         history.harmed = tuple(wound.name for wound in wounds)
         client = Client(victim.url, history, _NEWCOMER, random.Random(seed))
         verdict = Verdict()
-        scene = OneThing(client, self._store, Start(victim.pid, frozenset()), history, verdict)
+        scene = OneThing(client, left.store, Start(victim.pid, frozenset()), history, verdict)
+        wounded = {wound.surface for wound in wounds}
         try:
-            await _judge_all(scene, actors, {wound.surface for wound in wounds})
+            if left.settled:
+                await _judge_all(scene, actors, wounded)
+            await _work_on(scene, actors, wounded)
         except Gone as gone:
             verdict.holds(Check.LIVE, RUNNER, False, f"it left: {gone}")
         finally:
@@ -200,8 +217,7 @@ class OneThing(Scene):
 
 
 async def _judge_all(scene: OneThing, actors: Sequence[Actor], wounded: set[str]) -> None:
-    """Every thing by itself is as it should be or said to be damaged, few are, and who has nothing
-    to do with that works as ever."""
+    """Every thing by itself is as it should be or said to be damaged, and few are."""
     seen, harmed = 0, 0
     for actor in actors:
         scene.at, scene.count = 0, 1
@@ -217,6 +233,10 @@ async def _judge_all(scene: OneThing, actors: Sequence[Actor], wounded: set[str]
         seen += scene.count
     few = 2 * harmed < seen
     scene.verdict.holds(Check.GOES_ON, RUNNER, few, f"of {seen} things {harmed} are damaged")
+
+
+async def _work_on(scene: Scene, actors: Sequence[Actor], wounded: set[str]) -> None:
+    """Who has nothing to do with what is damaged works as ever."""
     for actor in actors:
         try:
             with _understood(scene, actor):
@@ -248,14 +268,25 @@ async def _verified(data: Path) -> list[str]:
 
 
 @asynccontextmanager
-async def patient(
-    stage: Stage, home: Path, seed: str, plant: str | None = None
-) -> AsyncIterator[Patient]:
-    """A store made by one life in which every surface was used."""
-    with Campaign(stage, home, seed=seed, plant=plant) as campaign:
-        await campaign.live(Life(workers=_WORKERS, steps=_STEPS, choices=seed, stop=True))
-        store = await Snapshot.of(campaign.data, home / "copy", verify=False)
-        yield Patient(stage, campaign, store, plant)
+async def patients(stage: Stage, home: Path, seed: str) -> AsyncIterator[Patients]:
+    """Stores made by lives in which every surface was used."""
+    with (
+        Campaign(stage, home / "rest", seed=seed) as rest,
+        Campaign(stage, home / "killed", seed=seed) as killed,
+    ):
+        await rest.live(Life(workers=_WORKERS, steps=_STEPS, choices=seed, stop=True))
+        await killed.work(Life(workers=_WORKERS, steps=_STEPS, choices=seed, death=_KILLED))
+        yield Patients(
+            stage,
+            await _left(rest, settled=True),
+            await _left(killed, settled=False),
+            [str(it) for campaign in (rest, killed) for it in campaign.verdict.violations],
+        )
+
+
+async def _left(campaign: Campaign, *, settled: bool) -> Left:
+    store = await Snapshot.of(campaign.data, campaign.home / "copy", verify=False)
+    return Left(campaign.data, store, campaign.actors, campaign.history, settled)
 
 
 class DamagedServer:
@@ -265,9 +296,10 @@ class DamagedServer:
     fault = DAMAGE
     subject: Subject = "server"
     says = (
-        "one bit of each record, entry, tip and blob of a store of every surface changes, and the "
-        "checksum of its page with it: whatever needs it answers `damaged` and names it, no answer "
-        "is another, `verify` lists it, and all else goes on"
+        "one bit of each record, entry, tip and blob that a server of every surface left, at rest "
+        "or killed at work, changes, and the checksum of its page with it: the server starts, "
+        "whatever needs the thing answers `damaged` and names it, no answer is another, `verify` "
+        "lists it, and all else goes on"
     )
 
     def __init__(self, plant: str | None = None) -> None:
@@ -279,21 +311,31 @@ class DamagedServer:
     async def run(self, trial: Trial) -> None:
         async with (
             Stage(trial.home) as stage,
-            patient(stage, trial.home / "life", trial.seed, self.plant) as hurt,
+            patients(stage, trial.home / "life", trial.seed) as hurt,
         ):
             if hurt.troubles:
                 trial.judged(1, hurt.troubles, trial.home / "life")
                 return
-            kinds = list(chain.from_iterable(hurt.kinds.values()))
-            for kind in kinds:
-                trial.rng("order", kind[0].kept, kind[0].part).shuffle(kind)
-            order = [it for turn in zip_longest(*kinds) for it in turn if it is not None]
+            order = [
+                it
+                for turn in zip_longest(_shuffled(trial, hurt.rest), _shuffled(trial, hurt.killed))
+                for it in turn
+                if it is not None
+            ]
             trial.planned = len(order)
-            for case, wound in enumerate(order, 1):
+            for case, (left, wound) in enumerate(order, 1):
                 if trial.over:
                     return
                 if trial.wants(case):
                     with trial.place(case) as place:
-                        wrong = await hurt.judge([wound], place, trial.seed)
+                        wrong = await hurt.judge(left, [wound], place, trial.seed, self.plant)
                         trial.judged(case, (f"{wound}: {it}" for it in wrong), place)
-                        trial.count(wound.surface)
+                        trial.count("at rest" if left.settled else "killed at work")
+
+
+def _shuffled(trial: Trial, left: Left) -> list[tuple[Left, Wound]]:
+    """Everything in a store, one of each kind in turn."""
+    kinds = list(chain.from_iterable(left.kinds.values()))
+    for kind in kinds:
+        trial.rng("order", kind[0].kept, kind[0].part).shuffle(kind)
+    return [(left, it) for turn in zip_longest(*kinds) for it in turn if it is not None]

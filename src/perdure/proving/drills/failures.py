@@ -30,17 +30,20 @@ _STEPS = 5
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Which call on which file fails, with what: the `n`th, or every one from there on."""
+    """Which call on which file fails, with what: the `n`th, or every one from there on. A `short`
+    write fails when half of it is done."""
 
     call: str
     suffix: str
     error: apsw.Error
     n: int
     for_ever: bool
+    short: bool = False
 
     def __str__(self) -> str:
         which = f"{self.call} {self.n} of state.db{self.suffix}"
-        return which + (" and all after it" if self.for_ever else "")
+        half = ", half written" if self.short else ""
+        return which + (" and all after it" if self.for_ever else "") + half
 
 
 class History:
@@ -48,6 +51,7 @@ class History:
 
     def __init__(self, path: Path, refusal: Refusal) -> None:
         self.disk = WatchedDisk(hasty=True)
+        self.disk.short = refusal.short
         self.acknowledged = dict.fromkeys(range(_WRITERS), 0)
         self.begun = dict(self.acknowledged)
         self.errors: list[PerdureError] = []
@@ -100,7 +104,8 @@ class FailedCalls:
     fault: Fault = FAILED_SYNC
     subject: Subject = "engine"
     says = (
-        "every write, sync and truncation of SQLite's files fails in turn, once or from then on: "
+        "every write, sync and truncation of SQLite's files fails in turn, once or from then on, "
+        "writes also when half of them is done: "
         "commits end typed, nothing more is acknowledged, reads go on, and a store that is "
         "reopened has all that was"
     )
@@ -109,6 +114,7 @@ class FailedCalls:
         ("write", "-wal", WRITE_FAILED),
         ("sync", "", SYNC_FAILED),
         ("write", "", WRITE_FAILED),
+        ("truncate", "", WRITE_FAILED),
         ("truncate", "-wal", WRITE_FAILED),
     )
 
@@ -117,7 +123,7 @@ class FailedCalls:
 
     async def run(self, trial: Trial) -> None:
         case = 0
-        clean: set[tuple[str, str, bool]] = set()
+        clean: set[tuple[str, str, bool, bool]] = set()
         with small_checkpoints():
             for refusal in self._refusals(clean):
                 case += 1
@@ -131,16 +137,17 @@ class FailedCalls:
                     if history.reached:
                         trial.judged(case, (f"{refusal}: {it}" for it in wrong), place)
                     else:
-                        clean.add((refusal.call, refusal.suffix, refusal.for_ever))
+                        clean.add((refusal.call, refusal.suffix, refusal.for_ever, refusal.short))
 
-    def _refusals(self, clean: set[tuple[str, str, bool]]) -> Iterator[Refusal]:
+    def _refusals(self, clean: set[tuple[str, str, bool, bool]]) -> Iterator[Refusal]:
         """The first call of each kind, then the second, up to runs that are not touched."""
         for n in itertools.count(1):
             left = [
-                Refusal(call, suffix, error, n, for_ever)
+                Refusal(call, suffix, error, n, for_ever, short)
                 for call, suffix, error in self.calls
                 for for_ever in (False, True)
-                if (call, suffix, for_ever) not in clean
+                for short in ((False, True) if call == "write" else (False,))
+                if (call, suffix, for_ever, short) not in clean
             ]
             if not left:
                 return
@@ -179,7 +186,8 @@ class FullDisk(FailedCalls):
 
     fault = FULL_DISK
     says = (
-        "SQLite finds no space at each of its writes in turn, once or from then on: the batch is "
+        "SQLite finds no space at each of its writes in turn, or for half of it, once or from then "
+        "on: the batch is "
         "refused by name, and when there is space the same engine takes writes again"
     )
     calls = (("write", "-wal", DISK_FULL),)

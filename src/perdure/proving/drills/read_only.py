@@ -1,0 +1,233 @@
+"""A store in a file system that lets nothing be written: from some moment on, or from the start."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+
+from perdure.core.clock import SystemClock
+from perdure.core.errors import PerdureError, StorageFull, Unavailable
+from perdure.engines.sqlite import SqliteEngine
+from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.failures import opened
+from perdure.proving.faults import READ_ONLY
+from perdure.proving.refusing import CHANGES, Refusing, Trouble
+from perdure.proving.steps import LAYOUTS, Unsound, last_step, step, troubles
+from perdure.proving.watched import WRITE_FAILED, WatchedDisk, small_checkpoints
+
+_WRITERS = 2
+_STEPS = 4
+
+
+class ReadOnlyEngine:
+    """See `says`."""
+
+    fault = READ_ONLY
+    subject: Subject = "engine"
+    says = (
+        "from each change on that opening, commits, checkpoints and closing make, nothing may be "
+        "written: all of it is refused typed, reads go on, who opens the store to look reads all "
+        "of it, and where it can be written again everything acknowledged is there"
+    )
+
+    def lacks(self) -> str | None:
+        return None
+
+    async def run(self, trial: Trial) -> None:
+        with small_checkpoints():
+            for case in itertools.count(1):
+                if trial.over or (trial.case is not None and case > trial.case):
+                    return
+                if not trial.wants(case):
+                    continue
+                with trial.place(case) as place:
+                    story = _Story(place / "state.db", case)
+                    wrong = await story.judge()
+                    if not story.reached:
+                        return
+                    trial.judged(case, (f"from change {case} on: {it}" for it in wrong), place)
+
+
+class _Story:
+    """A store that is opened, written and closed, and can be changed only `n` - 1 times."""
+
+    def __init__(self, path: Path, n: int) -> None:
+        self._path = path
+        self._acknowledged = dict.fromkeys(range(_WRITERS), 0)
+        self._begun = dict(self._acknowledged)
+        self._wrong: list[str] = []
+        self._refusing = Refusing(Trouble(calls=CHANGES, n=n, times=None, errno=errno.EROFS))
+
+    @property
+    def reached(self) -> bool:
+        """Whether anything was refused."""
+        return self._refusing.reached
+
+    async def judge(self) -> list[str]:
+        """Tell it; what did not hold."""
+        engine = await opened(self._path, WatchedDisk(hasty=True))
+        await self._steps(engine, _STEPS)
+        await engine.close()
+        try:
+            engine = await self._opened(read_only=False)
+        except (PerdureError, OSError, apsw.Error) as error:
+            self._refused(error)
+        else:
+            await self._steps(engine, _STEPS)
+            await self._read(engine, "reading on")
+            try:
+                await engine.close()
+            except (PerdureError, OSError, apsw.Error) as error:
+                self._refused(error)
+        await self._look()
+        engine = await opened(self._path, WatchedDisk(hasty=True))
+        self._wrong += await troubles(engine, self._acknowledged, self._begun)
+        await engine.close()
+        return self._wrong
+
+    async def _look(self) -> None:
+        try:
+            engine = await self._opened(read_only=True)
+        except (PerdureError, OSError, apsw.Error) as error:
+            self._wrong.append(f"it cannot be opened to look: {error!r}")
+            return
+        await self._read(engine, "looking")
+        await engine.close()
+
+    async def _opened(self, *, read_only: bool) -> SqliteEngine:
+        disk = WatchedDisk(hasty=True)
+        disk.errno = errno.EROFS
+
+        def refuse(call: str, suffix: str) -> None:
+            if (call == "write" and self._refusing.meets("sqlite.write")) or (
+                call == "truncate" and self._refusing.meets("sqlite.truncate")
+            ):
+                raise WRITE_FAILED
+
+        disk.watch = refuse
+        return await SqliteEngine.open(
+            str(self._path),
+            LAYOUTS,
+            clock=SystemClock(),
+            disk=self._refusing.disk,
+            read_only=read_only,
+            vfs=disk.name,
+        )
+
+    async def _steps(self, engine: SqliteEngine, steps: int) -> None:
+        for _ in range(steps):
+            await asyncio.gather(*(self._step(engine, writer) for writer in range(_WRITERS)))
+
+    async def _step(self, engine: SqliteEngine, writer: int) -> None:
+        number = self._acknowledged[writer] + 1
+        self._begun[writer] = number
+        try:
+            await engine.commit(step(writer, number))
+            self._acknowledged[writer] = number
+        except (PerdureError, OSError, apsw.Error) as error:
+            self._refused(error)
+
+    async def _read(self, engine: SqliteEngine, how: str) -> None:
+        for writer, least in self._acknowledged.items():
+            try:
+                last = await last_step(engine, writer)
+            except (Unsound, PerdureError, OSError, apsw.Error) as error:
+                self._wrong.append(f"{how}, writer {writer}: {error!r}")
+                continue
+            if not least <= last <= self._begun[writer]:
+                self._wrong.append(f"{how}, writer {writer}: {least} acknowledged, {last} there")
+
+    def _refused(self, error: Exception) -> None:
+        """A refusal says in our words that the store cannot do it now, and not that it is full."""
+        if not isinstance(error, Unavailable) or isinstance(error, StorageFull):
+            self._wrong.append(f"it is refused with {error!r}")
+
+
+class LookedAtEngine:
+    """See `says`. `program` is what looks; a proof may give one that is wrong."""
+
+    fault = READ_ONLY
+    subject: Subject = "process"
+    says = (
+        "the directory of a store, closed in good order or left by a kill, with its lock file or "
+        "without, is mounted read-only: who opens it to write is refused, and who opens it to look "
+        "reads every step, and `verify` finds nothing"
+    )
+
+    def __init__(
+        self, program: Sequence[str] = (sys.executable, "-m", "perdure.proving.looker")
+    ) -> None:
+        self._program = program
+
+    def lacks(self) -> str | None:
+        return _lacks()
+
+    async def run(self, trial: Trial) -> None:
+        stores = list(itertools.product((False, True), repeat=2))
+        trial.planned = len(stores)
+        for case, (killed, unlocked) in enumerate(stores, 1):
+            if trial.over:
+                return
+            if trial.wants(case):
+                with trial.place(case) as place:
+                    wrong = await self._judge(trial, case, place, killed=killed, unlocked=unlocked)
+                    how = f"{'killed' if killed else 'closed'}{', no lock file' * unlocked}"
+                    trial.judged(case, (f"{how}: {it}" for it in wrong), place)
+
+    async def _judge(
+        self, trial: Trial, case: int, place: Path, *, killed: bool, unlocked: bool
+    ) -> list[str]:
+        store = place / "store"
+        steps = trial.rng(case).randrange(1, 30)
+        store.mkdir()
+        engine = await opened(store / "state.db", WatchedDisk(hasty=True))
+        for number in range(1, steps + 1):
+            for writer in range(_WRITERS):
+                await engine.commit(step(writer, number))
+        if killed:  # what lies there while it is open is what a kill leaves
+            store = Path(shutil.copytree(store, place / "killed"))
+        await engine.close()
+        if unlocked:
+            trial.disk.remove(store / "state.db.lock")
+        url = f"sqlite:///{store}/state.db"
+        looking = await asyncio.create_subprocess_exec(
+            *mounted_read_only(store, *self._program, url, str(_WRITERS)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said = (await looking.communicate())[0].decode().splitlines()
+        expected = [f"{writer} {steps}" for writer in range(_WRITERS)]
+        wrong = [] if said[1:] == expected else [f"looking at {steps} steps it said {said[1:]}"]
+        if not said or not said[0].startswith("refused unavailable: "):
+            wrong.append(f"opened to write it said {said[:1]}")
+        return wrong
+
+
+def mounted_read_only(directory: Path, *command: str) -> tuple[str, ...]:
+    """The command, as one for which alone that directory is mounted read-only."""
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    return ("unshare", "-Urm", "sh", "-c", script, str(directory), *command)
+
+
+@functools.cache
+def _lacks() -> str | None:
+    """Whether a process may have mounts of its own is known only by trying."""
+    for tool in ("unshare", "mount"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed: `apt-get install util-linux mount`."
+    with tempfile.TemporaryDirectory(prefix="perdure-mount-") as home:
+        command = mounted_read_only(Path(home), "true")
+        tried = subprocess.run(command, capture_output=True, text=True)
+    if tried.returncode:
+        return f"a user may not mount anything for itself here: {tried.stderr.strip()}"
+    return None
