@@ -156,11 +156,11 @@ class Boots:
 
     def heartbeats(self) -> AsyncIterator[Record[Instance]]:
         """The last sign of life of every instance."""
-        return every(self._engine, INSTANCES, (SYSTEM_TENANT,), skip_damaged=True)
+        return every(self._engine, INSTANCES, (SYSTEM_TENANT,), damaged=[])
 
     def leases(self) -> AsyncIterator[Record[Lease]]:
         """The boots that may begin work."""
-        return every(self._engine, LEASES, (SYSTEM_TENANT,), skip_damaged=True)
+        return every(self._engine, LEASES, (SYSTEM_TENANT,), damaged=[])
 
     def heartbeat(self, instance: Instance) -> Batch:
         """Say that an instance is alive."""
