@@ -182,6 +182,28 @@ async def test_processes_over_one_data_directory_are_told_apart(join: Join) -> N
     assert third.node.boot.previous_ended_clean
 
 
+# proves R5
+async def test_nobody_is_taken_for_dead_because_the_store_was_away(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks first after it is back has seen no sign of life for longer than a lease."""
+    monkeypatch.setattr(fleet, "_BLIND_S", 0.2)
+    first, second = await join(), await join()
+    await wait_until(lambda: knows(second, first), WITHIN_S, "the second knows the first")
+    watched = second.node.fleet
+    await second.node._supervisor.stop()
+    await first.node._supervisor.stop()
+    await watched.watch()
+    await asyncio.sleep(0.6)  # longer than a lease, in which nobody looks
+    await watched.watch()
+    assert watched.lives(first.node.boot_id)
+    for _ in range(8):
+        await asyncio.sleep(0.1)
+        await watched.watch()
+    assert not watched.lives(first.node.boot_id)
+    assert watched.gone == {first.node.boot_id}
+
+
 # proves R7
 async def test_a_conversation_is_locked_for_everybody(
     join: Join, upstream: ScriptedUpstream

@@ -27,6 +27,7 @@ from perdure.surfaces.state import State
 HEARTBEAT_S = 1.5
 LEASE_S = 6.0
 WATCH_S = 1.0
+_BLIND_S = 3.0
 
 _log = structlog.get_logger("perdure.fleet")
 
@@ -46,8 +47,11 @@ class Fleet:
         self.living = frozenset({boot_id})
         self.lost = asyncio.Event()
         """Set once this boot was taken for dead: it must end."""
+        self.gone: set[str] = set()
+        """Boots that have ended and whose work nobody here has seen to yet."""
         self._state = state
         self._clock = clock
+        self._looked_at_s = clock.monotonic_s()
         self._shared = state.engine.shared
         self._seen: dict[str, _Seen] = {}
 
@@ -64,10 +68,13 @@ class Fleet:
         """The boots that may write, as the store says now."""
         return frozenset(await self._leases()) if self._shared else self.living
 
-    async def join(self) -> None:
-        """Take a lease, and learn who else has one."""
+    async def join(self, before: str | None) -> None:
+        """Take a lease, and learn who else has one. The boot `before` this one in the same place
+        has none any more: nobody else can be there, so it is dead."""
         if self._shared:
-            await self._state.commit(self._state.boots.take_lease(self.boot_id))
+            boots = self._state.boots
+            ended = boots.end_lease(before) if before else Batch()
+            await self._state.commit(ended + boots.take_lease(self.boot_id))
             self.living = frozenset(await self._leases())
 
     async def beat(self, alive: Instance, also: Batch) -> None:
@@ -79,12 +86,15 @@ class Fleet:
             self.lost.set()
             raise
 
-    async def watch(self) -> frozenset[str]:
-        """Look who is alive, and end the leases of those that are not. Who has gone since the last
-        look, whoever ended it."""
+    async def watch(self) -> None:
+        """Look who is alive, and end the leases of those that are not. A heartbeat stands still for
+        as long as somebody looks: while the store was away, nobody could give a sign of life."""
         leases = await self._leases()
         beats = {beat.value.boot_id: beat for beat in await self._heartbeats()}
         now_s = self._clock.monotonic_s()
+        if now_s - self._looked_at_s > _BLIND_S:
+            self._seen.clear()
+        self._looked_at_s = now_s
         for boot_id in leases - {self.boot_id}:
             beat = beats.get(boot_id)
             version = 0 if beat is None else beat.version
@@ -94,9 +104,8 @@ class Fleet:
             elif now_s - seen.since_s >= LEASE_S and await self._end(boot_id, beat):
                 leases = leases - {boot_id}
         self._seen = {boot_id: seen for boot_id, seen in self._seen.items() if boot_id in leases}
-        gone = self.living - leases - {self.boot_id}
+        self.gone |= self.living - leases - {self.boot_id}
         self.living = frozenset(leases | {self.boot_id})
-        return gone
 
     async def leave(self) -> None:
         """End the lease in good order: others need not wait for it to stand still."""

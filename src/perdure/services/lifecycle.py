@@ -185,8 +185,6 @@ class Node:
         self.retention = Retention(self.state, self.clock, days)
         self._transient = State(await open_engine("memory://", LAYOUTS, clock=self.clock))
         with self.startup.phase("record boot"):
-            await self.fleet.join()
-            await self._require_same_blobs()
             unread = await self._begin_boot()
         with self.startup.phase("recover"):
             found = [engine_recovery(engine.recovered)]
@@ -211,9 +209,9 @@ class Node:
         kept = self.config.retention.boots_kept
         sweeper = Sweeper(self.state, self.clock, self.boot, kept)
         if engine.shared:
-            self._supervisor.every("watch", WATCH_S, self._watch)
+            self._supervisor.every("watch", WATCH_S, self._watch, pause_max_s=WATCH_S)
         beat_s = FLEET_HEARTBEAT_S if engine.shared else HEARTBEAT_S
-        self._supervisor.every("heartbeat", beat_s, self._beat)
+        self._supervisor.every("heartbeat", beat_s, self._beat, pause_max_s=beat_s)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("retention", _SWEEP_S, self.retention.sweep)
@@ -251,10 +249,12 @@ class Node:
 
     async def _watch(self) -> None:
         """See who of the fleet has gone, recover what it left, and queue what waits."""
-        if gone := await self.fleet.watch():
+        await self.fleet.watch()
+        if gone := set(self.fleet.gone):
             found = [one for one in await self._recovered() if one.loaded or one.orphaned]
             told = {one.surface: msgspec.to_builtins(one) for one in found}
             _log.info("taken over", boots=sorted(gone), recovered=told)
+            self.fleet.gone -= gone
         await self.gateway.heed()
         await self.jobs.heed()
 
@@ -325,6 +325,8 @@ class Node:
             previous_boot_id=known.boot_id if known else None,
             previous_ended_clean=known.ended_clean if known else (False if unread else None),
         )
+        await self.fleet.join(self.boot.previous_boot_id)
+        await self._require_same_blobs()
         await self._record_boot(ready=False, expect=0)
         return unread
 
