@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -220,6 +221,38 @@ async def test_a_backend_that_is_killed_takes_the_server_through_recovery(
         )
         os.kill(pid, signal.SIGKILL)
     assert await _once(engine)
+    assert [finding async for finding in engine.verify()] == []
+    await engine.close()
+
+
+# proves C9, C12
+@pytest.mark.skipif(
+    shutil.which("strace") is None or os.geteuid() != 0, reason="needs strace, root"
+)
+@pytest.mark.parametrize("fail_at", [1, 2])
+async def test_a_failed_sync_is_the_servers_end_and_the_commit_is_looked_up(
+    fail_at: int, server: Server, name: str
+) -> None:
+    """The server cannot know whether its record is on the disk, panics and recovers."""
+    url = at(server.dsn, name)
+    engine = await opened(url)
+    assert await _once(engine)
+    session = engine._committer and engine._committer._session
+    assert session is not None
+    tracer = await asyncio.create_subprocess_exec(
+        *("strace", "-qq", "-p", f"{session.get_server_pid()}", "-e", "trace=fdatasync,fsync"),
+        *("-e", f"inject=fdatasync,fsync:error=EIO:when={fail_at}", "-o", os.devnull),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    attached = Path(f"/proc/{session.get_server_pid()}/status")
+
+    async def traced() -> bool:
+        return f"TracerPid:\t{tracer.pid}\n" in attached.read_text()
+
+    await wait_until(traced, 5, "strace at the backend")
+    for _ in range(3):
+        assert await _once(engine)
+    assert await tracer.wait() is not None
     assert [finding async for finding in engine.verify()] == []
     await engine.close()
 

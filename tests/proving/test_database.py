@@ -20,7 +20,9 @@ async def test_every_way_to_lose_a_database_is_survived(tmp_path: Path) -> None:
     assert trial.notes["stop"] == trial.notes["kill"] == 1
 
 
-@pytest.mark.parametrize(("answer", "told"), [(False, "Conflict"), (True, "acknowledged")])
+@pytest.mark.parametrize(
+    ("answer", "told"), [(False, "Conflict"), (True, "lost what it had confirmed")]
+)
 async def test_a_commit_that_is_guessed_is_found(
     answer: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

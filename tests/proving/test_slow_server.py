@@ -15,11 +15,12 @@ from perdure.proving.drills.slow_server import SlowServer
     [
         ("acknowledges-early", "was acknowledged, and after a kill it is answered 404"),
         ("reads-behind", "is not answered within"),
+        ("starts-in-line", "a sync of the start hangs, and GET /livez is not answered"),
     ],
 )
 async def test_a_server_that_does_the_wrong_thing_is_caught(
     tmp_path: Path, plant: str, seen: str
 ) -> None:
-    trial = Trial(tmp_path, "1", seconds=60, enough=1)
+    trial = Trial(tmp_path, "1", seconds=60, wrong_max=1)
     await SlowServer(plant).run(trial)
     assert any(seen in violation.what for violation in trial.violations), trial.violations

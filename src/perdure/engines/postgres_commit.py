@@ -75,7 +75,7 @@ LOCKS_MAX = 1_000
 batch that would need more takes the gate for itself, which everybody else shares."""
 
 _SWEEP_EVERY = 200
-_WRITER_KEPT_S = 30 * 24 * 3600
+_WRITER_KEPT_S = 365 * 24 * 3600
 """How long the row of a writer that was killed is kept. One that lives writes it now and then."""
 
 
@@ -258,10 +258,10 @@ class Committer:
     async def _took_place(self, number: int, lost: BaseException) -> bool:
         """Whether commit `number` is there. Raises `CommitUnknown` where that cannot be learned."""
 
-        async def ask() -> int | None:
+        async def ask() -> int:
             session = await self._database.connect()
             try:
-                found: int | None = await session.fetchval(SQL["ask_writer"], self.id)
+                found: int = await session.fetchval(SQL["ask_writer"], self.id)
             finally:
                 session.terminate()
             return found
@@ -288,9 +288,9 @@ class Committer:
         try:
             await self._database.pin_promise(session)
             found = await session.fetchval(SQL["ask_writer"], self.id)
-            if (found or 0) < self._confirmed:
+            if found < self._confirmed:
                 self.latch(
-                    f"the database lost what it had confirmed: it knows commit {found or 0} of "
+                    f"the database lost what it had confirmed: it knows commit {found} of "
                     f"this process, which had {self._confirmed} confirmed. It was restored, or a "
                     "standby took over that did not have them"
                 )

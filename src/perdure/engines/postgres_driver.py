@@ -207,9 +207,10 @@ class Database:
         patience_s: float = PATIENCE_S,
         may_pass: Callable[[BaseException], bool] | None = None,
     ) -> R:
-        """Try until it succeeds, fails for a reason that stays, or `patience_s` have passed; what
-        `may_pass` is by default that the session is lost. Raises errors of ours."""
-        deadline_s = self.clock.monotonic_s() + patience_s
+        """Try until it succeeds, fails for a reason that stays, or fails `patience_s` after its
+        first failure; what `may_pass` is by default that the session is lost. Raises errors of
+        ours."""
+        deadline_s: float | None = None
         may_pass = may_pass or is_lost
         pause_s = _PAUSE_MIN_S
         while True:
@@ -218,7 +219,9 @@ class Database:
             except DRIVER_ERRORS as error:
                 if self.closed:
                     raise Closed(f"{self.where} was closed.") from error
-                if not may_pass(error) or self.clock.monotonic_s() > deadline_s:
+                now_s = self.clock.monotonic_s()
+                deadline_s = now_s + patience_s if deadline_s is None else deadline_s
+                if not may_pass(error) or now_s > deadline_s:
                     raise translate(error, self.where) from error
                 if self._pool is not None:
                     await self._pool.expire_connections()

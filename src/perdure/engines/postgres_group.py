@@ -23,7 +23,7 @@ from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
-from perdure.engines.postgres_driver import SQL
+from perdure.engines.postgres_driver import SQL, damage_at
 from perdure.engines.postgres_schema import Table, decoded_numbers
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ class Statement:
         await session.execute(f"WITH {named} SELECT 1", *self._values)
 
     async def read(self, session: Connection) -> list[asyncpg.Record]:
-        return await session.fetch(" UNION ALL ".join(self._parts), *self._values)
+        with damage_at("what a commit touches"):
+            return await session.fetch(" UNION ALL ".join(self._parts), *self._values)
 
 
 @lru_cache(maxsize=4_096)

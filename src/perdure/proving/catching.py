@@ -316,9 +316,9 @@ BUGS: tuple[Bug, ...] = (
         *("blob store", "slow-disk / blobs"),
         partial(_by_drill, SlowBlobs(), blobs_local, "off_loop_to_write", off_loop),
     ),
-    Bug(
-        PLANTS["reads-behind"].says,
-        *("server", "slow-disk / server", partial(_by_a_slow_disk, "reads-behind")),
+    *(
+        Bug(PLANTS[plant].says, "server", "slow-disk / server", partial(_by_a_slow_disk, plant))
+        for plant in ("reads-behind", "starts-in-line")
     ),
     Bug(
         "what a put that was killed has left is not removed",

@@ -32,7 +32,7 @@ from perdure.engines import blobs_local, sqlite, sqlite_commit, sqlite_recovery,
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.sqlite_wal import stamp
 from perdure.engines.wrapping import Wrapping
-from perdure.services import background, gateway, sweeper
+from perdure.services import background, gateway, lifecycle, sweeper
 from perdure.services.continuing import Continuation
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
@@ -340,6 +340,10 @@ def _write_beside() -> None:
     _replace("advance", unfenced, sqlite_commit, sqlite_recovery)
 
 
+async def _on_loop(function: Callable[..., T], *args: object) -> T:
+    return function(*args)
+
+
 class _Forgetful(WeakSet[Lock]):
     def add(self, item: Lock) -> None:
         pass
@@ -444,6 +448,10 @@ PLANTS: dict[str, Plant] = {
     "writes-over": Plant(
         "a conversation is written whatever was written to it since it was read",
         patch=_write_over,
+    ),
+    "starts-in-line": Plant(
+        "the event loop waits for the syncs of a start",
+        patch=lambda: _replace("off_loop_to_write", _on_loop, lifecycle),
     ),
     "reads-behind": Plant(
         "who reads waits behind those whose uploads are synced",

@@ -63,7 +63,7 @@ CASES: dict[str, Case] = {
 }
 ELSEWHERE = {
     *("trusts-rows", "hides-damage", "hides-failures", "stops-reading", "trusts-clock"),
-    *("writes-beside", "keeps-lock", "writes-over", "reads-behind"),
+    *("writes-beside", "keeps-lock", "writes-over", "reads-behind", "starts-in-line"),
 }
 """Plants that need a damaged store, a failing or slow disk, a clock that jumps, a second owner or
 clients that contend, and so other cases than lives."""

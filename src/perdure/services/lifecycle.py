@@ -23,6 +23,7 @@ from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk, Lock, translated
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, PromiseBroken, StoreLocked, Unavailable
+from perdure.core.offload import off_loop_to_write
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
 from perdure.engines import open_blobs, open_engine
@@ -153,7 +154,7 @@ class Node:
 
     async def _open_engine(self) -> Engine:
         if not self.config.engine_url.startswith("memory:"):
-            self._disk.make_directory(self.config.data_path)
+            await off_loop_to_write(self._disk.make_directory, self.config.data_path)
         engine = await open_engine(
             self.config.engine_url,
             LAYOUTS,
@@ -312,7 +313,7 @@ class Node:
     async def _begin_boot(self) -> list[Finding]:
         """Record this boot; the ones just before it that cannot be read, which ended nobody knows
         how."""
-        instance_id = self._instance_id()
+        instance_id = await off_loop_to_write(self._instance_id)
         previous, unread = await self.state.boots.newest(instance_id)
         known = previous.value if previous and not unread else None
         self.boot = Boot(

@@ -28,6 +28,7 @@ from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk, translated
 from perdure.core.engine import Engine
 from perdure.core.errors import Unavailable
+from perdure.core.offload import off_loop_to_write
 from perdure.frontends.http import (
     chat,
     conversations,
@@ -274,18 +275,22 @@ class ControlSocket:
                 private = self._disk.private_directory()
             path = private / CONTROL_SOCKET
         try:
+            await off_loop_to_write(self._make_room, path)
             async with _served(application, self._bound(path)):
                 yield str(path)
         finally:
             self._remove(path, private)
+
+    def _make_room(self, path: Path) -> None:
+        with translated(path):
+            self._disk.make_directory(path.parent)
+            self._disk.remove(path)
 
     def _bound(self, path: Path) -> socket.socket:
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
             with translated(path):
-                self._disk.make_directory(path.parent)
-                self._disk.remove(path)
                 listening.bind(str(path))
         except Unavailable:
             listening.close()

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
-from perdure.core.errors import CommitUnknown, PerdureError
+from perdure.core.errors import CommitUnknown, Latched, PerdureError, Unavailable
 from perdure.engines import open_engine
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import PROCESS_CRASH
@@ -40,7 +40,7 @@ class Writing:
     def __init__(self, engine: Engine) -> None:
         self.begun = dict.fromkeys(range(_WRITERS), 0)
         self.acknowledged = dict.fromkeys(range(_WRITERS), 0)
-        self.unknown = 0
+        self.unknown = self.refused = 0
         self._engine = engine
         self._over = False
         self._tasks = [asyncio.create_task(self._write(writer)) for writer in range(_WRITERS)]
@@ -71,6 +71,12 @@ class Writing:
             except CommitUnknown:
                 self.unknown += 1
                 return
+            except Latched:
+                raise
+            except Unavailable:
+                self.refused += 1
+                self.begun[writer] -= 1  # it is not there, or its repeat will be a conflict
+                continue
             self.acknowledged[writer] = self.begun[writer]
 
 
@@ -125,6 +131,7 @@ class FailingDatabase:
             await engine.close()
         trial.count("steps", sum(writing.acknowledged.values()))
         trial.count("unknown", writing.unknown)
+        trial.count("refused", writing.refused)
         return [f"{strike}: {one}" for one in wrong]
 
 

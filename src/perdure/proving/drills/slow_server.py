@@ -31,6 +31,9 @@ _READS_S = 4.0
 _STARTED = 40
 """A start makes fewer syncs of each kind."""
 
+_STARTING = 16
+"""It makes about so many in directories and files of its own."""
+
 _AT_ONCE = 12
 _DELAYS_S = (0.02, 0.1, 0.3)
 _SYNCS: tuple[Call, ...] = ("sqlite.sync", "disk.sync", "disk.names")
@@ -47,7 +50,8 @@ class SlowServer:
     fault = SLOW_DISK
     subject: Subject = "server"
     says = (
-        "every sync hangs for seconds while many clients write: it lives and reads meanwhile, "
+        "a sync of its start hangs for seconds, and then every sync while many clients write: it "
+        "lives and reads meanwhile, "
         "and after a kill in the middle of it everything acknowledged is there; and lives of all "
         "surfaces over a disk whose every sync is slow: all is done late and nothing refused"
     )
@@ -65,7 +69,9 @@ class SlowServer:
                 case += 1
                 if trial.wants(case):
                     with trial.place(case) as place:
-                        wrong = await self._kinds[case % 3](self, trial, case, stage, place)
+                        wrong = await self._kinds[case % len(self._kinds)](
+                            self, trial, case, stage, place
+                        )
                         trial.judged(case, wrong, place)
 
     async def _commits(self, trial: Trial, case: int, stage: Stage, place: Path) -> list[str]:
@@ -111,6 +117,36 @@ class SlowServer:
                     wrong.append(f"{path} was acknowledged, and after a kill it {found}")
         return wrong + (await Snapshot.of(place / "data", place / "copy", verify=True)).findings
 
+    async def _starts(self, trial: Trial, case: int, stage: Stage, place: Path) -> list[str]:
+        """While a sync of the start hangs, it says that it is alive and how far it is."""
+        told = place / "hangs"
+        hangs = Trouble(
+            calls=("disk.sync", "disk.names"),
+            n=1 + case // len(self._kinds) % _STARTING,
+            delay_s=_HANGS_S,
+            told=str(told),
+        )
+        plan = Plan(data=str(place / "data"), port=stage.port, upstream=stage.upstream.url)
+        slow = msgspec.structs.replace(plan, trouble=hangs, plant=self._plant)
+        victim = await stage.nursery.start(slow)
+        try:
+            async with httpx.AsyncClient(
+                base_url=victim.url, trust_env=False, verify=False
+            ) as asked:
+
+                async def come() -> bool:
+                    return _hangs(told) or await _read(asked, "/readyz") is None
+
+                await wait_until(come, _HANGS_S, "a sync that hangs, or the end of the start,")
+                return [
+                    f"{hangs}: a sync of the start hangs, and GET {path} {found}"
+                    for path in ("/livez", "/v1/startup")
+                    if (found := await _read(asked, path)) is not None
+                ]
+        finally:
+            victim.signal()
+            await victim.death()
+
     async def _lives(self, trial: Trial, case: int, stage: Stage, place: Path) -> list[str]:
         """A life of the crash campaign in which all work is done late."""
         delay_s = trial.rng(case).choice(_DELAYS_S)
@@ -120,7 +156,7 @@ class SlowServer:
         trial.count("judgements", sum(campaign.verdict.judged.values()))
         return [str(violation) for violation in campaign.verdict.violations]
 
-    _kinds = (_lives, _commits, _uploads)
+    _kinds = (_lives, _starts, _commits, _uploads)
 
 
 async def _conversation(asked: httpx.AsyncClient) -> str:
@@ -140,8 +176,8 @@ async def _read(asked: httpx.AsyncClient, path: str) -> str | None:
     """What is wrong with reading it; None where that works, in time."""
     try:
         status = (await asked.get(path, timeout=_READS_S)).status_code
-    except httpx.TimeoutException:
-        return f"is not answered within {_READS_S:g} s"
+    except httpx.TransportError as error:
+        return f"is not answered within {_READS_S:g} s: {type(error).__name__}"
     return None if status == 200 else f"is answered {status}"
 
 

@@ -47,7 +47,10 @@ ON CONFLICT (id) DO UPDATE SET number = excluded.number, seen_s = excluded.seen_
 -- name: ask_writer
 -- A write of its own: it waits for a commit that is still under way, and its own commit is durable
 -- only when all before it are.
-UPDATE writers SET asked = asked + 1 WHERE id = $1 RETURNING number
+INSERT INTO writers (id, number, asked, seen_s)
+VALUES ($1, 0, 1, extract(epoch FROM clock_timestamp())::bigint)
+ON CONFLICT (id) DO UPDATE SET asked = writers.asked + 1, seen_s = excluded.seen_s
+RETURNING number
 
 -- name: forget_writer
 DELETE FROM writers WHERE id = $1
