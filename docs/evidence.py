@@ -190,7 +190,9 @@ def render(run: Run, record: Sequence[Found]) -> str:
 
 _NOT_COVERED = """\
 - **Disks that lie below us.** A disk that says it has synced and has not loses what it said.
-  Nothing in software above it can see that; only pulling the plug can, and we did not.
+  Nothing in software above it can see that; only pulling the plug can, and we did not. A file
+  system can lie too: where ext4 finds itself damaged and becomes read-only, we have seen it tell a
+  sync that was under way that it worked, to a program of ten lines, and lose what was synced.
 - **Plugs.** Our power cuts are made from what SQLite and the disk module wrote and did not sync: a
   model, with torn and dropped writes, stricter than most disks and not every disk. Where a drill
   above shuts a file system down, that is the kernel's own way to forget; still no machine was

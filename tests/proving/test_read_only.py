@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from perdure.proving.drills.drill import Trial
-from perdure.proving.drills.read_only import LookedAtEngine, mounted_read_only
+from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyExt4, mounted_read_only
 from tests.e2e.http_server import clean_environment, serving
 
 WRONG = (sys.executable, str(Path(__file__).with_name("wrong_looker.py")))
 LACKS = LookedAtEngine().lacks()
+NO_IMAGES = ReadOnlyExt4().lacks()
 
 needs_mounts = pytest.mark.skipif(LACKS is not None, reason=str(LACKS))
 
@@ -26,6 +27,16 @@ async def test_a_look_that_needs_the_right_to_write_is_caught(tmp_path: Path) ->
     await LookedAtEngine(WRONG).run(trial)
     assert len(trial.violations) == 4
     assert all("not readable" in one.what for one in trial.violations)
+
+
+@pytest.mark.skipif(NO_IMAGES is not None, reason=str(NO_IMAGES))
+async def test_a_writer_that_acknowledges_what_a_read_only_disk_refused_is_caught(
+    tmp_path: Path,
+) -> None:
+    trial = Trial(tmp_path, "1", seconds=30, wrong_max=1)
+    await ReadOnlyExt4("tests.proving.wrong_writer", "deaf").run(trial)
+    assert any("did not end by a refusal" in one.what for one in trial.violations)
+    assert any("steps acknowledged" in one.what for one in trial.violations)
 
 
 @needs_mounts

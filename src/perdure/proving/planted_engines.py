@@ -144,6 +144,23 @@ class IgnoresPartitions(Wrapping):
                 layout.partition = 1 if "game" in layout.key else None
 
 
+class GivesOneForNone(Wrapping):
+    async def scan(self, records: Records[Any], prefix: Key, **how: Any) -> Page[Record[Any]]:
+        page = await super().scan(records, prefix, **how)
+        if how["limit"]:
+            return page
+        more = await super().scan(records, prefix, **{**how, "limit": 1})
+        return Page(page.items, page.cursor or more.cursor)
+
+
+class CutsLaterPagesOfAnIndex(Wrapping):
+    async def scan(self, records: Records[Any], prefix: Key, **how: Any) -> Page[Record[Any]]:
+        page = await super().scan(records, prefix, **how)
+        if how.get("index") and how.get("cursor") and len(page.items) > 1:
+            return Page(page.items[:1])
+        return page
+
+
 class StaysOpen(Wrapping):
     async def close(self) -> None:
         pass
@@ -164,6 +181,8 @@ PLANTED: dict[str, Callable[[Engine], Wrapping]] = {
     "a position in a dropped stream is taken for one in its successor": NeverTellsIncarnations,
     "a wait begins after the look at the tip, and sleeps through a commit": SleepsThroughCommits,
     "a page that is not the last ends the list": ForgetsTheLastPage,
+    "a page of nothing has a cursor": GivesOneForNone,
+    "only the first page of an index is whole": CutsLaterPagesOfAnIndex,
     "a cursor of another question is taken": TakesAnyCursor,
     "a limit beyond what is allowed is quietly made smaller": ClampsLimits,
     "a record comes back without its attachment": LosesAttachments,

@@ -18,7 +18,7 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
-from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine
+from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine, ReadOnlyExt4
 from perdure.proving.drills.requests import ContendingRequests
 from perdure.proving.drills.slow import SlowBlobs, SlowEngine
 from perdure.proving.drills.slow_server import SlowServer
@@ -43,6 +43,7 @@ DRILLS: tuple[Drill, ...] = (
     *FAILING_SERVERS,
     ReadOnlyEngine(),
     LookedAtEngine(),
+    ReadOnlyExt4(),
     DamagedEngine(),
     DamagedBlobs(),
     DamagedServer(),

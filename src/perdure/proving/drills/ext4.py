@@ -36,6 +36,8 @@ _BLOBS_MAX = 6
 _FS_IOC_SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSHING_THE_JOURNAL = struct.pack("I", 2)
 
+_ERRORS = Path("/sys/fs/ext4")
+
 _TOOLS = {"mkfs.ext4": "e2fsprogs", "mount": "mount", "umount": "mount"}
 
 
@@ -55,22 +57,34 @@ class Image:
 
     def mount(self) -> None:
         """Mount it; ext4 recovers from its journal."""
-        _call("mount", "-o", "loop", str(self._file), str(self.root))
+        _call("mount", "-o", "loop,errors=remount-ro", str(self._file), str(self.root))
 
     def unmount(self) -> None:
         """Let go of it, if it is mounted."""
         if os.path.ismount(self.root):
             _call("umount", str(self.root))
 
+    def become_read_only(self) -> None:
+        """Make the file system believe that it is damaged: it lets nothing be written any more."""
+        self._check()
+        device = os.stat(self.root).st_dev
+        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+        assert (block / "loop/backing_file").read_text().strip() == str(self._file.resolve())
+        (_ERRORS / block.name / "trigger_fs_error").write_text("1")
+
     def cut(self) -> None:
         """Stop the file system at once: what was not synced is gone, and every call on it fails."""
-        assert os.path.ismount(self.root)
-        assert self.root.stat().st_dev not in (Path("/").stat().st_dev, self._file.stat().st_dev)
+        self._check()
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(fd, _FS_IOC_SHUTDOWN, _WITHOUT_FLUSHING_THE_JOURNAL)
         finally:
             os.close(fd)
+
+    def _check(self) -> None:
+        """It is a mount of its own that is going to fail."""
+        assert os.path.ismount(self.root)
+        assert self.root.stat().st_dev not in (Path("/").stat().st_dev, self._file.stat().st_dev)
 
     def come_back(self) -> None:
         """Power again."""
@@ -106,7 +120,7 @@ class CutExt4:
         self._program = program
 
     def lacks(self) -> str | None:
-        return _lacks()
+        return lacks_images()
 
     async def run(self, trial: Trial) -> None:
         with image(trial.home) as ext4:
@@ -202,7 +216,7 @@ def _call(*command: str) -> None:
 
 
 @functools.cache
-def _lacks() -> str | None:
+def lacks_images() -> str | None:
     """Whether an image can be made and mounted is known only by doing so."""
     if os.geteuid() != 0:
         return "only root may mount an image: run it as root, on a machine made for tests."

@@ -149,7 +149,7 @@ class OwnedEngine:
         fork = ("--fork",) * meeting.forked
         async with owner(*self._program, *fork, url, str(_WRITERS)) as first:
             for _ in range(trial.rng(case).randrange(1, _ACKNOWLEDGED_MAX)):
-                _note(acknowledged, [await first.line()])
+                note(acknowledged, [await first.line()])
             if meeting.lock == "removed":
                 trial.disk.remove(place / "state.db.lock")
             elif meeting.lock == "replaced":
@@ -159,15 +159,15 @@ class OwnedEngine:
             second, wrong = await _second(url, first.pid, meeting)
             for _ in range(_TRIES):
                 if second is None and not (wrong or meeting.paused or meeting.lock == "kept"):
-                    _note(acknowledged, [await first.line()])
+                    note(acknowledged, [await first.line()])
                     second, wrong = await _second(url, first.pid, meeting)
             if meeting.paused:
                 os.kill(first.pid, signal.SIGCONT)
             if second is not None:
                 trial.count("taken over")
                 return wrong + await _replaced(first, second, acknowledged)
-            wrong += _note(acknowledged, [await first.line() for _ in range(_MORE)])
-            wrong += _note(acknowledged, await first.kill())
+            wrong += note(acknowledged, [await first.line() for _ in range(_MORE)])
+            wrong += note(acknowledged, await first.kill())
             try:
                 engine = await open_engine(url, LAYOUTS, clock=SystemClock())
             except PerdureError as error:
@@ -221,7 +221,7 @@ async def _replaced(first: Owner, second: Engine, acknowledged: dict[int, int]) 
         said.append(line)
         if len(said) > 10 * _ACKNOWLEDGED_MAX:
             break
-    wrong = _note(acknowledged, said)
+    wrong = note(acknowledged, said)
     if line != b"refused latched\n":
         wrong.append(f"the one that was replaced went on and said {line!r}")
     wrong += await troubles(second, acknowledged, there)
@@ -232,7 +232,7 @@ async def _replaced(first: Owner, second: Engine, acknowledged: dict[int, int]) 
     return wrong
 
 
-def _note(acknowledged: dict[int, int], lines: Sequence[bytes]) -> list[str]:
+def note(acknowledged: dict[int, int], lines: Sequence[bytes]) -> list[str]:
     """Take down acknowledgements, the writer and its step; what it said besides is wrong."""
     wrong: list[str] = []
     for line in lines:

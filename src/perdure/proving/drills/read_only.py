@@ -6,7 +6,9 @@ import asyncio
 import errno
 import functools
 import itertools
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,16 +19,23 @@ import apsw
 
 from perdure.core.clock import SystemClock
 from perdure.core.errors import PerdureError, StorageFull, Unavailable
+from perdure.engines import open_engine
 from perdure.engines.sqlite import SqliteEngine
 from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.ext4 import Image, image, lacks_images
 from perdure.proving.drills.failures import opened
+from perdure.proving.drills.owners import note, owner
 from perdure.proving.faults import READ_ONLY
 from perdure.proving.refusing import CHANGES, Refusing, Trouble
 from perdure.proving.steps import LAYOUTS, Unsound, last_step, step, troubles
+from perdure.proving.waiting import wait_until
 from perdure.proving.watched import WRITE_FAILED, WatchedDisk, small_checkpoints
 
 _WRITERS = 2
 _STEPS = 4
+_DEADLINE_S = 20.0
+_SAID_MAX = 10_000
+"""A writer may have told so much before its pause, and does not go on for long after it."""
 
 
 class ReadOnlyEngine:
@@ -211,6 +220,89 @@ class LookedAtEngine:
         if not said or not said[0].startswith("refused unavailable: "):
             wrong.append(f"opened to write it said {said[:1]}")
         return wrong
+
+
+class ReadOnlyExt4:
+    """See `says`. `program` is the writer; a proof may give one that is wrong.
+
+    No sync is under way at that moment: Linux has been seen to tell one that it worked, with
+    nothing but fdatasync above it, and to have lost what it had synced.
+    """
+
+    fault = READ_ONLY
+    subject: Subject = "ext4"
+    says = (
+        "a real ext4 file system, on an image of its own, finds itself damaged and becomes "
+        "read-only under a writer: that is refused typed, who opens the store to look reads all of "
+        "it there, and mounted again it is judged by what was acknowledged"
+    )
+
+    def __init__(self, *program: str) -> None:
+        self._program = program or ("perdure.proving.writer",)
+
+    def lacks(self) -> str | None:
+        return lacks_images()
+
+    async def run(self, trial: Trial) -> None:
+        with image(trial.home) as ext4:
+            for case in itertools.count(1):
+                if trial.over or (trial.case is not None and case > trial.case):
+                    return
+                if trial.wants(case):
+                    store = ext4.root / f"store-{case}"
+                    trial.judged(case, await self._judge(trial, case, ext4, store), ext4.root)
+
+    async def _judge(self, trial: Trial, case: int, ext4: Image, store: Path) -> list[str]:
+        url = f"sqlite:///{store}/state.db"
+        done = dict.fromkeys(range(_WRITERS), 0)
+        async with owner(*self._program, url, str(_WRITERS)) as writing:
+            wrong = note(
+                done, [await writing.line() for _ in range(trial.rng(case).randrange(1, 100))]
+            )
+            await _rest(writing.pid)
+            ext4.become_read_only()
+            os.kill(writing.pid, signal.SIGCONT)
+            line = b""
+            for _ in range(_SAID_MAX):
+                line = await writing.line()
+                if line.startswith(b"refused") or not line:
+                    break
+                wrong += note(done, [line])
+        if not line.startswith(b"refused"):
+            wrong.append(f"the writer did not end by a refusal, but with {line!r}")
+        try:
+            engine = await open_engine(url, LAYOUTS, clock=SystemClock(), read_only=True)
+            for writer, least in done.items():
+                if (last := await last_step(engine, writer)) < least:
+                    wrong.append(f"looking, writer {writer}: {least} acknowledged, {last} there")
+            await engine.close()
+        except (PerdureError, Unsound) as error:
+            wrong.append(f"it cannot be looked at: {error}")
+        ext4.come_back()
+        engine = await open_engine(url, LAYOUTS, clock=SystemClock())
+        begun = {writer: number + 1 for writer, number in done.items()}
+        wrong += await troubles(engine, done, begun)
+        await engine.close()
+        trial.disk.remove_tree(store)
+        return wrong
+
+
+async def _rest(pid: int) -> None:
+    """Pause a process, and see each of its threads out of the kernel."""
+    os.kill(pid, signal.SIGSTOP)
+
+    async def rests() -> bool:
+        return all(_state(task) == "T" for task in _tasks(pid))
+
+    await wait_until(rests, _DEADLINE_S, "a pause of the writer")
+
+
+def _tasks(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").iterdir())
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(") ")[2][0]
 
 
 def mounted_read_only(directory: Path, *command: str) -> tuple[str, ...]:
