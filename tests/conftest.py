@@ -13,6 +13,8 @@ from collections import Counter
 import pytest
 from hypothesis import settings
 
+from perdure.proving.postgres import remove_shared
+
 # What tests import and start is compiled once, as it is wherever people run it.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -23,6 +25,10 @@ settings.load_profile(os.environ.get("PERDURE_HYPOTHESIS", "repeat"))
 
 PROVEN_ON = "engine that a rule holds on"
 """The property under which a test of the conformance suite reports its engine."""
+
+
+def pytest_sessionfinish() -> None:
+    remove_shared()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,6 +4,7 @@ it works, how its tables change from release to release, and what it forgets in 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -505,14 +506,17 @@ def test_without_a_server_proofs_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_ends_with_the_process_that_started_it() -> None:
     starting = (
         "import os, signal\nfrom perdure.proving.postgres import make_server\n"
-        "print(make_server().pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+        "server = make_server()\nprint(server.pid, server.directory, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
     )
     ran = subprocess.run((sys.executable, "-c", starting), capture_output=True, check=False)
-    pid = int(ran.stdout)
+    said, directory = ran.stdout.decode().split()
+    pid = int(said)
     for _ in range(200):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
+            shutil.rmtree(directory)
             return
         subprocess.run(("sleep", "0.05"), check=True)
     pytest.fail(f"PostgreSQL {pid} goes on without whoever started it")

@@ -165,6 +165,13 @@ def shared_dsn() -> str:
     return _shared[0].dsn
 
 
+def remove_shared() -> None:
+    """End the shared server of this process and forget its data. Who runs proofs calls it at their
+    end: a process that leaves without its own ending does not."""
+    while _shared:
+        _shared.pop().remove()
+
+
 _shared: list[Server] = []
 
 
