@@ -24,11 +24,12 @@ from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
 from perdure.services import fleet, lifecycle
 from perdure.services.config import load
+from perdure.services.fleet import Fleet
 from perdure.services.gateway import Started
 from perdure.services.lifecycle import Node
 from perdure.services.stored import Stored
 from perdure.surfaces.responses import RESPONSES
-from perdure.surfaces.state import LAYOUTS
+from perdure.surfaces.state import LAYOUTS, State
 from perdure.wire.errors import ConversationLocked
 from tests.services.conftest import Driver
 from tests.services.test_background import body, heard, job_of
@@ -182,26 +183,33 @@ async def test_processes_over_one_data_directory_are_told_apart(join: Join) -> N
     assert third.node.boot.previous_ended_clean
 
 
+class Clock(SystemClock):
+    """Time that a test lets pass."""
+
+    passed_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.passed_s
+
+
 # proves R5
-async def test_nobody_is_taken_for_dead_because_the_store_was_away(
-    join: Join, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_nobody_is_taken_for_dead_because_the_store_was_away() -> None:
     """Whoever looks first after it is back has seen no sign of life for longer than a lease."""
-    monkeypatch.setattr(fleet, "_BLIND_S", 0.2)
-    first, second = await join(), await join()
-    await wait_until(lambda: knows(second, first), WITHIN_S, "the second knows the first")
-    watched = second.node.fleet
-    await second.node._supervisor.stop()
-    await first.node._supervisor.stop()
-    await watched.watch()
-    await asyncio.sleep(0.6)  # longer than a lease, in which nobody looks
-    await watched.watch()
-    assert watched.lives(first.node.boot_id)
-    for _ in range(8):
-        await asyncio.sleep(0.1)
-        await watched.watch()
-    assert not watched.lives(first.node.boot_id)
-    assert watched.gone == {first.node.boot_id}
+    clock = Clock()
+    engine = Shared(await open_engine("memory://", LAYOUTS, clock=clock), lent=False)
+    watched, watching = (Fleet(State(engine), clock, f"boot_{number}") for number in (1, 2))
+    await watched.join(None)
+    await watching.join(None)
+    for pause_s in (1.0, 3600.0, 1.0, fleet.LEASE_S - 3.0):
+        clock.passed_s += pause_s
+        await watching.watch()
+        assert watching.lives("boot_1"), pause_s
+    for _ in range(3):
+        clock.passed_s += 1.0
+        await watching.watch()
+    assert not watching.lives("boot_1")
+    assert watching.gone == {"boot_1"}
+    await engine.close()
 
 
 # proves R7
