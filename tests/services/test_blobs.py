@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.core.batch import Batch
 from perdure.core.blobs import Blobs
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
@@ -56,17 +57,27 @@ async def open_keeper(
     return BlobKeeper(engine, kept, clock, BOOT), clock, engine
 
 
+async def swept(keeper: BlobKeeper, living: list[str]) -> None:
+    """Sweep while these boots live."""
+
+    async def are() -> list[str]:
+        return living
+
+    keeper.living = are
+    await keeper.sweep()
+
+
 # proves C4
 async def test_a_sweep_leaves_what_is_claimed_or_referred_to() -> None:
     keeper, _, engine = await open_keeper()
     claim = await keep(keeper)
-    await keeper.sweep([BOOT])
+    await swept(keeper, [BOOT])
     assert await digests(keeper.blobs) == [DIGEST]
     await engine.commit(keeper.uses.refer(claim, "files/1"))
-    await keeper.sweep([])
+    await swept(keeper, [])
     assert await digests(keeper.blobs) == [DIGEST]
     await engine.commit(keeper.uses.release("t", DIGEST, "files/1"))
-    await keeper.sweep([BOOT])
+    await swept(keeper, [BOOT])
     assert await digests(keeper.blobs) == []
     assert (keeper.stats.blobs_dropped, keeper.stats.bytes_dropped) == (1, len(DATA))
     await engine.close()
@@ -79,9 +90,9 @@ async def test_what_a_backup_may_name_is_kept_until_it_is_made() -> None:
     await engine.commit(keeper.uses.refer(claim, "files/1"))
     with keeper.holding():
         await engine.commit(keeper.uses.release("t", DIGEST, "files/1"))
-        await keeper.sweep([BOOT])
+        await swept(keeper, [BOOT])
         assert await digests(keeper.blobs) == [DIGEST]
-    await keeper.sweep([BOOT])
+    await swept(keeper, [BOOT])
     assert await digests(keeper.blobs) == []
 
 
@@ -95,7 +106,7 @@ async def test_claims_of_dead_boots_and_old_ones_are_given_up() -> None:
         keeper, clock, engine = await open_keeper()
         claim = await keep(keeper)
         clock.late_s = late_s
-        await keeper.sweep(living)
+        await swept(keeper, living)
         assert keeper.stats.claims_given_up == 1
         assert await digests(keeper.blobs) == []
         with pytest.raises(Conflict):
@@ -106,7 +117,7 @@ async def test_a_claim_is_kept_by_a_living_boot_for_its_time() -> None:
     keeper, clock, _ = await open_keeper()
     await keep(keeper)
     clock.late_s = CLAIM_KEPT_S + CLOCK_OFF_S - 60
-    await keeper.sweep([BOOT, "boot_1"])
+    await swept(keeper, [BOOT, "boot_1"])
     assert await digests(keeper.blobs) == [DIGEST]
 
 
@@ -118,7 +129,7 @@ async def test_a_claim_that_becomes_a_reference_under_the_sweep_is_left() -> Non
     await engine.commit(keeper.uses.refer(claim, "files/1"))
     await keeper.give_up(stale)
     assert keeper.stats.claims_given_up == 0
-    await keeper.sweep([])
+    await swept(keeper, [])
     assert await digests(keeper.blobs) == [DIGEST]
 
 
@@ -145,8 +156,8 @@ async def test_puts_and_sweeps_of_the_same_bytes_never_lose_a_claimed_blob(tmp_p
             assert b"".join([chunk async for chunk in blobs.read(DIGEST)]) == DATA
             await engine.commit(keeper.uses.release("t", DIGEST, owner))
             while await keeper.uses.used(DIGEST):
-                await keeper.sweep([BOOT])
-            await keeper.sweep([BOOT])
+                await swept(keeper, [BOOT])
+            await swept(keeper, [BOOT])
 
     await asyncio.gather(*(use(user) for user in range(3)))
     assert await digests(blobs) == []
@@ -158,6 +169,15 @@ async def test_puts_and_sweeps_of_the_same_bytes_never_lose_a_claimed_blob(tmp_p
 # proves C4
 async def test_bytes_that_a_sweep_is_taking_are_written_again() -> None:
     assert await lost_to_a_sweep() is None
+
+
+# proves C4
+async def test_bytes_that_a_sweep_of_another_process_is_taking_are_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert await lost_to_a_sweep(apart=True) is None
+    monkeypatch.setattr(BlobUses, "unmarked", lambda uses, digest: Batch())
+    assert await lost_to_a_sweep(apart=True) is not None
 
 
 class Stuck(MemoryBlobs):
@@ -198,5 +218,5 @@ async def test_a_reference_whose_bytes_are_gone_is_reported() -> None:
 async def test_locks_of_digests_nobody_touches_are_forgotten() -> None:
     keeper, _, _ = await open_keeper()
     await keep(keeper)
-    await keeper.sweep([BOOT])
+    await swept(keeper, [BOOT])
     assert len(keeper._locks) == 0

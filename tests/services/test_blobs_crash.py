@@ -42,7 +42,7 @@ class ClaimsTooLate(BlobKeeper):
         self, tenant: str, chunks: AsyncIterator[bytes], *, size_bytes_max: int
     ) -> Record[Claim]:
         blob = await self.blobs.put(chunks, size_bytes_max=size_bytes_max)
-        await self.sweep([self._boot_id])
+        await self.sweep()
         claim = Claim(blob.digest, blob.size_bytes, self._boot_id, int(self._clock.now_s()))
         committed = await self._engine.commit(self.uses.claim(tenant, "late", claim))
         return Record((tenant, blob.digest, "late"), committed.numbers[0], claim)
@@ -73,9 +73,9 @@ async def story(kind: type[BlobKeeper], disk: RecordingDisk, root: Path) -> list
     await keep("t", b"never finished")
     digest = first.value.digest
     await engine.commit(uses.release("t", digest, "files/1"))
-    await keeper.sweep(["boot_1"])
+    await keeper.sweep()
     await engine.commit(uses.release("u", digest, "files/1"))
-    await keeper.sweep(["boot_1"])
+    await keeper.sweep()
     await engine.commit(uses.refer(await keep("t", b"kept by two"), "files/2"))
     await blobs.close()
     return engine.batches
@@ -91,7 +91,7 @@ async def violations(state: State, batches: list[Batch], root: Path) -> list[str
     blobs = await LocalBlobs.open(root / "blobs", disk=Disk(), clock=SystemClock())
     keeper = BlobKeeper(engine, blobs, SystemClock(), "boot_2")
     found = [f"lost: {finding}" async for finding in keeper.verify()]
-    await keeper.sweep(["boot_2"])
+    await keeper.sweep()
     found += [f"lost by the sweep: {finding}" async for finding in keeper.verify()]
     found += [f"damaged: {finding}" async for finding in blobs.verify()]
     referred = {reference.key[1] async for reference in keeper.uses.references()}

@@ -24,6 +24,7 @@ from perdure.surfaces.files import BLOCK_BYTES, FILES
 from perdure.wire.errors import NotFound
 from perdure.wire.files import CreateFile
 from tests.services.conftest import Open, someone
+from tests.services.test_blobs import swept
 
 DATA = b"some bytes of a file"
 
@@ -157,7 +158,7 @@ async def test_a_commit_that_fails_leaves_no_bytes_that_nobody_knows(
     there = edge is Edge.AFTER and commit == 2
     listed = await node.files.list("default", purpose=None, order="asc", limit=9, after=None)
     assert len(listed.data) == there
-    await node.blobs.sweep([])
+    await swept(node.blobs, [])
     assert len(await stored(node)) == there
     assert await claims(node) == 0
     for file in listed.data:

@@ -9,9 +9,8 @@ import apsw
 import msgspec
 import pytest
 
-from perdure.core.keys import Key, join, show
+from perdure.core.keys import SYSTEM_TENANT, Key, join, show
 from perdure.services.stored import Stored
-from perdure.surfaces.boots import SYSTEM_TENANT
 from tests.services.conftest import Driver, Open
 from tests.services.test_background import body, heard, job_of
 from tests.services.test_recovery import Deaf, die

@@ -48,6 +48,10 @@ class Lock:
             os.pwrite(self._fd, note, 0)
             os.ftruncate(self._fd, len(note))  # after it, so that the holder is always named
 
+    def share(self) -> None:
+        """Let others that share the file have it too."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
     def release(self) -> None:
         """Let go. Releasing twice is harmless."""
         if self._fd >= 0:

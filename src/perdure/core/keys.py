@@ -15,6 +15,10 @@ from perdure.core.limits import KEY_BYTES_MAX, KEY_SEGMENTS_MAX, SEGMENT_BYTES_M
 Key = tuple[str, ...]
 
 DEFAULT_TENANT = "default"
+SYSTEM_TENANT = "_system"
+"""Tenant of what belongs to the installation. No API key maps to it: names of tenants that keys
+carry start with a letter or digit."""
+
 SEPARATOR = "\x1f"
 
 _ABOVE_ALL = "\U0010ffff" * (SEGMENT_BYTES_MAX // 4 + 1)

@@ -146,9 +146,15 @@ async def salvage_engine(
 
 
 async def open_blobs(
-    url: str, *, clock: Clock | None = None, disk: Disk | None = None, read_only: bool = False
+    url: str,
+    *,
+    clock: Clock | None = None,
+    disk: Disk | None = None,
+    read_only: bool = False,
+    shared: bool = False,
 ) -> Blobs:
-    """Open the blobs at `url`, removing what a crash left unpublished unless `read_only`.
+    """Open the blobs at `url`, removing what a crash left unpublished unless `read_only`. They may
+    be `shared` by processes of one host where the engine is.
 
     Raises `Invalid` for a URL that names no place for blobs, and `StoreLocked`.
     """
@@ -161,6 +167,10 @@ async def open_blobs(
         from perdure.engines.blobs_local import LocalBlobs
 
         return await LocalBlobs.open(
-            Path(path[1:]), disk=disk or Disk(), clock=clock or SystemClock(), read_only=read_only
+            Path(path[1:]),
+            disk=disk or Disk(),
+            clock=clock or SystemClock(),
+            read_only=read_only,
+            shared=shared,
         )
     raise Invalid(f"no blobs are kept at {url!r}; the known forms are {_BLOB_SCHEMES}.")

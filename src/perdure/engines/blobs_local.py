@@ -24,7 +24,7 @@ from pathlib import Path
 from perdure.core.blobs import Blob, Publishing, absent, check_digest, check_range, unclaimed
 from perdure.core.clock import Clock
 from perdure.core.disk import TEMPORARY, Disk, Lock, Writer, translated
-from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded
+from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded, StoreLocked
 from perdure.core.offload import off_loop, off_loop_to_write
 from perdure.core.values import Finding
 
@@ -49,25 +49,42 @@ class LocalBlobs:
 
     @classmethod
     async def open(
-        cls, root: Path, *, disk: Disk, clock: Clock, read_only: bool = False
+        cls,
+        root: Path,
+        *,
+        disk: Disk,
+        clock: Clock,
+        read_only: bool = False,
+        shared: bool = False,
     ) -> LocalBlobs:
-        """Take the directory, made if need be, and remove what a crash left in `incoming/`.
-        `read_only` takes no lock and changes nothing. Raises `StoreLocked`."""
-        return await off_loop(cls._open, root, disk, clock, read_only)
+        """Take the directory, made if need be, and remove what a crash left in `incoming/`; where
+        it is `shared`, whoever opens it while nobody else has it does that. `read_only` takes no
+        lock and changes nothing. Raises `StoreLocked`."""
+        return await off_loop(cls._open, root, disk, clock, read_only, shared)
 
     @classmethod
-    def _open(cls, root: Path, disk: Disk, clock: Clock, read_only: bool) -> LocalBlobs:
+    def _open(
+        cls, root: Path, disk: Disk, clock: Clock, read_only: bool, shared: bool
+    ) -> LocalBlobs:
         if read_only:
             return cls(root, disk, clock, None)
         with translated(root), ExitStack() as undo:
             disk.make_directory(root / "incoming")
-            lock = disk.lock(root / "lock")
+            try:
+                lock, alone = disk.lock(root / "lock"), True
+            except StoreLocked:
+                if not shared:
+                    raise
+                lock, alone = disk.lock(root / "lock", shared=True), False
             undo.callback(lock.release)
             lock.note(f"{os.getpid()}\n")
             blobs = cls(root, disk, clock, lock)
-            blobs.recovered = tuple(_leftovers(blobs._incoming))
-            for finding in blobs.recovered:
-                disk.remove(Path(finding.where))
+            if alone:
+                blobs.recovered = tuple(_leftovers(blobs._incoming))
+                for finding in blobs.recovered:
+                    disk.remove(Path(finding.where))
+            if shared:
+                lock.share()
             undo.pop_all()
         return blobs
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from perdure.core.clock import SystemClock
 from perdure.engines import open_engine
 from perdure.engines.blobs_memory import MemoryBlobs
+from perdure.engines.wrapping import Wrapping
 from perdure.services.blobs import BlobKeeper
 from perdure.surfaces.blobs import BlobUses
 
@@ -32,17 +33,20 @@ class SlowToDrop(MemoryBlobs):
         await super().drop(digest)
 
 
-async def lost_to_a_sweep() -> str | None:
-    """Upload bytes while a sweep drops the same ones; what is lost then, None if nothing is."""
+async def lost_to_a_sweep(*, apart: bool = False) -> str | None:
+    """Upload bytes while a sweep, of another process where they are `apart`, drops the same ones;
+    what is lost then, None if nothing is."""
     clock, blobs = SystemClock(), SlowToDrop()
-    engine = await open_engine("memory://", BlobUses.promise.layouts, clock=clock)
+    engine = Wrapping(await open_engine("memory://", BlobUses.promise.layouts, clock=clock))
+    engine.shared = apart
     keeper = BlobKeeper(engine, blobs, clock, "boot_1")
+    sweeper = BlobKeeper(engine, blobs, clock, "boot_2") if apart else keeper
 
     async def chunks() -> AsyncIterator[bytes]:
         yield _DATA
 
     await engine.commit(keeper.uses.give_up(await keeper.put("t", chunks(), size_bytes_max=100)))
-    sweep = asyncio.create_task(keeper.sweep(["boot_1"]))
+    sweep = asyncio.create_task(sweeper.sweep())
     await blobs.dropping.wait()
     upload = asyncio.create_task(keeper.put("t", chunks(), size_bytes_max=100))
     await asyncio.wait([upload], timeout=_WINDOW_S)

@@ -30,6 +30,7 @@ from perdure.core.keys import Key, show
 from perdure.core.values import Record
 from perdure.services.continuing import NOT_CONTINUED, NotContinued, Partial
 from perdure.services.ending import TOO_LARGE, close_open
+from perdure.services.fleet import Fleet
 from perdure.services.holds import Holds, Past, Taken
 from perdure.services.recovery import interrupt, replay
 from perdure.services.runs import Owner, Run, RunStats, Source
@@ -118,7 +119,7 @@ class BackgroundResponses:
         state: State,
         tail: Tail,
         clock: Clock,
-        boot_id: str,
+        fleet: Fleet,
         partials: Partials,
         sources: Sources,
         holds: Holds,
@@ -129,7 +130,7 @@ class BackgroundResponses:
         self._state = state
         self._tail = tail
         self._clock = clock
-        self._boot_id = boot_id
+        self._fleet = fleet
         self._partials = partials
         self._sources = sources
         self._holds = holds
@@ -158,7 +159,8 @@ class BackgroundResponses:
         if attempts and attempts[-1].reason != NOT_CONTINUED:
             partial = self._partials(request, view)
         at_s, goes_on = self._now_s(), partial is not None
-        write, begun = self._state.jobs.begin(held, self._boot_id, at_s=at_s, continued=goes_on)
+        boot_id = self._fleet.boot_id
+        write, begun = self._state.jobs.begin(held, boot_id, at_s=at_s, continued=goes_on)
         events = [] if goes_on else close_open(view)
         body = (view.response or {}) | {"status": "in_progress"}
         if attempts:
@@ -170,6 +172,7 @@ class BackgroundResponses:
         try:
             await self._state.commit(
                 write
+                + self._fleet.lease
                 + self._state.responses.move(response, Status.IN_PROGRESS, encode(body))
                 + self._state.responses.append_events(
                     response.key, ev.encode_events(events, after=after), after=after
@@ -235,6 +238,10 @@ class BackgroundResponses:
     async def fail(self, held: HeldJob, error: PerdureError) -> None:
         message = f"This response cannot be made any more: {error}"
         await self._end(held, failed(message, perdure={"reason": error.code}))
+
+    async def heed(self) -> None:
+        for run in list(self._runs.values()):
+            await run.heed()
 
     async def release(self, key: Key | None = None) -> None:
         if key is None:

@@ -3,7 +3,8 @@
 Invariant: between the commit of a claim and the moment its bytes can be seen, and between the last
 look at who needs a digest and its drop, the digest's lock is held. So a sweep never takes bytes
 that were claimed, and a claim never stands for bytes that a sweep is taking. The lock is this
-process's, which suffices where one process owns the blobs, as with local ones.
+process's. Where several share the blobs, a drop is marked in the store too: no claim can be
+committed while the mark stands, and who needs the digest is looked at once more under it.
 
 Bytes go before the last claim that leads to them, so a kill in between leaves what can be found.
 """
@@ -11,21 +12,35 @@ Bytes go before the last claim that leads to them, so a kill in between leaves w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Iterator
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+)
 from contextlib import asynccontextmanager, contextmanager
 from weakref import WeakValueDictionary
 
 import msgspec
 import structlog
 
+from perdure.core.batch import Batch
 from perdure.core.blobs import Blob, Blobs
 from perdure.core.clock import Clock
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Damaged, Missing
 from perdure.core.limits import CLOCK_OFF_S
-from perdure.core.values import Finding, Record
+from perdure.core.values import Committed, Finding, Record
 from perdure.surfaces.blobs import CLAIM_KEPT_S, NOBODY, BlobUses, Claim
 from perdure.surfaces.boots import SurfaceRecovery
+
+_DROP_S = 3.0
+"""No drop takes longer, and no claim waits longer for one. Less than a lease, so that nobody takes
+away the mark of a drop that is still to come."""
+
+_PAUSE_S = 0.02
 
 _log = structlog.get_logger("perdure.blobs")
 
@@ -45,6 +60,9 @@ class BlobKeeper:
         self.blobs = blobs
         self.uses = BlobUses(engine)
         self.stats = BlobStats()
+        self.living: Callable[[], Awaitable[Collection[str]]] = self._alone
+        """The boots whose claims stand. It is asked after the claims were read, so that one who has
+        only just begun is among them."""
         self.troubles: dict[str, str] = {}
         """Digests whose bytes were found to be gone or changed, and what was found."""
         self._engine = engine
@@ -65,7 +83,7 @@ class BlobKeeper:
             async with self._lock(blob.digest):
                 claim = Claim(blob.digest, blob.size_bytes, self._boot_id, int(self._clock.now_s()))
                 claim_id = self._clock.new_id("claim")
-                committed = await self._engine.commit(self.uses.claim(tenant, claim_id, claim))
+                committed = await self._claim(self.uses.claim(tenant, claim_id, claim), blob.digest)
                 key = (tenant, blob.digest, claim_id)
                 made.append(Record(key, committed.numbers[0], claim))
                 yield
@@ -74,12 +92,28 @@ class BlobKeeper:
         self.troubles.pop(blob.digest, None)
         return made[0]
 
+    async def _claim(self, claim: Batch, digest: str) -> Committed:
+        """Commit a claim, once no other process is dropping what it is for."""
+        if not self._engine.shared:
+            return await self._engine.commit(claim)
+        deadline_s = self._clock.monotonic_s() + _DROP_S
+        while True:
+            try:
+                return await self._engine.commit(claim + self.uses.unmarked(digest))
+            except Conflict:
+                if self._clock.monotonic_s() > deadline_s:
+                    raise
+            await self._clock.sleep(_PAUSE_S)
+
     async def recover(self) -> SurfaceRecovery:
         """What opening removed, and what dead boots had claimed: its cost is what they left over,
         not what is stored."""
         began_s = self._clock.monotonic_s()
         before = self.stats.claims_given_up
-        damaged = await self.collect([self._boot_id])
+        async for mark in self.uses.drops():
+            if mark.value.boot_id not in await self.living():
+                await self._engine.commit(self.uses.unmark(mark.key[-1]))
+        damaged = await self.collect()
         return SurfaceRecovery(
             surface="blobs",
             cut=len(self.blobs.recovered),
@@ -91,47 +125,45 @@ class BlobKeeper:
 
     async def tend(self) -> None:
         """The round that is made now and then: sweep, and look for references without bytes."""
-        await self.sweep([self._boot_id])
+        await self.sweep()
         self.troubles = {}
         async for finding in self.verify():
             _log.error("damaged", where=finding.where, why=finding.why)
 
-    async def collect(self, living_boots: Collection[str]) -> list[Finding]:
+    async def collect(self) -> list[Finding]:
         """Give up claims of boots that are not living and claims past their time, and drop the
         bytes that nobody else needs. Where damage hides what is needed all stays; it is returned.
         """
         before_s = self._clock.now_s() - CLAIM_KEPT_S - CLOCK_OFF_S
         damaged: list[Finding] = []
         async for claim in self.uses.claims(damaged):
-            if claim.value.boot_id not in living_boots or claim.value.claimed_at_s < before_s:
+            old = claim.value.claimed_at_s < before_s
+            if old or claim.value.boot_id not in await self.living():
                 try:
-                    await self.give_up(claim, living_boots)
+                    await self.give_up(claim)
                 except Damaged as damage:
                     damaged.append(Finding(damage.where, damage.why))
         for finding in damaged:
             _log.error("damaged", where=finding.where, why=finding.why)
         return damaged
 
-    async def sweep(self, living_boots: Collection[str]) -> None:
+    async def sweep(self) -> None:
         """`collect`, then drop whatever else has neither a claim nor a reference."""
-        await self.collect(living_boots)
+        await self.collect()
         async for blob in self.blobs.list():
             async with self._lock(blob.digest):
                 if not await self.uses.used(blob.digest):
                     await self._drop(blob.digest)
 
-    async def give_up(
-        self, claim: Record[Claim], living_boots: Collection[str] | None = None
-    ) -> None:
+    async def give_up(self, claim: Record[Claim]) -> None:
         """End a claim that has not become a reference, and drop its bytes if nobody needs them."""
         digest = claim.value.digest
-        living = [self._boot_id] if living_boots is None else living_boots
         try:
             if claim.value.boot_id != NOBODY:
                 committed = await self._engine.commit(self.uses.disown(claim))
                 claim = msgspec.structs.replace(claim, version=committed.numbers[0])
             async with self._lock(digest):
-                if not await self.uses.needed(digest, living):
+                if not await self._needed(digest):
                     await self._drop(digest)
                 await self._engine.commit(self.uses.give_up(claim))
         except Conflict:
@@ -154,7 +186,7 @@ class BlobKeeper:
         """The error for bytes that are not what was written: damage, noted as a trouble of the
         digest, unless nobody needs them, because what they were of was deleted since it was read.
         """
-        if not await self.uses.needed(digest, [self._boot_id]):
+        if not await self._needed(digest):
             return Missing(f"what the blob {digest} was of was deleted while it was read.")
         self.troubles[digest] = why
         return Damaged(f"the blob {digest}", why)
@@ -190,7 +222,7 @@ class BlobKeeper:
     async def reclaimable(self) -> AsyncIterator[Blob]:
         """Blobs that no record names and nobody is about to: a sweep would take them."""
         async for blob in self.blobs.list():
-            if not await self.uses.needed(blob.digest, [self._boot_id]):
+            if not await self._needed(blob.digest):
                 yield blob
 
     @contextmanager
@@ -209,10 +241,37 @@ class BlobKeeper:
             return
         size_bytes = await self.blobs.size(digest)
         if size_bytes is not None:
-            await self.blobs.drop(digest)
+            if self._engine.shared:
+                if not await self._dropped_alone(digest):
+                    return
+            else:
+                await self.blobs.drop(digest)
             self.stats.blobs_dropped += 1
             self.stats.bytes_dropped += size_bytes
         self.troubles.pop(digest, None)
+
+    async def _dropped_alone(self, digest: str) -> bool:
+        """Drop bytes that other processes may want at the same moment; whether nobody did."""
+        began_s = self._clock.monotonic_s()
+        try:
+            await self._engine.commit(self.uses.mark(digest, self._boot_id))
+        except Conflict:
+            return False
+        try:
+            free = not await self._needed(digest)
+            # A process that stood still meanwhile may have been taken for dead, and its mark away.
+            if free and self._clock.monotonic_s() - began_s < _DROP_S:
+                await self.blobs.drop(digest)
+                return True
+            return False
+        finally:
+            await self._engine.commit(self.uses.unmark(digest))
+
+    async def _needed(self, digest: str) -> bool:
+        return await self.uses.needed(digest, self.living)
+
+    async def _alone(self) -> Collection[str]:
+        return (self._boot_id,)
 
     def _lock(self, digest: str) -> asyncio.Lock:
         return self._locks.setdefault(digest, asyncio.Lock())

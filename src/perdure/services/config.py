@@ -199,6 +199,15 @@ class Config(msgspec.Struct, frozen=True):
         return self.engine or f"sqlite:///{self.data_path / 'perdure.db'}"
 
     @property
+    def shares_engine(self) -> bool:
+        """Whether other processes may use the same engine at the same time."""
+        return self.engine_url.startswith(("postgresql:", "postgres:"))
+
+    def process_lock(self, number: int) -> Path:
+        """The lock of the n-th process over this data directory, where there may be several."""
+        return self.data_path / f"process-{number}.lock"
+
+    @property
     def engine_shown(self) -> str:
         """The same as people may see it."""
         return without_credentials(self.engine_url)

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
-from perdure.core.batch import join
+from perdure.core.batch import Batch, join
 from perdure.core.clock import Clock
 from perdure.core.errors import LimitExceeded, Unavailable
 from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Entry, Record
+from perdure.services.asking import answering, at_once, told
 from perdure.services.background import job_for, job_key
 from perdure.services.bridge import ChatReader, chat_request
 from perdure.services.context import Context, Given
@@ -34,6 +35,7 @@ from perdure.services.continuing import (
 )
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
+from perdure.services.fleet import Fleet
 from perdure.services.holds import Holds, Past
 from perdure.services.jobs import Jobs
 from perdure.services.recovery import STOPPED
@@ -42,7 +44,7 @@ from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
 from perdure.services.tail import Tail
 from perdure.services.upstream import UpstreamFailed
-from perdure.services.upstreams import Offered, Target, Upstreams, first_that_answers
+from perdure.services.upstreams import Offered, Target, Upstreams
 from perdure.surfaces.conversations import Conversation, require_free
 from perdure.surfaces.items import body
 from perdure.surfaces.responses import EVENTS, Held, Response, Status, wire_body
@@ -80,9 +82,6 @@ DELETED = failed(
     "The response was deleted while it was being generated.", perdure={"reason": "deleted"}
 )
 
-Chunks = AsyncGenerator[dict[str, Any], None]
-Asking = Callable[[Target], Awaitable[Source]]
-
 
 class Started(msgspec.Struct, frozen=True):
     """A response that exists. `stored` says in which state: the durable one or this process's.
@@ -118,7 +117,7 @@ class Gateway:
         context: Context,
         upstreams: Upstreams,
         clock: Clock,
-        boot_id: str,
+        fleet: Fleet,
         jobs: Jobs,
         holds: Holds,
     ) -> None:
@@ -127,7 +126,7 @@ class Gateway:
         self._context = context
         self._upstreams = upstreams
         self._clock = clock
-        self._boot_id = boot_id
+        self._fleet = fleet
         self._jobs = jobs
         self._holds = holds
         self._runs: dict[Key, Run] = {}
@@ -178,6 +177,8 @@ class Gateway:
         """One try at making the response exist. Raises `Conflict` where a writer came between."""
         if self._closed:
             raise Unavailable("the server is stopping; send the request again.")
+        if self._fleet.lost.is_set():
+            raise Unavailable("the other processes have taken this one for dead; it is ending.")
         if isinstance(request.input, list) and len(request.input) > INPUT_ITEMS_MAX:
             raise LimitExceeded("the number of input items", len(request.input), INPUT_ITEMS_MAX)
         tenant = caller.tenant
@@ -227,7 +228,7 @@ class Gateway:
             await stored.commit(batch)
             self._jobs.enqueue(job)
             return Started(key, True, bool(request.stream), notes, echo)
-        await store.state.commit(batch)
+        await store.state.commit(batch + (self._fleet.lease if request.stored else Batch()))
         held = Record(key, 1, response)
         self._runs[key] = Run(
             *(store.state, store.tail, self._clock, held, view, len(first), source),
@@ -247,7 +248,7 @@ class Gateway:
             status=Status(wire["status"]),
             created_at_s=created_at_s,
             model=request.model,
-            runner=None if background else self._boot_id,
+            runner=None if background else self._fleet.boot_id,
             previous_response_id=request.previous_response_id,
             conversation_id=request.conversation_id,
             job_id=self._clock.new_id("job") if background else None,
@@ -278,6 +279,10 @@ class Gateway:
         if run is not None:
             await run.wait()
         held = await self._ending(started)
+        if not held.value.status.terminal:  # another process generates it
+            async for _ in self.events(started, after=-1):
+                pass
+            held = await self._ending(started)
         answer = wire_body(held)
         if held.value.status is Status.FAILED:
             _raise_refusal(msgspec.json.decode(answer))
@@ -291,6 +296,9 @@ class Gateway:
             job = await state.jobs.find(job_key(held.key, held.value))
             if job is not None and job.value.owed is not None:
                 return held
+        runner = held.value.runner
+        if runner != self._fleet.boot_id and self._fleet.lives(runner):
+            return held
         if not held.value.status.terminal and started.key not in self._runs:
             held = await state.responses.get(*started.key)  # it may have ended in between
         # Asked without a pause before the log is followed, so that a follower is told of a failure.
@@ -308,6 +316,12 @@ class Gateway:
             run.clients -= 1
             if run.clients <= 0:
                 await run.stop(ABANDONED)
+
+    async def heed(self) -> None:
+        """Stop generating what other processes have ended, deleted or taken over."""
+        for run in list(self._runs.values()):
+            if run.state is self._stored.state:
+                await run.heed()
 
     async def interrupt(self, key: Key) -> None:
         """Stop generating a response, whoever listens."""
@@ -468,7 +482,7 @@ class Gateway:
                         raise NotContinued("the upstream is asked by the Responses API.")
                     asked = responses_request(request, history, items, model=to.model)
                     relayed = ResponsesReader(view, self._clock)
-                    return _told(to.upstream.stream_response(asked), relayed, request)
+                    return told(to.upstream.stream_response(asked), relayed, request)
                 asked = chat_request(request, history, items, model=to.model)
                 continuation: Continuation | None = None
                 if partial is not None:
@@ -478,12 +492,12 @@ class Gateway:
                     asked = asked_to_go_on(asked, partial, way)
                     continuation = Continuation(partial, way)
                 reader = ChatReader(view, self._clock, continuation)
-                return _told(to.upstream.stream_chat(asked), reader, request)
+                return told(to.upstream.stream_chat(asked), reader, request)
 
-            return await _answering(await self._upstreams.resolve(request.model), ask)
+            return await answering(await self._upstreams.resolve(request.model), ask)
         if request.model == MODEL:
-            chunks = _at_once(await off_loop(answer, request, history, items))
-            return _told(chunks, ChatReader(view, self._clock), request)
+            chunks = at_once(await off_loop(answer, request, history, items))
+            return told(chunks, ChatReader(view, self._clock), request)
         raise WireError(
             f"The model '{request.model}' does not exist here: no upstream is configured. "
             f"Ask '{MODEL}', or serve with --upstream URL.",
@@ -526,69 +540,3 @@ def _notes(given: Given) -> dict[str, Any]:
     """The `perdure` field of a new response."""
     orphans = [{name: call[name] for name in ("id", "call_id", "name")} for call in given.orphans]
     return {"unanswered_calls": orphans} if orphans else {}
-
-
-async def _at_once(chunks: Iterator[dict[str, Any]]) -> Chunks:
-    for chunk in chunks:
-        yield chunk
-
-
-async def _answering(targets: Sequence[Target], ask: Asking) -> Source:
-    """What the first upstream says that begins to answer. What that cannot be asked is refused at
-    once; the others are readied only to be asked in its place."""
-
-    async def readied(place: int) -> tuple[int, Source]:
-        return place, await ask(targets[place])
-
-    place, source = await first_that_answers(range(len(targets)), readied)
-    return _begun(source, targets[place + 1 :], ask)
-
-
-async def _begun(readied: Source, others: Sequence[Target], ask: Asking) -> Source:
-    async def begin(to: Target | None) -> tuple[Source, list[ev.Event] | Outcome]:
-        source = readied if to is None else await ask(to)
-        return source, await anext(source)
-
-    source, first = await first_that_answers((None, *others), begin)
-    async with aclosing(source):
-        yield first
-        async for made in source:
-            yield made
-
-
-async def _told(
-    chunks: Chunks, reader: ChatReader | ResponsesReader, request: CreateResponse
-) -> Source:
-    """What a model answers, as events and an outcome. A call that the request does not allow ends
-    it: neither the instructions of a model nor its server's are a bound."""
-    allowed = request.allowed_tools
-    async with aclosing(chunks):
-        try:
-            async for chunk in chunks:
-                if events := reader.read(chunk):
-                    yield events
-                    if allowed is not None and (name := _called_beyond(allowed, events)):
-                        yield failed(
-                            f"The model called '{name}', which 'tool_choice' does not allow.",
-                            perdure={"reason": "tool_not_allowed"},
-                        )
-                        return
-                if reader.failed:
-                    break
-        except UpstreamFailed:
-            if not reader.finished:
-                raise
-    events, outcome = reader.end()
-    if events:
-        yield events
-    yield outcome
-
-
-def _called_beyond(allowed: frozenset[str], events: list[ev.Event]) -> str | None:
-    """The first function called that is not among those allowed."""
-    for event in events:
-        if isinstance(event, ev.OutputItemAdded) and event.item["type"] == "function_call":
-            name: str = event.item["name"]
-            if name not in allowed:
-                return name
-    return None

@@ -62,6 +62,10 @@ class Kind(Protocol):
         """End a job that cannot be done, what it needs being damaged or gone."""
         ...
 
+    async def heed(self) -> None:
+        """Stop working on jobs that other processes have ended or taken over."""
+        ...
+
     async def release(self, key: Key | None = None) -> None:
         """Stop working on one job, or on all and for good, and end none."""
         ...
@@ -107,11 +111,19 @@ class Jobs:
         )
 
     async def adopt(self) -> None:
-        """Queue everything unfinished: cancellations first, then the oldest. Recovery has reported
-        what is damaged."""
+        """Queue everything unfinished that nobody runs, or is to stop running: cancellations first,
+        then the oldest. Recovery has reported what is damaged."""
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
-            self.enqueue(held.key, held.value.created_at_s)
+            waits = held.value.runner is None or held.value.owed == "cancel"
+            if waits and held.key not in self._queued_since_s:
+                self.enqueue(held.key, held.value.created_at_s)
+
+    async def heed(self) -> None:
+        """See what other processes have done: stop what is theirs, queue what waits."""
+        for kind in self._kinds.values():
+            await kind.heed()
+        await self.adopt()
 
     async def take(self) -> None:
         """Wait for a job and for room to run it, and start it."""

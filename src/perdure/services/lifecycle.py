@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,10 +18,11 @@ import msgspec
 import structlog
 
 from perdure import __version__
+from perdure.core.batch import Batch
 from perdure.core.clock import Clock, SystemClock
-from perdure.core.disk import Disk, translated
+from perdure.core.disk import Disk, Lock, translated
 from perdure.core.engine import Engine
-from perdure.core.errors import Unavailable
+from perdure.core.errors import Conflict, PromiseBroken, StoreLocked, Unavailable
 from perdure.core.offload import off_loop_to_write
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
@@ -35,6 +37,8 @@ from perdure.services.config import Upstream as UpstreamSettings
 from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
+from perdure.services.fleet import HEARTBEAT_S as FLEET_HEARTBEAT_S
+from perdure.services.fleet import WATCH_S, Fleet
 from perdure.services.gateway import Gateway, Store
 from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
@@ -60,14 +64,17 @@ _SWEEP_S = 60.0
 _PROBE_S = 15.0
 _TEND_S = 3600.0
 
+_NOTHING = Batch()
+
 _log = structlog.get_logger("perdure.lifecycle")
 
-Control = Callable[[], AbstractAsyncContextManager[str]]
-"""Answers the operator for as long as it is entered; what it gives is where."""
+Control = Callable[[str], AbstractAsyncContextManager[str]]
+"""Answers the operator for as long as it is entered; what it gives is where. It is given what sets
+this process apart from others over the same data directory."""
 
 
 @asynccontextmanager
-async def _no_control() -> AsyncIterator[str]:
+async def _no_control(apart: str) -> AsyncIterator[str]:
     yield ""
 
 
@@ -94,6 +101,7 @@ class Node:
         self.url = url
         self.warnings: list[str] = []
         self.state: State
+        self.fleet: Fleet
         self.measuring: Measuring
         self.retention: Retention
         self.gateway: Gateway
@@ -113,6 +121,7 @@ class Node:
         self._disk = disk or Disk()
         self._wrap = wrap
         self._supervisor = Supervisor(self.clock)
+        self._apart = ""
         self._transient: State
         self._held: AsyncExitStack
 
@@ -124,16 +133,27 @@ class Node:
                 engine = await self._open_engine()
                 held.push_async_callback(engine.close)
             with self.startup.phase("open blobs"):
-                blobs = await open_blobs(self.config.blobs_url, clock=self.clock, disk=self._disk)
+                blobs = await open_blobs(
+                    self.config.blobs_url,
+                    clock=self.clock,
+                    disk=self._disk,
+                    shared=engine.shared,
+                )
                 held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
-            socket = await held.enter_async_context(control())
-            engine.announce(f"{os.getpid()}\n{self.boot_id}\n{socket}\n")
+            lock = self._take_place() if engine.shared else None
+            if lock is not None:
+                held.callback(lock.release)
+            at = await held.enter_async_context(control(self._apart))
+            note = f"{os.getpid()}\n{self.boot_id}\n{at}\n"
+            engine.announce(note)
+            if lock is not None:
+                lock.note(note)
             await self._open_over(engine)
             self._held = held.pop_all()
 
     async def _open_engine(self) -> Engine:
-        if self.config.engine_url.startswith("sqlite:"):
+        if not self.config.engine_url.startswith("memory:"):
             await off_loop_to_write(self._disk.make_directory, self.config.data_path)
         engine = await open_engine(
             self.config.engine_url,
@@ -144,10 +164,23 @@ class Node:
         )
         return self._wrap(engine)
 
+    def _take_place(self) -> Lock:
+        """A place that is this process's alone among those that share the data directory."""
+        number = 1
+        while True:
+            try:
+                lock = self._disk.lock(self.config.process_lock(number))
+            except StoreLocked:
+                number += 1
+                continue
+            self._apart = "" if number == 1 else f"-{number}"
+            return lock
+
     async def _open_over(self, engine: Engine) -> None:
         with self.startup.phase("check promises"):
             self.warnings += check_promises(PROMISES, engine, self.config.profile)
         self.state = State(engine)
+        self.fleet = Fleet(self.state, self.clock, self.boot_id)
         self.measuring = Measuring(self.state, self.blobs.blobs, self.clock)
         days = self.config.retention.responses_days
         self.retention = Retention(self.state, self.clock, days)
@@ -159,8 +192,7 @@ class Node:
             if unread:
                 read = SurfaceRecovery(surface="boots", damaged=len(unread), findings=tuple(unread))
                 found.append(read)
-            found += await Recovery(self.state, self.clock).run(self.startup.note)
-            found.append(await self.blobs.recover())
+            found += await self._recovered()
             self.startup.recovery = tuple(found)
             self.warnings += _damage(found)
         with self.startup.phase("connect upstream"):
@@ -177,7 +209,10 @@ class Node:
         self.opened = True
         kept = self.config.retention.boots_kept
         sweeper = Sweeper(self.state, self.clock, self.boot, kept)
-        self._supervisor.every("heartbeat", HEARTBEAT_S, self._beat)
+        if engine.shared:
+            self._supervisor.every("watch", WATCH_S, self._watch, pause_max_s=WATCH_S)
+        beat_s = FLEET_HEARTBEAT_S if engine.shared else HEARTBEAT_S
+        self._supervisor.every("heartbeat", beat_s, self._beat, pause_max_s=beat_s)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("retention", _SWEEP_S, self.retention.sweep)
@@ -188,6 +223,41 @@ class Node:
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
         self._supervisor.every("jobs", 0.0, self.jobs.take)
         self._supervisor.every("retry jobs", RETRY_S, self.jobs.retry)
+
+    async def _require_same_blobs(self) -> None:
+        """Raises `PromiseBroken` where a living process keeps the bytes of files elsewhere: what
+        one of the two acknowledges, the other could not read."""
+        async for other in self.state.boots.heartbeats():
+            beat = other.value
+            if beat.boot_id == self.boot_id or not self.fleet.lives(beat.boot_id):
+                continue
+            if self.state.engine.shared and beat.blobs != self._blobs_at():
+                raise PromiseBroken(
+                    f"process {beat.pid} on this store keeps files at {beat.blobs}, and this one "
+                    f"would at {self._blobs_at()}. Give all of them one place, with `blobs`."
+                )
+
+    def _blobs_at(self) -> str:
+        """Where the bytes of files are, so that processes of several hosts can compare."""
+        url = self.config.blobs_url
+        return f"{socket.gethostname()}:{url}" if url.startswith("file:") else url
+
+    async def _recovered(self) -> list[SurfaceRecovery]:
+        """Recover what boots that are not alive have left."""
+        self.blobs.living = self.fleet.leaseholders
+        found = await Recovery(self.state, self.clock, self.fleet).run(self.startup.note)
+        return [*found, await self.blobs.recover()]
+
+    async def _watch(self) -> None:
+        """See who of the fleet has gone, recover what it left, and queue what waits."""
+        await self.fleet.watch()
+        if gone := set(self.fleet.gone):
+            found = [one for one in await self._recovered() if one.loaded or one.orphaned]
+            told = {one.surface: msgspec.to_builtins(one) for one in found}
+            _log.info("taken over", boots=sorted(gone), recovered=told)
+            self.fleet.gone -= gone
+        await self.gateway.heed()
+        await self.jobs.heed()
 
     def readiness(self) -> Readiness:
         """Whether traffic is welcome now, and every reason why or why not."""
@@ -234,7 +304,8 @@ class Node:
         )
         try:
             await self._record_boot(ready=False)
-        except Unavailable as error:
+            await self.fleet.leave()
+        except (Conflict, Unavailable) as error:
             _log.error("the boot could not be marked clean", error=str(error))
         await self._transient.engine.close()
         await self._held.aclose()
@@ -255,6 +326,8 @@ class Node:
             previous_boot_id=known.boot_id if known else None,
             previous_ended_clean=known.ended_clean if known else (False if unread else None),
         )
+        await self.fleet.join(self.boot.previous_boot_id)
+        await self._require_same_blobs()
         await self._record_boot(ready=False, expect=0)
         return unread
 
@@ -262,7 +335,7 @@ class Node:
         """The id of this place: made once, kept in the data directory where there is one."""
         if not self.config.data_path.is_dir():
             return self.clock.new_id("inst")
-        path = self.config.data_path / "instance"
+        path = self.config.data_path / f"instance{self._apart}"
         with translated(path):
             if not path.exists():
                 self._disk.write_file(path, self.clock.new_id("inst").encode())
@@ -293,7 +366,7 @@ class Node:
             context,
             self.upstreams,
             self.clock,
-            self.boot_id,
+            self.fleet,
             self.jobs,
             holds,
         )
@@ -302,7 +375,7 @@ class Node:
         self.jobs.register(
             KIND,
             BackgroundResponses(
-                *(self.state, tail, self.clock, self.boot_id, *sources, holds, stats),
+                *(self.state, tail, self.clock, self.fleet, *sources, holds, stats),
                 upstream_wait_s=self.config.jobs.upstream_wait_s,
             ),
         )
@@ -338,15 +411,12 @@ class Node:
     async def _record_boot(self, *, ready: bool, expect: int | None = None) -> None:
         """Write the boot as it stands, and a sign of life with it: the last one may be that of a
         process that was killed a moment ago and says that it is ready."""
-        alive = self._alive(ready)
-        await self.state.commit(
-            self.state.boots.record(self.boot, expect=expect) + self.state.boots.heartbeat(alive)
-        )
-        self.heartbeat_at_s = alive.heartbeat_at_s
+        await self._beat(ready, self.state.boots.record(self.boot, expect=expect))
 
-    async def _beat(self) -> None:
-        alive = self._alive(self.opened and not self.draining)
-        await self.state.commit(self.state.boots.heartbeat(alive))
+    async def _beat(self, ready: bool | None = None, also: Batch = _NOTHING) -> None:
+        ready = self.opened and not self.draining if ready is None else ready
+        alive = self._alive(ready)
+        await self.fleet.beat(alive, also)
         self.heartbeat_at_s = alive.heartbeat_at_s
 
     def _alive(self, ready: bool) -> Instance:
@@ -357,6 +427,7 @@ class Node:
             url=self.url,
             ready=ready,
             heartbeat_at_s=self.clock.now_s(),
+            blobs=self._blobs_at(),
         )
 
 

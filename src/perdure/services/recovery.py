@@ -8,6 +8,7 @@ does not keep the rest from recovering.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -21,7 +22,9 @@ from perdure.core.keys import Key, show
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Finding, Page
 from perdure.services.ending import TOO_LARGE, close_open, ending
+from perdure.services.fleet import Fleet
 from perdure.surfaces.boots import SurfaceRecovery
+from perdure.surfaces.jobs import Held as HeldJob
 from perdure.surfaces.responses import EVENTS, Held, wire_body
 from perdure.surfaces.state import State
 from perdure.wire.events import Event
@@ -69,38 +72,39 @@ def engine_recovery(recovered: Recovered) -> SurfaceRecovery:
 class Recovery:
     """Recovers the surfaces of one state."""
 
-    def __init__(self, state: State, clock: Clock) -> None:
+    def __init__(self, state: State, clock: Clock, fleet: Fleet) -> None:
         self._state = state
         self._clock = clock
+        self._fleet = fleet
 
     async def run(self, progress: Callable[[str], None]) -> list[SurfaceRecovery]:
         """Recover surface by surface; `progress` is told how far it is."""
         return [await self._recover_responses(progress), await self._recover_jobs(progress)]
 
     async def _recover_responses(self, progress: Callable[[str], None]) -> SurfaceRecovery:
-        """Every response with a runner that has not ended belonged to a process that is gone."""
+        """A response that has not ended and whose runner is not alive was left by it."""
         began_s = self._clock.monotonic_s()
         interrupted = 0
         findings: list[Finding] = []
         async for held in unfinished(self._state.responses.unfinished, findings):
+            if self._fleet.lives(held.value.runner):
+                continue
             interrupted += await _interrupted(self._state, held, RESTARTED, self._clock, findings)
             progress(f"responses: {interrupted} interrupted, {len(findings)} damaged")
         return self._told("responses", findings, began_s, interrupted=interrupted)
 
     async def _recover_jobs(self, progress: Callable[[str], None]) -> SurfaceRecovery:
-        """Opening a store that one process at a time can hold means that whoever ran a job is dead.
-        Where several can, a job is taken from its runner once that one's heartbeat stands still;
-        what is then committed is the same."""
+        """A job is taken from a runner that is not alive, to wait for another."""
         began_s = self._clock.monotonic_s()
         requeued = 0
         stuck: set[Key] = set()
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
+            if self._fleet.lives(held.value.runner):
+                continue
             if held.value.runner is not None:
-                at_s = int(self._clock.now_s())
-                batch = self._state.jobs.requeue(held, "process_restart", at_s=at_s)
                 try:
-                    await self._state.commit(batch)
+                    await self._requeue(held)
                 except Damaged as damage:
                     findings.append(Finding(damage.where, damage.why))
                     stuck.add(held.key)
@@ -109,6 +113,11 @@ class Recovery:
             progress(f"jobs: {requeued} requeued, {len(findings)} damaged")
         lost = await end_orphans(self._state, self._clock, findings, stuck)
         return self._told("jobs", findings, began_s, requeued=requeued, interrupted=lost)
+
+    async def _requeue(self, held: HeldJob) -> None:
+        at_s = int(self._clock.now_s())
+        with suppress(Conflict):  # another process was here
+            await self._state.commit(self._state.jobs.requeue(held, "process_restart", at_s=at_s))
 
     def _told(
         self, surface: str, findings: list[Finding], began_s: float, **counts: int

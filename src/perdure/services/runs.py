@@ -20,7 +20,14 @@ import structlog
 
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict, LimitExceeded, PerdureError, StorageFull, Unavailable
+from perdure.core.errors import (
+    Conflict,
+    LimitExceeded,
+    Missing,
+    PerdureError,
+    StorageFull,
+    Unavailable,
+)
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.services.bridge import OUTPUT_ITEMS_MAX
 from perdure.services.continuing import NotContinued
@@ -145,6 +152,19 @@ class Run:
             if self._begun:
                 self._halt()
         await self.wait()
+
+    async def heed(self) -> None:
+        """Stop where another process has ended, deleted or taken over the response. Whoever writes
+        learns of that by being refused; a model that thinks for long gives nothing to write."""
+        try:
+            current = await self.state.responses.get(*self.key)
+        except Missing:
+            current = None
+        replaced = current is None or current.version != self._held.version
+        if replaced and self._generating:
+            self.left = "replaced"
+            if self._begun:
+                self._halt()
 
     def drop(self) -> None:
         """Give the response up where it stands; the next start goes on with it."""

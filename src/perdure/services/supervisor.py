@@ -50,9 +50,17 @@ class Supervisor:
         self.failing: dict[str, str] = {}
         """Why each loop that is failing now fails."""
 
-    def every(self, name: str, period_s: float, work: Callable[[], Awaitable[object]]) -> None:
+    def every(
+        self,
+        name: str,
+        period_s: float,
+        work: Callable[[], Awaitable[object]],
+        *,
+        pause_max_s: float = _PAUSE_MAX_S,
+    ) -> None:
         """Do `work` again and again, `period_s` apart, more rarely while it fails."""
-        self._tasks[name] = asyncio.create_task(self._loop(name, period_s, work), name=name)
+        loop = self._loop(name, period_s, work, pause_max_s)
+        self._tasks[name] = asyncio.create_task(loop, name=name)
 
     async def stop(self) -> None:
         """Stop every loop and wait for it."""
@@ -62,7 +70,11 @@ class Supervisor:
         self._tasks.clear()
 
     async def _loop(
-        self, name: str, period_s: float, work: Callable[[], Awaitable[object]]
+        self,
+        name: str,
+        period_s: float,
+        work: Callable[[], Awaitable[object]],
+        pause_max_s: float,
     ) -> None:
         pause_s = _PAUSE_FIRST_S
         while True:
@@ -74,7 +86,7 @@ class Supervisor:
                     _log.warning("background work fails", work=name, error=type(error).__name__)
                 self.failing[name] = str(error)
                 await self._clock.sleep(max(pause_s, period_s))
-                pause_s = min(pause_s * 2, _PAUSE_MAX_S)
+                pause_s = min(pause_s * 2, pause_max_s)
             else:
                 if self.failing.pop(name, None) is not None:
                     _log.info("background work goes on", work=name)

@@ -7,11 +7,14 @@ may have taken. A digest without claims and references is nobody's, and its byte
 
 Who ends a reference leaves a claim of nobody's behind (`let_go`). So bytes that are there always
 have one or the other, and what a crash leaves over is found by its claims alone.
+
+Where several processes share the blobs, whoever is about to drop a digest marks it first and looks
+again who needs it; while a mark stands, nobody claims the digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from typing import Any
 
 import msgspec
@@ -19,6 +22,7 @@ import msgspec
 from perdure.core.batch import Batch, check, delete, join, put
 from perdure.core.blobs import Blob
 from perdure.core.engine import Engine, Survives
+from perdure.core.keys import SYSTEM_TENANT
 from perdure.core.layouts import Index, Records
 from perdure.core.paging import every
 from perdure.core.promises import Durability, Promise
@@ -64,6 +68,15 @@ REFERENCES = Records(
 )
 
 
+class Drop(msgspec.Struct, frozen=True):
+    """Boot `boot_id` is about to drop this digest, if nobody needs it."""
+
+    boot_id: str
+
+
+DROPS = Records("blob_drops", Drop, key=("tenant", "digest"))
+
+
 class BlobUses:
     """Reads of claims and references, and the batches that write them.
 
@@ -75,10 +88,10 @@ class BlobUses:
         durability=Durability.SHARED,
         acknowledgement="the bytes and their name are on disk before a record can refer to them",
         survives=Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True),
-        owner="the one process that holds the directory of blobs",
+        owner="the process that holds the directory of blobs, or all that share it",
         recovery="bytes that were never published are removed, claims of dead boots are swept",
         retention="as long as a record refers to them; a claim lives a day",
-        layouts=(CLAIMS, REFERENCES),
+        layouts=(CLAIMS, REFERENCES, DROPS),
         statements=("C3", "C4"),
     )
 
@@ -96,11 +109,11 @@ class BlobUses:
                 return True
         return False
 
-    async def needed(self, digest: str, living_boots: Collection[str]) -> bool:
-        """Whether a record names this digest, or a living boot is about to name it in one. Claims
-        are looked at first, as in `used`."""
+    async def needed(self, digest: str, living: Callable[[], Awaitable[Collection[str]]]) -> bool:
+        """Whether a record names this digest, or a boot that is living, now that the claims were
+        read, is about to name it in one. Claims are looked at first, as in `used`."""
         async for claim in every(self._engine, CLAIMS, (), index="by_digest", where=(digest,)):
-            if claim.value.boot_id in living_boots:
+            if claim.value.boot_id in await living():
                 return True
         return await self._any(REFERENCES, digest)
 
@@ -115,6 +128,22 @@ class BlobUses:
     def claim(self, tenant: str, claim_id: str, claim: Claim) -> Batch:
         """Claim a blob, before its bytes can be seen."""
         return put(CLAIMS, (tenant, claim.digest, claim_id), claim, expect=0)
+
+    def drops(self) -> AsyncIterator[Record[Drop]]:
+        """Every mark that stands."""
+        return every(self._engine, DROPS, (SYSTEM_TENANT,))
+
+    def mark(self, digest: str, boot_id: str) -> Batch:
+        """Let nobody claim a digest. Raises `Conflict` where it is marked already."""
+        return put(DROPS, (SYSTEM_TENANT, digest), Drop(boot_id), expect=0)
+
+    def unmark(self, digest: str) -> Batch:
+        """Let it be claimed again."""
+        return delete(DROPS, (SYSTEM_TENANT, digest))
+
+    def unmarked(self, digest: str) -> Batch:
+        """What goes with a claim: a `Conflict` while the digest is marked."""
+        return check(DROPS, (SYSTEM_TENANT, digest), 0)
 
     def refer(self, claim: Record[Claim], owner: str) -> Batch:
         """Turn a claim into the reference of `owner`; commit it with the record that is `owner`.

@@ -3,23 +3,23 @@
 A boot is written when it starts, again when it is ready and when it ends; one that was killed
 never gets its last write, and that absence is how the next boot knows. An instance is a place
 that boots happen in (a data directory); its heartbeat tells a living process from a killed one.
+Where several processes share a store, each boot holds a lease, and whoever ends it fences the boot.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import msgspec
 
-from perdure.core.batch import Batch, delete, put
+from perdure.core.batch import Batch, check, delete, put
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Damaged
-from perdure.core.keys import Key
+from perdure.core.keys import SYSTEM_TENANT, Key
 from perdure.core.layouts import Records
+from perdure.core.paging import every
 from perdure.core.promises import Durability, Promise
 from perdure.core.values import Finding, Page, Record
-
-SYSTEM_TENANT = "_system"
-"""Tenant of what belongs to the installation. No API key maps to it: names of tenants that keys
-carry start with a letter or digit."""
 
 
 class SurfaceRecovery(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ class Boot(msgspec.Struct, frozen=True):
 
 
 class Instance(msgspec.Struct, frozen=True):
-    """The last sign of life of an instance."""
+    """The last sign of life of an instance; `blobs` is where it keeps the bytes of files."""
 
     instance_id: str
     boot_id: str
@@ -75,10 +75,18 @@ class Instance(msgspec.Struct, frozen=True):
     url: str
     ready: bool
     heartbeat_at_s: float
+    blobs: str = ""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A boot may begin work as long as this stands; nobody writes it twice."""
+
+    boot_id: str
 
 
 BOOTS = Records("boots", Boot, key=("tenant", "instance_id", "number"))
 INSTANCES = Records("instances", Instance, key=("tenant", "instance_id"))
+LEASES = Records("leases", Lease, key=("tenant", "boot_id"))
 
 
 class Boots:
@@ -92,7 +100,7 @@ class Boots:
         owner="the process that boots",
         recovery="the boot without an end is the one that was killed",
         retention="the newest 1000 boots of each instance (retention.boots_kept)",
-        layouts=(BOOTS, INSTANCES),
+        layouts=(BOOTS, INSTANCES, LEASES),
         statements=("C13", "C15"),
     )
 
@@ -146,6 +154,35 @@ class Boots:
         number = f"{boot.number:010d}"
         return put(BOOTS, (SYSTEM_TENANT, boot.instance_id, number), boot, expect=expect)
 
+    def heartbeats(self) -> AsyncIterator[Record[Instance]]:
+        """The last sign of life of every instance."""
+        return every(self._engine, INSTANCES, (SYSTEM_TENANT,), damaged=[])
+
+    def leases(self) -> AsyncIterator[Record[Lease]]:
+        """The boots that may begin work."""
+        return every(self._engine, LEASES, (SYSTEM_TENANT,), damaged=[])
+
     def heartbeat(self, instance: Instance) -> Batch:
         """Say that an instance is alive."""
         return put(INSTANCES, (SYSTEM_TENANT, instance.instance_id), instance)
+
+    def take_lease(self, boot_id: str) -> Batch:
+        """Let a boot begin work."""
+        return put(LEASES, (SYSTEM_TENANT, boot_id), Lease(boot_id), expect=0)
+
+    def alive(self, boot_id: str) -> Batch:
+        """What goes with the commits of a boot: a `Conflict` once its lease was ended."""
+        return check(LEASES, (SYSTEM_TENANT, boot_id), 1)
+
+    def end_lease(self, boot_id: str) -> Batch:
+        """Let a boot begin nothing more."""
+        return delete(LEASES, (SYSTEM_TENANT, boot_id))
+
+    def bury(self, boot_id: str, last: Record[Instance] | None) -> Batch:
+        """End the lease of a boot whose heartbeat stands still. Raises `Conflict` where that moves
+        after all; `last` is None where another boot of the instance has taken its place."""
+        ended = delete(LEASES, (SYSTEM_TENANT, boot_id), expect=1)
+        if last is None:
+            return ended
+        dead = msgspec.structs.replace(last.value, ready=False)
+        return ended + put(INSTANCES, last.key, dead, expect=last.version)

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from perdure.core import errors
+from perdure.core.disk import Disk
 from perdure.core.errors import Missing, PerdureError, StoreLocked, Unavailable
 from perdure.library import open as open_store
 from perdure.services.config import Config
@@ -47,12 +48,23 @@ async def holder(config: Config) -> Held | None:
             "or make one with `perdure serve`."
         )
     try:
+        if config.shares_engine:
+            _look_for_processes(config)
+            return None
         async with open_store(config.engine_url, read_only=True):
             return None
     except StoreLocked as locked:
         if not locked.control_socket:
             raise
         return Held(locked.holder, locked.control_socket)
+
+
+def _look_for_processes(config: Config) -> None:
+    """Raises `StoreLocked` naming the first of the processes over this data directory."""
+    number = 1
+    while (lock := config.process_lock(number)).exists():
+        Disk().lock(lock, shared=True).release()
+        number += 1
 
 
 async def server(config: Config) -> Held:

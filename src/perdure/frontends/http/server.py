@@ -194,9 +194,15 @@ async def serve(
             gc.freeze()  # what starting made stays: collections look at requests alone
             telling = asyncio.create_task(ready(node, url))
             asked = asyncio.create_task(stop.asked.wait())
-            await asyncio.wait((asked, serving), return_when=asyncio.FIRST_COMPLETED)
-            telling.cancel()
-            asked.cancel()
+            lost = asyncio.create_task(node.fleet.lost.wait())
+            await asyncio.wait((asked, serving, lost), return_when=asyncio.FIRST_COMPLETED)
+            for task in (telling, asked, lost):
+                task.cancel()
+            if node.fleet.lost.is_set():
+                raise Unavailable(
+                    "this process stood still for so long that the others on its store took it for "
+                    "dead, and its work over. Start it again."
+                )
     finally:
         await _wind_down(node, public, application.service, stop)
         await serving
@@ -251,18 +257,19 @@ class ControlSocket:
     a private temporary directory where that path would be too long for a socket."""
 
     def __init__(self, config: Config, disk: Disk) -> None:
-        self._path = config.data_path.absolute() / CONTROL_SOCKET
+        self._directory = config.data_path.absolute()
         self._disk = disk
         self._exists = not config.engine_url.startswith("memory:")
 
     @asynccontextmanager
-    async def answering(self, application: Application) -> AsyncIterator[str]:
-        """Listen where the path says, and leave nothing behind. The store's lock is held all the
-        while, so what lies at the path before is a dead server's. Raises `Unavailable`."""
+    async def answering(self, application: Application, apart: str) -> AsyncIterator[str]:
+        """Listen, and leave nothing behind. A lock is held all the while, the store's or the one of
+        this process's place beside others, so what lies at the path before is a dead server's.
+        Raises `Unavailable`."""
         if not self._exists:
             yield ""
             return
-        path, private = self._path, None
+        path, private = self._directory / f"{CONTROL_SOCKET}{apart}", None
         if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
             with translated(path):
                 private = self._disk.private_directory()

@@ -1,0 +1,242 @@
+"""Several nodes over one store: work goes where somebody lives, and the dead write nothing more.
+
+Once over a real PostgreSQL, where each has connections of its own, and once over one engine in
+memory, whose answers take no time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.core.clock import SystemClock
+from perdure.core.engine import Engine
+from perdure.core.errors import PromiseBroken, Unavailable
+from perdure.engines import open_engine
+from perdure.engines.wrapping import Wrapping
+from perdure.proving.subjects import postgres_url
+from perdure.proving.upstream import ScriptedUpstream
+from perdure.proving.waiting import wait_until
+from perdure.services import fleet, lifecycle
+from perdure.services.config import load
+from perdure.services.fleet import Fleet
+from perdure.services.gateway import Started
+from perdure.services.lifecycle import Node
+from perdure.services.stored import Stored
+from perdure.surfaces.responses import RESPONSES
+from perdure.surfaces.state import LAYOUTS, State
+from perdure.wire.errors import ConversationLocked
+from tests.services.conftest import Driver
+from tests.services.test_background import body, heard, job_of
+from tests.services.test_recovery import said
+
+WITHIN_S = 10.0
+
+Join = Callable[..., Awaitable[Driver]]
+
+
+class Shared(Wrapping):
+    """One node's view of an engine that others use too. While it is not `awake` the node's process
+    stands still, as far as the store can see. `lent` is not its own to close."""
+
+    def __init__(self, engine: Engine, *, lent: bool) -> None:
+        super().__init__(engine)
+        self.shared = True
+        self._lent = lent
+        self.awake = asyncio.Event()
+        self.awake.set()
+
+    async def commit(self, batch: Any) -> Any:
+        await self.awake.wait()
+        return await super().commit(batch)
+
+    async def close(self) -> None:
+        if not self._lent:
+            await super().close()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+async def join(
+    request: pytest.FixtureRequest,
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Join]:
+    monkeypatch.setattr(fleet, "LEASE_S", 0.5)
+    monkeypatch.setattr(lifecycle, "FLEET_HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(lifecycle, "WATCH_S", 0.05)
+    url = "memory://" if request.param == "memory" else postgres_url(tmp_path)
+    common = await open_engine(url, LAYOUTS, clock=SystemClock())
+    lent = url == "memory://"
+    async with AsyncExitStack() as stack:
+
+        async def join(**more: Any) -> Driver:
+            flags = {"engine": url, "data": str(tmp_path), "upstream.url": upstream.url} | more
+            node = Node(
+                load(environment={}, flags=flags),
+                environment={},
+                wrap=lambda own: Shared(common if lent else own, lent=lent),
+            )
+            await node.open()
+            stack.push_async_callback(node.close)
+            return Driver(node)
+
+        yield join
+    assert [finding async for finding in common.verify()] == []
+    await common.close()
+
+
+def engine_of(driver: Driver) -> Shared:
+    engine = driver.node.state.engine
+    assert isinstance(engine, Shared)
+    return engine
+
+
+# proves R4
+async def test_a_response_is_followed_wherever_it_is_made(join: Join) -> None:
+    first, second = await join(), await join()
+    await wait_until(lambda: knows(second, first), WITHIN_S, "the second knows the first")
+    started = await first.ask("slow 0.02 10", stream=True)
+    seen = await second.events(started)
+    assert said(seen) == "1 2 3 4 5 6 7 8 9 10"
+    assert seen == await first.events(started)
+    joined = await first.ask("slow 0.02 10")
+    answer = await second.node.gateway.finished(Started(joined.key, stored=True, stream=False))
+    assert b'"status":"completed"' in answer
+
+
+# proves R5
+async def test_work_of_a_process_that_stands_still_is_taken_over_and_its_writes_refused(
+    join: Join,
+) -> None:
+    first = await join()
+    started = await first.ask("gate go 3 8", background=True)
+    waiting = await first.ask("gate go 3 8", stream=True)
+    await heard(first, started, "1 2 3")
+    await heard(first, waiting, "1 2 3")
+    second = await join()
+    engine_of(first).awake.clear()
+    seen = await heard(second, started, "1 2 3", attempt=2)
+    assert seen[-1]["type"]
+    ended = await second.events(waiting)
+    assert ended[-1]["response"]["perdure"] == {"reason": "process_restart"}
+    assert ended[-1]["response"]["output"][0]["content"][0]["text"] == "1 2 3"
+    job = await job_of(second, started.key)
+    assert (job.value.runner, job.value.attempt) == (second.node.boot_id, 2)
+    engine_of(first).awake.set()
+    await asyncio.wait_for(first.node.fleet.lost.wait(), WITHIN_S)
+    before = len(await stored(second))
+    with pytest.raises(Unavailable, match="taken this one for dead"):
+        await first.ask("echo too late", stream=True)
+    assert len(await stored(second)) == before
+
+
+# proves R5
+async def test_what_nobody_runs_is_run_by_whoever_has_room(join: Join) -> None:
+    first = await join()
+    started = await first.ask("gate go 3 8", background=True)
+    await heard(first, started, "1 2 3")
+    second = await join()
+    await first.node.drain(0)
+    await first.node.close()
+    await heard(second, started, "1 2 3", attempt=2)
+    job = await job_of(second, started.key)
+    attempts = await second.node.state.jobs.attempts(job.key)
+    assert attempts[0].reason == "server_stopped"
+    assert job.value.attempts_max == 6
+
+
+# proves R5
+async def test_a_job_is_cancelled_wherever_it_runs(join: Join) -> None:
+    first, second = await join(), await join()
+    started = await first.ask("hang 3", background=True)
+    await heard(first, started, "1 2 3")
+    there = Stored(second.node.state, second.node.gateway, second.node.jobs)
+    assert b'"status":"cancelled"' in await there.cancel("default", started.id)
+    await wait_until(lambda: idle(first), WITHIN_S, "the run ends where it was")
+    assert (await body(first, started.id))["output"][0]["content"][0]["text"] == "1 2 3"
+
+
+async def test_a_process_that_would_keep_files_elsewhere_is_refused(
+    join: Join, tmp_path: Path
+) -> None:
+    await join(blobs=f"file:///{tmp_path}/blobs")
+    with pytest.raises(PromiseBroken, match="Give all of them one place"):
+        await join(blobs=f"file:///{tmp_path}/elsewhere")
+    await join(blobs=f"file:///{tmp_path}/blobs")
+
+
+# proves C15
+async def test_processes_over_one_data_directory_are_told_apart(join: Join) -> None:
+    first, second = await join(), await join()
+    names = {driver.node.boot.instance_id for driver in (first, second)}
+    assert len(names) == 2
+    await second.node.close()
+    third = await join()
+    assert third.node.boot.instance_id == second.node.boot.instance_id
+    assert third.node.boot.previous_boot_id == second.node.boot_id
+    assert third.node.boot.previous_ended_clean
+
+
+class Clock(SystemClock):
+    """Time that a test lets pass."""
+
+    passed_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self.passed_s
+
+
+# proves R5
+async def test_nobody_is_taken_for_dead_because_the_store_was_away() -> None:
+    """Whoever looks first after it is back has seen no sign of life for longer than a lease."""
+    clock = Clock()
+    engine = Shared(await open_engine("memory://", LAYOUTS, clock=clock), lent=False)
+    watched, watching = (Fleet(State(engine), clock, f"boot_{number}") for number in (1, 2))
+    await watched.join(None)
+    await watching.join(None)
+    for pause_s in (1.0, 3600.0, 1.0, fleet.LEASE_S - 3.0):
+        clock.passed_s += pause_s
+        await watching.watch()
+        assert watching.lives("boot_1"), pause_s
+    for _ in range(3):
+        clock.passed_s += 1.0
+        await watching.watch()
+    assert not watching.lives("boot_1")
+    assert watching.gone == {"boot_1"}
+    await engine.close()
+
+
+# proves R7
+async def test_a_conversation_is_locked_for_everybody(
+    join: Join, upstream: ScriptedUpstream
+) -> None:
+    first, second = await join(), await join()
+    conversation = await first.conversation("hello")
+    started = await first.ask("gate end 2 4", stream=True, conversation=conversation)
+    await heard(first, started, "1 2")
+    with pytest.raises(ConversationLocked):
+        await second.ask("echo me", conversation=conversation)
+    await upstream.open("end")
+    await second.events(started)
+    await second.answer("echo me", conversation=conversation)
+    words = await first.words(conversation)
+    assert words == ["hello", "gate end 2 4", "1 2 3 4", "echo me", "me"]
+
+
+async def knows(driver: Driver, other: Driver) -> bool:
+    return driver.node.fleet.lives(other.node.boot_id)
+
+
+async def idle(driver: Driver) -> bool:
+    return driver.node.jobs.counts().running == 0
+
+
+async def stored(driver: Driver) -> list[Any]:
+    page = await driver.node.state.engine.scan(RESPONSES, ("default",), limit=100)
+    return page.items
