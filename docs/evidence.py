@@ -202,8 +202,11 @@ _NOT_COVERED = """\
 - **RAM.** A bit that flips in memory before its checksum is made is stored with a checksum that
   fits.
 - **SQLite itself.** Its own tests are far deeper than ours; we rely on it, and look from outside.
-- **More than one process on a store.** There is no such engine yet: PostgreSQL, failing over,
-  partitions and sharding are not there to be tested.
+- **Databases.** PostgreSQL is killed, cut off and ended above, and two servers over it are killed
+  and paused in tests. Failing over to a standby, a full disk under it and power cuts of its machine
+  are not tried; sharding is not there.
+- **ext4 that finds itself damaged** can tell a sync under way that it worked and then lose what was
+  synced (seen with ten lines that only sync). Our drill cuts when no sync is under way.
 - **Time.** The longest run of this page is the one above. No soak of days has been made.
 - **Malice.** Checksums find accidents. Somebody who can write to the store can forge it.
 - **The judges.** The histories are ours: a failure that needs an operation they do not make goes
