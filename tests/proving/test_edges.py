@@ -74,7 +74,8 @@ async def test_every_durable_edge_is_come_by(tmp_path: Path) -> None:
     )
     said, _ = await tests.communicate()
     assert tests.returncode == 0, said.decode()
-    assert trouble(edges.edges(), edges.seen(told), NAMED["excused"]) == []
+    wrong = trouble(edges.edges(), edges.seen(told), NAMED["excused"])
+    assert not wrong, "\n".join(wrong)
 
 
 EDGE = Edge("services/files.py Files.put commit", "services/files.py", 7)
