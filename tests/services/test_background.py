@@ -360,6 +360,21 @@ class TestAfterADeath:
         assert last["response"]["status"] == "failed"
         assert last["response"]["perdure"] == {"reason": "damaged"}
 
+    # proves R5
+    async def test_a_job_that_nobody_can_do_ends_alone(self, opened: Open) -> None:
+        first = await opened(wrap=Deaf)
+        key = ("default", "job_unknown")
+        await first.node.state.commit(put(JOBS, key, Job("unknown", "what", 1, attempts_max=5)))
+        await die(first.node)
+        node = (await opened()).node
+
+        async def failed() -> bool:
+            found = await node.state.jobs.find(key)
+            return found is not None and found.value.status is Status.FAILED
+
+        await wait_until(failed, WITHIN_S, "a job of no known kind is set aside")
+        assert (await node.state.jobs.get(*key)).value.owed is None
+
     # proves O2, R5
     async def test_a_stop_lets_it_go_at_no_cost_of_attempts(self, opened: Open) -> None:
         first = await opened()
