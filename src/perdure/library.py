@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from perdure.core.clock import SystemClock
 from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine
-from perdure.core.errors import Invalid
+from perdure.core.errors import Invalid, Unavailable
 from perdure.core.offload import off_loop
 from perdure.engines import open_blobs, open_engine, restore_engine, salvage_engine
 from perdure.services import backups, verification
@@ -49,6 +49,12 @@ async def back_up(url: str, blobs: str, target: Path, progress: Progress) -> Man
     """Back up a store that no process holds, and the blobs at the URL `blobs` if there are any;
     see `services.backups`. A server backs up its own: ask that."""
     async with open(url, read_only=True) as state, _looking(state.engine, blobs) as keeper:
+        async for lease in state.boots.leases():
+            raise Unavailable(
+                f"a server uses this store (boot {lease.value.boot_id}), and could remove bytes "
+                "while they are copied. Run the backup where it runs, with its --data; if it was "
+                "killed, start one there first."
+            )
         return await backups.back_up(
             state.engine, keeper, target, progress, clock=SystemClock(), disk=Disk()
         )

@@ -19,6 +19,7 @@ from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.waiting import wait_until
 from tests.e2e.http_server import Server, perdure, serving
 
+SHARED = {"PERDURE_PROFILE": "shared"}
 TAKEN_OVER_S = 10.0
 
 
@@ -32,7 +33,10 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 async def pair(upstream: ScriptedUpstream, tmp_path: Path) -> AsyncIterator[tuple[Server, Server]]:
     data, engine = tmp_path / "data", postgres_url(tmp_path)
     options = ("--engine", engine, "--upstream", upstream.url)
-    async with serving(data, *options) as first, serving(data, *options) as second:
+    async with (
+        serving(data, *options, **SHARED) as first,
+        serving(data, *options, **SHARED) as second,
+    ):
         yield first, second
 
 
@@ -122,7 +126,7 @@ async def test_a_rolling_restart_loses_nothing_that_was_acknowledged(
         for place, old in enumerate(pair):
             await wait_until(partial(more_than, asked, 10 * (place + 1)), 20, "some load")
             assert await old.end() == 0
-            again = await stack.enter_async_context(serving(tmp_path / "data", *options))
+            again = await stack.enter_async_context(serving(tmp_path / "data", *options, **SHARED))
             servers[place] = again
         over.set()
         await asyncio.gather(*loading)

@@ -88,7 +88,7 @@ async def test_what_a_backup_may_name_is_kept_until_it_is_made() -> None:
     keeper, _, engine = await open_keeper()
     claim = await keep(keeper)
     await engine.commit(keeper.uses.refer(claim, "files/1"))
-    with keeper.holding():
+    async with keeper.holding():
         await engine.commit(keeper.uses.release("t", DIGEST, "files/1"))
         await swept(keeper, [BOOT])
         assert await digests(keeper.blobs) == [DIGEST]

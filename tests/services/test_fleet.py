@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from perdure.core.batch import Batch
 from perdure.core.clock import SystemClock
-from perdure.core.engine import Engine
-from perdure.core.errors import PromiseBroken, Unavailable
+from perdure.core.engine import Engine, Survives
+from perdure.core.errors import Conflict, PromiseBroken, Unavailable
 from perdure.engines import open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subjects import postgres_url
@@ -27,12 +28,15 @@ from perdure.services.config import load
 from perdure.services.fleet import Fleet
 from perdure.services.gateway import Started
 from perdure.services.lifecycle import Node
+from perdure.services.recovery import Recovery
 from perdure.services.stored import Stored
+from perdure.surfaces.boots import Instance
 from perdure.surfaces.responses import RESPONSES
 from perdure.surfaces.state import LAYOUTS, State
 from perdure.wire.errors import ConversationLocked
 from tests.services.conftest import Driver
 from tests.services.test_background import body, heard, job_of
+from tests.services.test_blobs import chunks
 from tests.services.test_recovery import said
 
 WITHIN_S = 10.0
@@ -47,6 +51,7 @@ class Shared(Wrapping):
     def __init__(self, engine: Engine, *, lent: bool) -> None:
         super().__init__(engine)
         self.shared = True
+        self.survives = Survives(True, True, True, True, True)
         self._lent = lent
         self.awake = asyncio.Event()
         self.awake.set()
@@ -76,7 +81,8 @@ async def join(
     async with AsyncExitStack() as stack:
 
         async def join(**more: Any) -> Driver:
-            flags = {"engine": url, "data": str(tmp_path), "upstream.url": upstream.url} | more
+            usual = {"engine": url, "data": str(tmp_path), "upstream.url": upstream.url}
+            flags = usual | {"profile": "shared"} | more
             node = Node(
                 load(environment={}, flags=flags),
                 environment={},
@@ -131,7 +137,7 @@ async def test_work_of_a_process_that_stands_still_is_taken_over_and_its_writes_
     engine_of(first).awake.set()
     await asyncio.wait_for(first.node.fleet.lost.wait(), WITHIN_S)
     before = len(await stored(second))
-    with pytest.raises(Unavailable, match="taken this one for dead"):
+    with pytest.raises(Unavailable, match="took it for dead"):
         await first.ask("echo too late", stream=True)
     assert len(await stored(second)) == before
 
@@ -200,16 +206,105 @@ async def test_nobody_is_taken_for_dead_because_the_store_was_away() -> None:
     watched, watching = (Fleet(State(engine), clock, f"boot_{number}") for number in (1, 2))
     await watched.join(None)
     await watching.join(None)
-    for pause_s in (1.0, 3600.0, 1.0, fleet.LEASE_S - 3.0):
+    alive = Instance("inst_2", "boot_2", 2, "", True, 0.0)
+    for pause_s in (1.0, 3600.0, 1.0, 1.0, 1.0, 1.0, 1.0):
         clock.passed_s += pause_s
         await watching.watch()
-        assert watching.lives("boot_1"), pause_s
-    for _ in range(3):
+        await watching.beat(alive, Batch())
+        assert await watching.lives("boot_1"), pause_s
+    for _ in range(2):
         clock.passed_s += 1.0
+        await watching.beat(alive, Batch())
         await watching.watch()
-    assert not watching.lives("boot_1")
+    assert not await watching.lives("boot_1")
     assert watching.gone == {"boot_1"}
     await engine.close()
+
+
+# proves C2
+async def test_a_process_beside_another_has_to_be_meant(join: Join) -> None:
+    first = await join(profile="local")
+    with pytest.raises(PromiseBroken, match="profile 'local' is for one process"):
+        await join(profile="local")
+    await first.node.close()
+    await join(profile="local")
+
+
+# proves R5
+async def test_who_begins_while_others_recover_is_left_alone(join: Join) -> None:
+    first, second = await join(), await join()
+    await second.node._supervisor.stop()  # it looks no more at who is alive
+    third = await join()
+    started = await third.ask("gate go 3 8", background=True)
+    waiting = await third.ask("gate go 3 8", stream=True)
+    await heard(third, started, "1 2 3")
+    await heard(third, waiting, "1 2 3")
+    await second.node._recovered()
+    assert (await body(third, waiting.id))["status"] == "in_progress"
+    assert (await job_of(third, started.key)).value.attempt == 1
+    assert first.node.boot_id != third.node.boot_id
+
+
+# proves R5
+async def test_what_could_not_be_recovered_is_owed(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await join()
+    started = await first.ask("gate go 3 8", background=True)
+    await heard(first, started, "1 2 3")
+    second = await join()
+    recover, failures = Recovery.run, iter([Unavailable("as planned")] * 3)
+
+    async def fails(self: Recovery, progress: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return await recover(self, progress)
+
+    monkeypatch.setattr(Recovery, "run", fails)
+    engine_of(first).awake.clear()
+    await heard(second, started, "1 2 3", attempt=2)
+    engine_of(first).awake.set()
+
+
+# proves R7, R3
+async def test_what_is_deleted_elsewhere_lets_go_of_its_conversation(join: Join) -> None:
+    first, second = await join(), await join()
+    conversation = await first.conversation("hello")
+    started = await first.ask("hang 2", stream=True, conversation=conversation)
+    await heard(first, started, "1 2")
+    there = Stored(second.node.state, second.node.gateway, second.node.jobs)
+    await there.delete("default", started.id)
+    await second.answer("echo me", conversation=conversation)
+
+
+# proves C4, R10
+async def test_who_was_taken_for_dead_acknowledges_no_file_and_drops_no_bytes(join: Join) -> None:
+    first, second = await join(), await join()
+    await second.node._supervisor.stop()  # it has not seen to what the other has left
+    claim = await first.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    await second.node.state.commit(second.node.state.boots.end_lease(first.node.boot_id))
+    with pytest.raises(Conflict):
+        await first.node.state.commit(first.node.blobs.refer(claim, "files/1"))
+    with pytest.raises(Conflict):
+        await first.node.blobs.put("default", chunks(b"more"), size_bytes_max=9)
+    await first.node.blobs._drop(claim.value.digest)
+    assert await first.node.blobs.blobs.size(claim.value.digest) == 5
+
+
+# proves C4
+async def test_marks_that_were_left_are_taken_away_and_those_of_the_living_stay(
+    join: Join,
+) -> None:
+    first, second = await join(), await join()
+    keeper, uses = second.node.blobs, second.node.blobs.uses
+    for digest, boot_id in (("a", "boot_dead"), ("b", second.node.boot_id), ("c", "boot_dead")):
+        await second.node.state.commit(uses.mark(digest, boot_id))
+    await second.node.state.commit(uses.mark("d", first.node.boot_id))
+    await keeper.clear_marks()
+    await second.node.state.commit(uses.unmark("c", 1) + Batch())
+    await second.node.state.commit(uses.mark("c", "boot_dead"))
+    await keeper.clear_marks()
+    assert sorted([mark.key[-1] async for mark in uses.drops()]) == ["c", "d"]
 
 
 # proves R7
@@ -230,7 +325,7 @@ async def test_a_conversation_is_locked_for_everybody(
 
 
 async def knows(driver: Driver, other: Driver) -> bool:
-    return driver.node.fleet.lives(other.node.boot_id)
+    return other.node.boot_id in driver.node.fleet.living
 
 
 async def idle(driver: Driver) -> bool:

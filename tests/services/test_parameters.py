@@ -69,6 +69,7 @@ OPEN_RESPONSES: dict[str, list[Works | Refused]] = {
 TABLE: dict[str, list[Works | Refused]] = {
     **OPEN_RESPONSES,
     "access_programs": [Refused({"cyber": "standard"}, "access_programs", UNSUPPORTED)],
+    "background_options": [Refused({"completion_window": "8h"}, "background_options", UNSUPPORTED)],
     "background": [
         Works(False),
         Refused("yes", "background", "invalid_type"),

@@ -14,7 +14,7 @@ from perdure.core.values import Page, Record
 from perdure.engines import open_engine
 from perdure.engines.checked import Checked
 from perdure.engines.wrapping import Wrapping
-from perdure.surfaces.blobs import CLAIMS, REFERENCES, BlobUses, Claim, Reference
+from perdure.surfaces.blobs import CLAIMS, DROPS, REFERENCES, BlobUses, Claim, Reference
 
 DIGEST = "ab" * 32
 FILES = Records("files", str, key=("tenant", "id"))
@@ -39,7 +39,7 @@ def naming(uses: BlobUses, claim: Record[Claim]) -> Batch:
 async def test_its_promise_fits_the_embedded_engine() -> None:
     (warning,) = check_promises([BlobUses.promise], await engine(), "local")
     assert warning.startswith("blobs ")
-    assert BlobUses.promise.layouts == (CLAIMS, REFERENCES)
+    assert BlobUses.promise.layouts == (CLAIMS, REFERENCES, DROPS)
 
 
 async def test_a_claim_that_becomes_a_reference_between_two_looks_is_seen() -> None:

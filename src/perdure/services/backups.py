@@ -93,7 +93,7 @@ async def back_up(
     lock = disk.lock(growing / _LOCK)  # whoever held it is dead, and what it left is nobody's
     try:
         await off_loop(disk.clear_directory, growing, keep=_LOCK)
-        with keeper.holding():
+        async with keeper.holding():
             progress("looking for the bytes of files", 0, 0)
             await keeper.require_bytes()
             taken_at_s = int(clock.now_s())

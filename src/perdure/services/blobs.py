@@ -18,9 +18,8 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Iterator,
 )
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, suppress
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -36,7 +35,7 @@ from perdure.core.values import Committed, Finding, Record
 from perdure.surfaces.blobs import CLAIM_KEPT_S, NOBODY, BlobUses, Claim
 from perdure.surfaces.boots import SurfaceRecovery
 
-_DROP_S = 3.0
+DROP_S = 3.0
 """No drop takes longer, and no claim waits longer for one. Less than a lease, so that nobody takes
 away the mark of a drop that is still to come."""
 
@@ -60,6 +59,10 @@ class BlobKeeper:
         self.blobs = blobs
         self.uses = BlobUses(engine)
         self.stats = BlobStats()
+        self.lease: Callable[[], Batch] = Batch
+        """What shows with a commit that this boot may write."""
+        self._marked: set[str] = set()
+        self._stale: set[tuple[str, int]] = set()
         self.living: Callable[[], Awaitable[Collection[str]]] = self._alone
         """The boots whose claims stand. It is asked after the claims were read, so that one who has
         only just begun is among them."""
@@ -96,10 +99,10 @@ class BlobKeeper:
         """Commit a claim, once no other process is dropping what it is for."""
         if not self._engine.shared:
             return await self._engine.commit(claim)
-        deadline_s = self._clock.monotonic_s() + _DROP_S
+        deadline_s = self._clock.monotonic_s() + DROP_S
         while True:
             try:
-                return await self._engine.commit(claim + self.uses.unmarked(digest))
+                return await self._engine.commit(claim + self.uses.unmarked(digest) + self.lease())
             except Conflict:
                 if self._clock.monotonic_s() > deadline_s:
                     raise
@@ -110,9 +113,6 @@ class BlobKeeper:
         not what is stored."""
         began_s = self._clock.monotonic_s()
         before = self.stats.claims_given_up
-        async for mark in self.uses.drops():
-            if mark.value.boot_id not in await self.living():
-                await self._engine.commit(self.uses.unmark(mark.key[-1]))
         damaged = await self.collect()
         return SurfaceRecovery(
             surface="blobs",
@@ -122,6 +122,25 @@ class BlobKeeper:
             duration_s=round(self._clock.monotonic_s() - began_s, 6),
             findings=(*damaged, *self.blobs.recovered),
         )
+
+    def refer(self, claim: Record[Claim], owner: str) -> Batch:
+        """See `BlobUses.refer`; also a `Conflict` once this boot was taken for dead: its claims
+        keep nothing then."""
+        return self.uses.refer(claim, owner) + self.lease()
+
+    async def clear_marks(self) -> None:
+        """Take away the marks that the dead have left, or this boot by a commit that failed. Only
+        those that stood at the last look too: a drop ends within `DROP_S` of its mark."""
+        stale = set()
+        async for mark in self.uses.drops():
+            digest, boot_id = mark.key[-1], mark.value.boot_id
+            mine = boot_id == self._boot_id
+            if digest not in self._marked if mine else boot_id not in await self.living():
+                stale.add((digest, mark.version))
+        for digest, version in stale & self._stale:
+            with suppress(Conflict):
+                await self._engine.commit(self.uses.unmark(digest, version))
+        self._stale = stale
 
     async def tend(self) -> None:
         """The round that is made now and then: sweep, and look for references without bytes."""
@@ -225,15 +244,34 @@ class BlobKeeper:
             if not await self._needed(blob.digest):
                 yield blob
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def holding(self) -> AsyncIterator[None]:
         """Keep all bytes while a backup is made: what it has of the records may name them. What is
-        not dropped meanwhile, the next sweep finds."""
+        not dropped meanwhile, the next sweep finds. Raises `Conflict` where this boot does so
+        already and the blobs are shared."""
         self._holders += 1
         try:
-            yield
+            if self.lease():
+                async with self._mark(self.uses.keep_all(self._boot_id)):
+                    yield
+            else:
+                yield
         finally:
             self._holders -= 1
+
+    @asynccontextmanager
+    async def _mark(self, what: str) -> AsyncIterator[None]:
+        """Show the other processes what is done here."""
+        self._marked.add(what)
+        try:
+            marked = await self._engine.commit(self.uses.mark(what, self._boot_id) + self.lease())
+            try:
+                yield
+            finally:
+                with suppress(Conflict):
+                    await self._engine.commit(self.uses.unmark(what, marked.numbers[0]))
+        finally:
+            self._marked.discard(what)
 
     async def _drop(self, digest: str) -> None:
         """Under the digest's lock. Bytes that are not there (any more) are no trouble."""
@@ -251,21 +289,24 @@ class BlobKeeper:
         self.troubles.pop(digest, None)
 
     async def _dropped_alone(self, digest: str) -> bool:
-        """Drop bytes that other processes may want at the same moment; whether nobody did."""
+        """Drop bytes that other processes may want at the same moment; whether nobody did. What was
+        begun is carried through: one that is cancelled would go on in its thread without its mark.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._dropped_under_mark(digest)))
+
+    async def _dropped_under_mark(self, digest: str) -> bool:
         began_s = self._clock.monotonic_s()
         try:
-            await self._engine.commit(self.uses.mark(digest, self._boot_id))
-        except Conflict:
-            return False
-        try:
-            free = not await self._needed(digest)
-            # A process that stood still meanwhile may have been taken for dead, and its mark away.
-            if free and self._clock.monotonic_s() - began_s < _DROP_S:
+            async with self._mark(digest):
+                if await self.uses.all_kept() or await self._needed(digest):
+                    return False
+                # One that stood still may have been taken for dead, and its mark away.
+                if self._clock.monotonic_s() - began_s >= DROP_S:
+                    return False
                 await self.blobs.drop(digest)
                 return True
+        except Conflict:
             return False
-        finally:
-            await self._engine.commit(self.uses.unmark(digest))
 
     async def _needed(self, digest: str) -> bool:
         return await self.uses.needed(digest, self.living)

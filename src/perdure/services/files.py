@@ -128,7 +128,7 @@ class Files:
             held = Record((tenant, file_id), 1, file)
             mine = encode(self.shown(held))
             batch = self._state.files.create(held.key, file, summing.sums())
-            batch += self._keeper.uses.refer(claim, owner_of(file_id))
+            batch += self._keeper.refer(claim, owner_of(file_id))
             answer = await self._requests.once(caller, batch, mine)
         except PerdureError:
             await self._keeper.give_up(claim)

@@ -19,7 +19,7 @@ import structlog
 
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.errors import Conflict
+from perdure.core.errors import Conflict, Unavailable
 from perdure.core.values import Record
 from perdure.surfaces.boots import Instance
 from perdure.surfaces.state import State
@@ -30,6 +30,14 @@ WATCH_S = 1.0
 _BLIND_S = 3.0
 
 _log = structlog.get_logger("perdure.fleet")
+
+
+def taken_for_dead() -> Unavailable:
+    """What a process says whose lease was ended."""
+    return Unavailable(
+        "this process stood still for so long that the others on its store took it for dead, and "
+        "its work over. Start it again."
+    )
 
 
 class _Seen(msgspec.Struct, frozen=True):
@@ -51,7 +59,7 @@ class Fleet:
         """Boots that have ended and whose work nobody here has seen to yet."""
         self._state = state
         self._clock = clock
-        self._looked_at_s = clock.monotonic_s()
+        self._looked_at_s = self._beat_at_s = clock.monotonic_s()
         self._shared = state.engine.shared
         self._seen: dict[str, _Seen] = {}
 
@@ -60,9 +68,12 @@ class Fleet:
         """What goes with every commit by which this boot begins something of its own."""
         return self._state.boots.alive(self.boot_id) if self._shared else Batch()
 
-    def lives(self, boot_id: str | None) -> bool:
-        """Whether a boot is alive, as far as this one knows."""
-        return boot_id in self.living
+    async def lives(self, boot_id: str | None) -> bool:
+        """Whether a boot is alive. Who is not known is looked for in the store, after the record
+        that names it was read: it may have begun a moment ago."""
+        if boot_id is None:
+            return False
+        return boot_id in self.living or boot_id in await self.leaseholders()
 
     async def leaseholders(self) -> frozenset[str]:
         """The boots that may write, as the store says now."""
@@ -77,6 +88,19 @@ class Fleet:
             await self._state.commit(ended + boots.take_lease(self.boot_id))
             self.living = frozenset(await self._leases())
 
+    async def settle(self) -> list[Instance]:
+        """The others that are alive, once each was seen to move or was taken for dead."""
+        first = await self._versions()
+        while True:
+            await self.watch()
+            now = await self._versions()
+            moved = {boot_id for boot_id, version in now.items() if version != first.get(boot_id)}
+            others = self.living - {self.boot_id}
+            if others <= moved:
+                beats = await self._heartbeats()
+                return [beat.value for beat in beats if beat.value.boot_id in others]
+            await self._clock.sleep(WATCH_S / 4)
+
     async def beat(self, alive: Instance, also: Batch) -> None:
         """Give a sign of life, in one commit with `also`. Raises `Conflict` once the fleet has
         taken this boot for dead."""
@@ -84,15 +108,17 @@ class Fleet:
             await self._state.commit(self._state.boots.heartbeat(alive) + also + self.lease)
         except Conflict:
             self.lost.set()
-            raise
+            raise taken_for_dead() from None
+        self._beat_at_s = self._clock.monotonic_s()
 
     async def watch(self) -> None:
         """Look who is alive, and end the leases of those that are not. A heartbeat stands still for
-        as long as somebody looks: while the store was away, nobody could give a sign of life."""
+        as long as somebody looks and gives signs of life too: while the store is away, nobody can.
+        """
         leases = await self._leases()
         beats = {beat.value.boot_id: beat for beat in await self._heartbeats()}
         now_s = self._clock.monotonic_s()
-        if now_s - self._looked_at_s > _BLIND_S:
+        if now_s - min(self._looked_at_s, self._beat_at_s) > _BLIND_S:
             self._seen.clear()
         self._looked_at_s = now_s
         for boot_id in leases - {self.boot_id}:
@@ -115,11 +141,14 @@ class Fleet:
     async def _end(self, boot_id: str, beat: Record[Instance] | None) -> bool:
         """Whether a boot is dead from now on: not if it gives a sign of life at this moment."""
         try:
-            await self._state.commit(self._state.boots.bury(boot_id, beat))
+            await self._state.commit(self._state.boots.bury(boot_id, beat) + self.lease)
         except Conflict:
             return False
         _log.warning("a process of the fleet is dead", boot=boot_id, stood_still_s=LEASE_S)
         return True
+
+    async def _versions(self) -> dict[str, int]:
+        return {beat.value.boot_id: beat.version for beat in await self._heartbeats()}
 
     async def _leases(self) -> set[str]:
         return {lease.key[-1] async for lease in self._state.boots.leases()}

@@ -35,10 +35,10 @@ from perdure.services.continuing import (
 )
 from perdure.services.conversations import decided, new_items, resolve_items
 from perdure.services.extract import MODEL, answer
-from perdure.services.fleet import Fleet
+from perdure.services.fleet import Fleet, taken_for_dead
 from perdure.services.holds import Holds, Past
 from perdure.services.jobs import Jobs
-from perdure.services.recovery import STOPPED
+from perdure.services.recovery import STOPPED, interrupt
 from perdure.services.relay import ResponsesReader, responses_request
 from perdure.services.requests import Caller, Requests, result_lost
 from perdure.services.runs import ECHO_BYTES_MAX, Run, RunStats, Source
@@ -178,7 +178,7 @@ class Gateway:
         if self._closed:
             raise Unavailable("the server is stopping; send the request again.")
         if self._fleet.lost.is_set():
-            raise Unavailable("the other processes have taken this one for dead; it is ending.")
+            raise taken_for_dead()
         if isinstance(request.input, list) and len(request.input) > INPUT_ITEMS_MAX:
             raise LimitExceeded("the number of input items", len(request.input), INPUT_ITEMS_MAX)
         tenant = caller.tenant
@@ -297,7 +297,7 @@ class Gateway:
             if job is not None and job.value.owed is not None:
                 return held
         runner = held.value.runner
-        if runner != self._fleet.boot_id and self._fleet.lives(runner):
+        if runner != self._fleet.boot_id and await self._fleet.lives(runner):
             return held
         if not held.value.status.terminal and started.key not in self._runs:
             held = await state.responses.get(*started.key)  # it may have ended in between
@@ -324,8 +324,12 @@ class Gateway:
                 await run.heed()
 
     async def interrupt(self, key: Key) -> None:
-        """Stop generating a response, whoever listens."""
+        """Stop generating a response, whoever listens. Where another process does it, or nobody any
+        more, its end is written here, which stops that one."""
         if (run := self._runs.get(key)) is None:
+            held = await self._stored.state.responses.get(*key)
+            if not held.value.status.terminal:
+                await interrupt(self._stored.state, held, DELETED, self._clock)
             return
         try:
             async with asyncio.timeout(_STOP_WAIT_S):

@@ -116,7 +116,7 @@ class Jobs:
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
             waits = held.value.runner is None or held.value.owed == "cancel"
-            if waits and held.key not in self._queued_since_s:
+            if waits and held.key not in self._queued_since_s and held.key not in self._later:
                 self.enqueue(held.key, held.value.created_at_s)
 
     async def heed(self) -> None:

@@ -30,7 +30,7 @@ from perdure.engines import open_blobs, open_engine
 from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
 from perdure.services.backups import Manifest, Progress, back_up
-from perdure.services.blobs import BlobKeeper
+from perdure.services.blobs import DROP_S, BlobKeeper
 from perdure.services.compaction import Compactor
 from perdure.services.config import Config
 from perdure.services.config import Upstream as UpstreamSettings
@@ -141,6 +141,7 @@ class Node:
                 )
                 held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
+            held.push_async_callback(self._let_go)
             lock = self._take_place() if engine.shared else None
             if lock is not None:
                 held.callback(lock.release)
@@ -211,8 +212,7 @@ class Node:
         sweeper = Sweeper(self.state, self.clock, self.boot, kept)
         if engine.shared:
             self._supervisor.every("watch", WATCH_S, self._watch, pause_max_s=WATCH_S)
-        beat_s = FLEET_HEARTBEAT_S if engine.shared else HEARTBEAT_S
-        self._supervisor.every("heartbeat", beat_s, self._beat, pause_max_s=beat_s)
+            self._supervisor.every("clear marks", DROP_S, self.blobs.clear_marks)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("retention", _SWEEP_S, self.retention.sweep)
@@ -224,18 +224,33 @@ class Node:
         self._supervisor.every("jobs", 0.0, self.jobs.take)
         self._supervisor.every("retry jobs", RETRY_S, self.jobs.retry)
 
-    async def _require_same_blobs(self) -> None:
-        """Raises `PromiseBroken` where a living process keeps the bytes of files elsewhere: what
-        one of the two acknowledges, the other could not read."""
-        async for other in self.state.boots.heartbeats():
-            beat = other.value
-            if beat.boot_id == self.boot_id or not self.fleet.lives(beat.boot_id):
-                continue
-            if self.state.engine.shared and beat.blobs != self._blobs_at():
+    async def _require_company(self) -> None:
+        """Raises `PromiseBroken` where another process lives on this store that this one must not
+        run beside: any in profile `local`; one that keeps the bytes of files elsewhere, because
+        what one of the two acknowledges the other could not read."""
+        if not self.state.engine.shared:
+            return
+        self.startup.note("looking who else is alive")
+        for other in await self.fleet.settle():
+            if self.config.profile == "local":
                 raise PromiseBroken(
-                    f"process {beat.pid} on this store keeps files at {beat.blobs}, and this one "
+                    f"process {other.pid} at {other.url} uses this store too, and profile 'local' "
+                    'is for one process. Set profile = "shared" for all of them.'
+                )
+            if other.blobs != self._blobs_at():
+                raise PromiseBroken(
+                    f"process {other.pid} on this store keeps files at {other.blobs}, and this one "
                     f"would at {self._blobs_at()}. Give all of them one place, with `blobs`."
                 )
+
+    async def _let_go(self) -> None:
+        """End what goes on in the background, and the lease, so that nobody waits for it."""
+        await self._supervisor.stop()
+        if hasattr(self, "fleet"):
+            try:
+                await self.fleet.leave()
+            except (Conflict, Unavailable) as error:
+                _log.error("the lease could not be given back", error=str(error))
 
     def _blobs_at(self) -> str:
         """Where the bytes of files are, so that processes of several hosts can compare."""
@@ -245,6 +260,7 @@ class Node:
     async def _recovered(self) -> list[SurfaceRecovery]:
         """Recover what boots that are not alive have left."""
         self.blobs.living = self.fleet.leaseholders
+        self.blobs.lease = lambda: self.fleet.lease
         found = await Recovery(self.state, self.clock, self.fleet).run(self.startup.note)
         return [*found, await self.blobs.recover()]
 
@@ -304,7 +320,6 @@ class Node:
         )
         try:
             await self._record_boot(ready=False)
-            await self.fleet.leave()
         except (Conflict, Unavailable) as error:
             _log.error("the boot could not be marked clean", error=str(error))
         await self._transient.engine.close()
@@ -327,8 +342,10 @@ class Node:
             previous_ended_clean=known.ended_clean if known else (False if unread else None),
         )
         await self.fleet.join(self.boot.previous_boot_id)
-        await self._require_same_blobs()
         await self._record_boot(ready=False, expect=0)
+        beat_s = FLEET_HEARTBEAT_S if self.state.engine.shared else HEARTBEAT_S
+        self._supervisor.every("heartbeat", beat_s, self._beat, pause_max_s=beat_s)
+        await self._require_company()
         return unread
 
     def _instance_id(self) -> str:

@@ -87,7 +87,7 @@ class Recovery:
         interrupted = 0
         findings: list[Finding] = []
         async for held in unfinished(self._state.responses.unfinished, findings):
-            if self._fleet.lives(held.value.runner):
+            if await self._fleet.lives(held.value.runner):
                 continue
             interrupted += await _interrupted(self._state, held, RESTARTED, self._clock, findings)
             progress(f"responses: {interrupted} interrupted, {len(findings)} damaged")
@@ -100,7 +100,7 @@ class Recovery:
         stuck: set[Key] = set()
         findings: list[Finding] = []
         async for held in unfinished(self._state.jobs.unfinished, findings):
-            if self._fleet.lives(held.value.runner):
+            if await self._fleet.lives(held.value.runner):
                 continue
             if held.value.runner is not None:
                 try:
@@ -179,7 +179,7 @@ async def _interrupted(
     """End one and note what of it is damaged; how many were ended whole."""
     try:
         damage = await interrupt(state, held, outcome, clock)
-    except Missing:  # deleted meanwhile
+    except (Conflict, Missing):  # another process is at it, or has deleted it
         return 0
     except Damaged as error:
         damage = error

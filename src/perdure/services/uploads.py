@@ -108,7 +108,7 @@ class Uploads:
                 UploadPartObject(id=part_id, created_at=part.created_at_s, upload_id=upload_id)
             )
             batch = self._state.uploads.add(held, part_id, part, summing.sums())
-            batch += self._keeper.uses.refer(claim, owner_of_part(part_id))
+            batch += self._keeper.refer(claim, owner_of_part(part_id))
             answer = await self._requests.once(caller, batch, mine)
         except PerdureError as error:
             await self._keeper.give_up(claim)

@@ -75,6 +75,8 @@ class Drop(msgspec.Struct, frozen=True):
 
 
 DROPS = Records("blob_drops", Drop, key=("tenant", "digest"))
+_ALL = "all-"
+"""What a mark of this prefix is of, is not to be dropped but kept, and it is everything."""
 
 
 class BlobUses:
@@ -137,9 +139,20 @@ class BlobUses:
         """Let nobody claim a digest. Raises `Conflict` where it is marked already."""
         return put(DROPS, (SYSTEM_TENANT, digest), Drop(boot_id), expect=0)
 
-    def unmark(self, digest: str) -> Batch:
-        """Let it be claimed again."""
-        return delete(DROPS, (SYSTEM_TENANT, digest))
+    def unmark(self, digest: str, version: int) -> Batch:
+        """Let it be claimed again. Raises `Conflict` where somebody else marked it since."""
+        return delete(DROPS, (SYSTEM_TENANT, digest), expect=version)
+
+    def keep_all(self, boot_id: str) -> str:
+        """What to mark so that nobody drops anything."""
+        return f"{_ALL}{boot_id}"
+
+    async def all_kept(self) -> bool:
+        """Whether anybody wants nothing to be dropped."""
+        async for mark in self.drops():
+            if mark.key[-1].startswith(_ALL):
+                return True
+        return False
 
     def unmarked(self, digest: str) -> Batch:
         """What goes with a claim: a `Conflict` while the digest is marked."""

@@ -89,6 +89,7 @@ class CreateResponse(msgspec.Struct, frozen=True, kw_only=True):
     context_management: list[Any] | None = None
     moderation: dict[str, Any] | None = None
     access_programs: dict[str, Any] | None = None
+    background_options: dict[str, Any] | None = None
     image: dict[str, Any] | None = None
     extra: dict[str, Any] = {}
 
@@ -248,6 +249,7 @@ def _refuse_unsupported(request: CreateResponse) -> None:
         "prompt_cache_options",
         "moderation",
         "access_programs",
+        "background_options",
         "image",
     ):
         if getattr(request, name) is not None:

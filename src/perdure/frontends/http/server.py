@@ -49,6 +49,7 @@ from perdure.frontends.http.routes import Route
 from perdure.frontends.http.service import Service
 from perdure.library import open as open_store
 from perdure.services.config import Config, api_keys
+from perdure.services.fleet import taken_for_dead
 from perdure.services.lifecycle import Control, Node
 
 ROUTES = (
@@ -199,10 +200,8 @@ async def serve(
             for task in (telling, asked, lost):
                 task.cancel()
             if node.fleet.lost.is_set():
-                raise Unavailable(
-                    "this process stood still for so long that the others on its store took it for "
-                    "dead, and its work over. Start it again."
-                )
+                stop.hurried.set()
+                raise taken_for_dead()
     finally:
         await _wind_down(node, public, application.service, stop)
         await serving
