@@ -23,8 +23,8 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test judges lint format bench torture proof crash evidence nightly \
-	docs lock wheel
+.PHONY: serve demo recording test judges lint format bench torture proof fuzz crash evidence \
+	nightly docs lock wheel
 
 # ENGINE=postgres serves from a PostgreSQL of its own, which comes from a package with the other
 # tools of development. Any other is named to `perdure serve --engine`.
@@ -66,6 +66,9 @@ torture: .venv/.dev  ## every fault this machine can make, in SECONDS, chosen by
 
 proof: .venv/.dev  ## the same by count instead of time: the cases that every change must pass
 	$(BIN)/perdure torture --counted --seconds 600 --seed $(SEED)
+
+fuzz: .venv/.dev  ## SECONDS of hostile bytes for each reader of what others wrote
+	$(BIN)/python -m perdure.proving.fuzz --seconds $(SECONDS) --seed $(SEED)
 
 crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
 	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)

@@ -260,6 +260,17 @@ def test_usage_is_kept_with_its_details() -> None:
         ([ended("failed", error={"code": "x", "message": "boom"})], "server_error", "boom"),
         ([ended("cancelled")], "server_error", "its response is cancelled"),
         ([event("output_text.delta", output_index="x")], "server_error", "cannot be read"),
+        (
+            [event("output_item.done", item={"type": "message", "content": 7})],
+            "server_error",
+            "cannot be read",
+        ),
+        (
+            [event("content_part.done", output_index=0, part={"type": ["output_text"]})],
+            "server_error",
+            "cannot be read",
+        ),
+        ([ended(output=[{"type": "message", "content": [3]}])], "server_error", "cannot be read"),
         ([event("output_item.done", item={"type": "function_call"})], "server_error", "a name"),
     ],
 )

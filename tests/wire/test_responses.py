@@ -146,6 +146,7 @@ def test_terminal_bodies_pass_strict_validation(outcome: Outcome, completed_at: 
         ({"truncation": "auto"}, "truncation", "unsupported_value"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "unsupported_value"),
         ({"tools": [{"type": "custom", "name": "c"}]}, "tools[0].type", "unsupported_value"),
+        ({"tools": [{"type": ["function"]}]}, "tools[0].type", "unsupported_value"),
         ({"tools": [{"type": "function"}]}, "tools[0].name", "missing_required_parameter"),
         ({"include": ["nonsense"]}, "include[0]", "invalid_value"),
         ({"reasoning": {"mode": "pro"}}, "reasoning.mode", "unsupported_value"),

@@ -24,7 +24,14 @@ from perdure.wire import events as ev
 from perdure.wire.events import Event
 from perdure.wire.fold import View, closing, closing_part, take
 from perdure.wire.items import KINDS, Item
-from perdure.wire.relayed import RESPONSE_ENDS, RelayedBody, RelayedEvent, RelayedUsage
+from perdure.wire.relayed import (
+    RESPONSE_ENDS,
+    RelayedBody,
+    RelayedEvent,
+    RelayedUsage,
+    check_body,
+    check_event,
+)
 from perdure.wire.responses import CreateResponse, Outcome, failed
 
 _FORWARDED = (
@@ -165,9 +172,13 @@ class ResponsesReader:
             return []
         try:
             if chunk.get("object") == "response":
-                self._end(msgspec.convert(chunk, RelayedBody), "")
+                body = msgspec.convert(chunk, RelayedBody)
+                check_body(body)
+                self._end(body, "")
             else:
-                self._take_in(msgspec.convert(chunk, RelayedEvent))
+                event = msgspec.convert(chunk, RelayedEvent)
+                check_event(event)
+                self._take_in(event)
         except msgspec.ValidationError as error:
             self._failure = failed(f"The upstream sent an event that cannot be read: {error}.")
         return self._flush()

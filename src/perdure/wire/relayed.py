@@ -39,6 +39,30 @@ class RelayedUsage(msgspec.Struct, frozen=True):
     output_tokens_details: OutputDetails | None = None
 
 
+class RelayedPart(msgspec.Struct, frozen=True):
+    """What is read of a part of an item. The rest of it is kept as it came."""
+
+    type: str | None = None
+    text: str | None = None
+    refusal: str | None = None
+    annotations: list[dict[str, Any]] | None = None
+    logprobs: list[Any] | None = None
+
+
+class RelayedItem(msgspec.Struct, frozen=True):
+    """What is read of an item. The rest of it is kept as it came."""
+
+    type: str
+    id: str | None = None
+    status: str | None = None
+    role: str | None = None
+    name: str | None = None
+    call_id: str | None = None
+    arguments: str | None = None
+    content: list[RelayedPart] | None = None
+    summary: list[RelayedPart] | None = None
+
+
 class RelayedBody(msgspec.Struct, frozen=True):
     """A response at its end; an upstream that does not stream sends nothing else."""
 
@@ -69,3 +93,20 @@ class RelayedEvent(msgspec.Struct, frozen=True):
     error: Any = None
     message: str | None = None
     code: str | int | None = None
+
+
+def check_event(said: RelayedEvent) -> None:
+    """Refuse an event whose item or part is not of a form that can be read. Raises
+    `msgspec.ValidationError`."""
+    if said.item is not None:
+        msgspec.convert(said.item, RelayedItem)
+    if said.part is not None:
+        msgspec.convert(said.part, RelayedPart)
+    if said.response is not None:
+        check_body(said.response)
+
+
+def check_body(said: RelayedBody) -> None:
+    """The same for a response."""
+    for item in said.output:
+        msgspec.convert(item, RelayedItem)

@@ -258,9 +258,10 @@ def _refuse_unsupported(request: CreateResponse) -> None:
         if value not in INCLUDES:
             raise not_among(f"include[{place}]", value, INCLUDES)
     for place, tool in enumerate(request.tools or ()):
-        if tool.get("type") not in RUN_BY_CLIENT:
+        type = tool.get("type")
+        if not isinstance(type, str) or type not in RUN_BY_CLIENT:
             raise unsupported_value(
-                f"the tool type '{tool.get('type')}'",
+                f"the tool type '{type}'",
                 f"tools[{place}].type",
                 "Use tools of type 'function'.",
             )
