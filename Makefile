@@ -23,8 +23,8 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test judges lint format bench torture proof fuzz crash evidence \
-	nightly docs lock wheel
+.PHONY: serve demo recording test surfaces judges lint format bench torture proof fuzz crash \
+	evidence nightly docs lock wheel
 
 # ENGINE=postgres serves from a PostgreSQL of its own, which comes from a package with the other
 # tools of development. Any other is named to `perdure serve --engine`.
@@ -45,6 +45,10 @@ demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to 
 # once.
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
 	SCHEMATHESIS_EXAMPLES=$(DEPTH) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+
+surfaces: .venv/.dev  ## the tests of services and of HTTP once more, on PostgreSQL
+	PERDURE_SURFACES_ON=postgres $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+		tests/services tests/frontends
 
 judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
 	$(BIN)/python -m pytest tests/e2e/node/openai_node.py

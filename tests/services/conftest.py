@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -76,7 +77,13 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield server
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+ENGINES = (
+    ["postgres"] if os.environ.get("PERDURE_SURFACES_ON") == "postgres" else ["memory", "sqlite"]
+)
+"""`make surfaces` runs every test here on PostgreSQL alone, which takes minutes."""
+
+
+@pytest.fixture(params=ENGINES)
 def engine_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store that is there as long as the test: opened again, it is the same."""
     match request.param:

@@ -46,7 +46,7 @@ CASES: dict[str, Case] = {
     "keeps-locks": Case({Check.CLEAN}, "conversations", edges(5, 12), 8),
     "keeps-jobs": Case({Check.CLEAN}, "jobs", edges(7, 16)),
     "accepts-jobs-later": Case({Check.ATOMIC}, "jobs", edges(4, 6)),
-    "notes-steps-later": Case({Check.ATOMIC}, "jobs", edges(8, 14), choices="e"),
+    "notes-steps-later": Case({Check.ATOMIC}, "jobs", edges(8, 30), choices="e"),
     "leaves-open": Case({Check.WHOLE}, "jobs", edges(9, 14), choices="f"),
     "takes-it-for-more": Case(
         {Check.WHOLE, Check.KEPT}, "jobs", edges(9, 14), choices="f", continues=True
