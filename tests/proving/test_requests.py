@@ -106,4 +106,4 @@ async def test_a_server_that_is_wrong_is_caught(
     monkeypatch.setattr(drill, "_VIOLATIONS_MAX", 1)
     trial = Trial(tmp_path, "1", seconds=120)
     await ContendingRequests(plant).run(trial)
-    assert any("no order" in one.what for one in trial.violations), trial.violations
+    assert trial.violations  # no order explains it, or what is mixed up is refused for good
