@@ -34,6 +34,9 @@ _STARTED = 40
 _STARTING = 16
 """It makes about so many in directories and files of its own."""
 
+_STARTS = 4
+"""How many of them hang in one case, each in a start of its own."""
+
 _AT_ONCE = 12
 _DELAYS_S = (0.02, 0.1, 0.3)
 _SYNCS: tuple[Call, ...] = ("sqlite.sync", "disk.sync", "disk.names")
@@ -118,15 +121,17 @@ class SlowServer:
         return wrong + (await Snapshot.of(place / "data", place / "copy", verify=True)).findings
 
     async def _starts(self, trial: Trial, case: int, stage: Stage, place: Path) -> list[str]:
-        """While a sync of the start hangs, it says that it is alive and how far it is."""
-        told = place / "hangs"
-        hangs = Trouble(
-            calls=("disk.sync", "disk.names"),
-            n=1 + case // len(self._kinds) % _STARTING,
-            delay_s=_HANGS_S,
-            told=str(told),
-        )
-        plan = Plan(data=str(place / "data"), port=stage.port, upstream=stage.upstream.url)
+        first = case // len(self._kinds) * _STARTS % _STARTING
+        wrong: list[str] = []
+        for n in range(first + 1, first + _STARTS + 1):
+            wrong += await self._start(stage, place, n)
+        return wrong
+
+    async def _start(self, stage: Stage, place: Path, n: int) -> list[str]:
+        """While the `n`-th sync of a start hangs, it says that it is alive and how far it is."""
+        told = place / f"hangs-{n}"
+        hangs = Trouble(calls=("disk.sync", "disk.names"), n=n, delay_s=_HANGS_S, told=str(told))
+        plan = Plan(data=str(place / f"data-{n}"), port=stage.port, upstream=stage.upstream.url)
         slow = msgspec.structs.replace(plan, trouble=hangs, plant=self._plant)
         victim = await stage.nursery.start(slow)
         try:
