@@ -29,6 +29,7 @@ from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.stored import Lacking, checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
+from perdure.engines.group import Outcome, Request
 from perdure.engines.postgres_backup import back_up, restore
 from perdure.engines.postgres_commit import Committer
 from perdure.engines.postgres_driver import (
@@ -38,7 +39,7 @@ from perdure.engines.postgres_driver import (
     parse,
     translating,
 )
-from perdure.engines.postgres_group import Outcome, Request
+from perdure.engines.postgres_group import check_texts
 from perdure.engines.postgres_scan import count_rows, scan_page
 from perdure.engines.postgres_schema import Table, choose_schema, open_schema
 from perdure.engines.postgres_tail import Tails
@@ -170,6 +171,7 @@ class PostgresEngine:
             return Committed(())
         if self._committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
+        check_texts(batch)
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
         self._committer.submit(Request(batch, partition, future))
         return await future

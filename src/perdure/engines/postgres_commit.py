@@ -28,12 +28,11 @@ import xxhash
 
 from perdure.core import batch as batches
 from perdure.core.batch import Check, RecordOp
-from perdure.core.deciding import Place, decide
+from perdure.core.deciding import Place
 from perdure.core.engine import EngineStats
 from perdure.core.errors import (
     Closed,
     CommitUnknown,
-    Conflict,
     Invalid,
     Latched,
     PerdureError,
@@ -41,6 +40,7 @@ from perdure.core.errors import (
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
+from perdure.engines.group import Outcome, Request, Settle, decide_group
 from perdure.engines.postgres_driver import (
     ANSWER_S,
     DRIVER_ERRORS,
@@ -51,11 +51,8 @@ from perdure.engines.postgres_driver import (
     is_passing,
 )
 from perdure.engines.postgres_group import (
-    Effects,
-    Known,
-    Outcome,
-    Request,
-    Settle,
+    PostgresEffects,
+    PostgresKnown,
     Statement,
     load,
     write_operations,
@@ -217,7 +214,8 @@ class Committer:
         await session.execute(self._begin(group))
         known = await load(session, self._tables, group)
         self._check_shapes(known)
-        outcomes, effects = self._decide(group, known)
+        effects = PostgresEffects()
+        outcomes = decide_group(group, known, effects, self._stats)
         if not effects:
             await session.execute("ROLLBACK")
             return outcomes, {}
@@ -343,7 +341,7 @@ class Committer:
         digest = xxhash.xxh3_64_intdigest(f"{self._salt}\x1e{name}".encode())
         return digest - (1 << 64) if digest >> 63 else digest
 
-    def _check_shapes(self, known: Known) -> None:
+    def _check_shapes(self, known: PostgresKnown) -> None:
         """A newer process may have given a collection more indexes, which this one does not fill.
         It cannot do so before a transaction that has read the collection ends."""
         for name, shape in known.shapes.items():
@@ -364,34 +362,9 @@ class Committer:
         }
         return named - self._tables.keys() - self._logs
 
-    def _decide(self, group: list[Request], known: Known) -> tuple[list[Outcome], Effects]:
-        outcomes: list[Outcome] = []
-        effects = Effects()
-        for request in group:
-            try:
-                outcomes.append((request.future, self._decide_one(request, known, effects)))
-            except PerdureError as error:
-                self._stats.conflicts += isinstance(error, Conflict)
-                outcomes.append((request.future, error))
-        return outcomes, effects
-
-    def _decide_one(self, request: Request, known: Known, effects: Effects) -> Committed:
-        operation = request.operation
-        if operation is not None and operation in known.operations:
-            digest, committed = known.operations[operation]
-            if digest != request.digest:
-                raise Invalid(f"the operation id {operation[0]!r} was used for another batch.")
-            return committed
-        decision = decide(request.batch, known.facts)
-        for write in decision.writes:
-            effects.add(write)
-        committed = Committed(decision.numbers)
-        if operation is not None:
-            known.operations[operation] = (request.digest, committed)
-            effects.operations.append((operation, request.digest, committed))
-        return committed
-
-    async def _write(self, session: Connection, effects: Effects, known: Known) -> None:
+    async def _write(
+        self, session: Connection, effects: PostgresEffects, known: PostgresKnown
+    ) -> None:
         statement = Statement()
         for name in sorted(effects.records):
             write_records(statement, self._tables[name], effects.records[name], known)
@@ -404,7 +377,9 @@ class Committer:
         statement.add(SQL["set_writer"], self.id, self._sent)
         await statement.write(session)
 
-    async def _name_streams(self, session: Connection, effects: Effects, known: Known) -> None:
+    async def _name_streams(
+        self, session: Connection, effects: PostgresEffects, known: PostgresKnown
+    ) -> None:
         """Give every new stream an id that no other was given, even one that was undone."""
         for place in effects.tips:
             if place not in known.stream_ids:

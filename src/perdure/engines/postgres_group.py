@@ -6,55 +6,38 @@ takes longer to travel than to be worked out.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import msgspec
 
-from perdure.core import batch as batches
 from perdure.core.batch import Append, Batch, Put, RecordOp
-from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite
+from perdure.core.deciding import LogWrite, Place, RecordWrite
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
+from perdure.engines.group import Effects, Known, Request
 from perdure.engines.postgres_driver import SQL, damage_at
 from perdure.engines.postgres_schema import Table, decoded_numbers
 
 if TYPE_CHECKING:
     from perdure.engines.postgres_driver import Connection
 
-Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
-Settle = Callable[[list[Outcome], dict[Place, Tip]], None]
-OperationKey = tuple[str, str]
 
-
-class Request:
-    """One batch on its way through the committer. Raises `Invalid` for a value that is no text, so
-    that it does not come as far as a transaction that others share."""
-
-    __slots__ = ("batch", "digest", "future", "operation")
-
-    def __init__(
-        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
-    ) -> None:
-        for op in batch.ops:
-            if isinstance(op, Put):
-                _check_text(op.records.name, op.value)
-            elif isinstance(op, Append):
-                for value in op.entries:
-                    _check_text(op.log.name, value)
-        self.batch = batch
-        self.future = future
-        self.operation: OperationKey | None = None
-        if batch.operation_id is not None:
-            self.operation = (batch.operation_id, partition or "")
-            self.digest = batches.digest(batch)
+def check_texts(batch: Batch) -> None:
+    """Raises `Invalid` for a value that is no text, so that it does not come as far as a
+    transaction that others share."""
+    for op in batch.ops:
+        if isinstance(op, Put):
+            _check_text(op.records.name, op.value)
+        elif isinstance(op, Append):
+            for value in op.entries:
+                _check_text(op.log.name, value)
 
 
 def _check_text(collection: str, value: bytes) -> None:
@@ -66,38 +49,25 @@ def _check_text(collection: str, value: bytes) -> None:
         raise Invalid(f"a value of {collection} holds a NUL, which JSON writes as \\u0000.")
 
 
-class Known:
-    """What the store holds at the places a group touches."""
+class PostgresKnown(Known):
+    """Also how the collections of records are shaped in the store by now."""
 
     def __init__(self) -> None:
-        self.facts = Facts()
-        self.buried: set[Place] = set()
-        self.stream_ids: dict[Place, int] = {}
-        self.operations: dict[OperationKey, tuple[int, Committed]] = {}
+        super().__init__()
         self.shapes: dict[str, str] = {}
-        """Of the collections of records, as the store holds them now."""
 
 
-class Effects:
-    """What a group writes: the last state of each record and stream, however often it changed."""
+class PostgresEffects(Effects):
+    """See `Effects`."""
 
     def __init__(self) -> None:
-        self.records: dict[str, dict[str, RecordWrite]] = defaultdict(dict)
-        self.tips: dict[Place, Tip] = {}
+        super().__init__()
         self.entries: dict[Place, dict[int, tuple[int, bytes]]] = defaultdict(dict)
         """The rows to add by stream and number, each with its incarnation."""
         self.forgotten: list[tuple[Place, int, int, int]] = []
-        self.operations: list[tuple[OperationKey, int, Committed]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations)
-
-    def add(self, write: RecordWrite | LogWrite) -> None:
-        if isinstance(write, RecordWrite):
-            self.records[write.records.name][write.place] = write
-            return
+    def add_entries(self, write: LogWrite) -> None:
         place, tip = (write.log.name, write.place), write.tip
-        self.tips[place] = tip
         added = self.entries[place]
         if write.forget is not None:
             first, last = write.forget
@@ -139,9 +109,9 @@ def _shifted(sql: str, by: int) -> str:
     return re.sub(r"\$(\d+)", lambda mark: f"${int(mark[1]) + by}", sql)
 
 
-def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known:
+def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> PostgresKnown:
     """The facts in the rows that `_load` asked for, held to their checksums."""
-    known = Known()
+    known = PostgresKnown()
     versions, tips = known.facts.versions, known.facts.tips
     floors: dict[str, int] = {}
     for kind, name, key, a, b, c, d, e, text in rows:
@@ -171,7 +141,7 @@ def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known
     return known
 
 
-def write_streams(statement: Statement, effects: Effects, ids: Mapping[Place, int]) -> None:
+def write_streams(statement: Statement, effects: PostgresEffects, ids: Mapping[Place, int]) -> None:
     """Add what a group writes to logs."""
     statement.add_rows(
         SQL["set_tips"],
@@ -197,7 +167,9 @@ def write_streams(statement: Statement, effects: Effects, ids: Mapping[Place, in
         statement.add_rows(SQL["add_entries"], rows)
 
 
-async def load(session: Connection, tables: Mapping[str, Table], group: list[Request]) -> Known:
+async def load(
+    session: Connection, tables: Mapping[str, Table], group: list[Request]
+) -> PostgresKnown:
     """Read what the places of a group hold now. Raises `Damaged`."""
     records: dict[str, set[str]] = defaultdict(set)
     streams: dict[str, set[str]] = defaultdict(set)
@@ -226,7 +198,7 @@ async def load(session: Connection, tables: Mapping[str, Table], group: list[Req
 
 
 def write_records(
-    statement: Statement, table: Table, writes: dict[str, RecordWrite], known: Known
+    statement: Statement, table: Table, writes: dict[str, RecordWrite], known: PostgresKnown
 ) -> None:
     """Add what a group writes to one collection."""
     name = table.records.name
@@ -252,7 +224,7 @@ def write_records(
         statement.add_rows(SQL["bury"], gone)
 
 
-def write_operations(statement: Statement, effects: Effects) -> None:
+def write_operations(statement: Statement, effects: PostgresEffects) -> None:
     """Add the operation ids of a group, with what they were answered."""
     rows = []
     for operation, digest, committed in effects.operations:

@@ -30,8 +30,9 @@ from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.stored import checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
 from perdure.engines import sqlite_backup
+from perdure.engines.group import Outcome, Request
 from perdure.engines.sqlite_checkpoint import Checkpointer
-from perdure.engines.sqlite_commit import Committer, Outcome, Request
+from perdure.engines.sqlite_commit import Committer
 from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_scan import count_rows, scan_page

@@ -11,24 +11,22 @@ Invariants
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Set
+from functools import partial
 from typing import Any
 
 import apsw
 import msgspec
 
 from perdure.core import batch as batches
-from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, decide
+from perdure.core.deciding import LogWrite, Place, RecordWrite
 from perdure.core.engine import EngineStats
 from perdure.core.errors import (
     CommitUnknown,
-    Conflict,
     Damaged,
     Invalid,
     Latched,
@@ -39,6 +37,7 @@ from perdure.core.keys import show, split
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
+from perdure.engines.group import Effects, Known, Outcome, Request, Settle, decide_group
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
 from perdure.engines.sqlite_schema import (
@@ -55,57 +54,20 @@ from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, advance
 _GROUP_MAX = 512
 _GROUP_BYTES = 8 * 1024 * 1024
 
-Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
-Settle = Callable[[list[Outcome], dict[Place, Tip]], None]
-OperationKey = tuple[str, str]
 
+class _Effects(Effects):
+    """`stream_id` gives a stream's id, and a new one to a stream that has none."""
 
-class Request:
-    """One batch on its way through the committer."""
-
-    __slots__ = ("batch", "digest", "future", "operation")
-
-    def __init__(
-        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
-    ) -> None:
-        self.batch = batch
-        self.future = future
-        self.operation: OperationKey | None = None
-        if batch.operation_id is not None:
-            self.operation = (batch.operation_id, partition or "")
-            self.digest = batches.digest(batch)
-
-
-class _Known:
-    """What the store holds at the places a group touches."""
-
-    def __init__(self) -> None:
-        self.facts = Facts()
-        self.buried: set[Place] = set()
-        self.stream_ids: dict[Place, int] = {}
-        self.operations: dict[OperationKey, tuple[int, Committed]] = {}
-
-
-class _Effects:
-    """What a group writes: the last state of each record and stream, however often it changed."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, dict[str, RecordWrite]] = defaultdict(dict)
-        self.tips: dict[Place, Tip] = {}
+    def __init__(self, stream_id: Callable[[Place], int]) -> None:
+        super().__init__()
         self.entries: dict[int, dict[int, tuple[int, int, bytes]]] = defaultdict(dict)
         """The rows to add by stream and number."""
         self.forgotten: list[tuple[int, int]] = []
-        self.operations: list[tuple[OperationKey, int, Committed]] = []
+        self._stream_id = stream_id
 
-    def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations)
-
-    def add(self, write: RecordWrite | LogWrite, stream_id: int) -> None:
-        if isinstance(write, RecordWrite):
-            self.records[write.records.name][write.place] = write
-            return
+    def add_entries(self, write: LogWrite) -> None:
         name, place, tip = write.log.name, write.place, write.tip
-        self.tips[(name, place)] = tip
+        stream_id = self._stream_id((name, place))
         base = stream_id << STREAM_SHIFT
         if write.forget is not None:
             first, last = write.forget
@@ -224,7 +186,8 @@ class Committer:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 known = self._load(group)
-                outcomes, effects = self._decide(group, known)
+                effects = _Effects(partial(self._stream_id, known))
+                outcomes = decide_group(group, known, effects, self._stats)
                 if not effects:
                     return outcomes, {}
                 self._write(effects, known)
@@ -242,7 +205,7 @@ class Committer:
         self._note_durable(outcomes)
         return outcomes, effects.tips
 
-    def _load(self, group: list[Request]) -> _Known:
+    def _load(self, group: list[Request]) -> Known:
         records: dict[str, set[str]] = defaultdict(set)
         streams: dict[str, set[str]] = defaultdict(set)
         operations: set[str] = set()
@@ -256,7 +219,7 @@ class Committer:
                 operations.add(request.operation[0])
         if absent := (records.keys() - self._tables.keys()) | (streams.keys() - self._logs):
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
-        known = _Known()
+        known = Known()
         for name, places in records.items():
             self._load_versions(known, name, places)
         for name, places in streams.items():
@@ -265,7 +228,7 @@ class Committer:
             self._load_operations(known, operations)
         return known
 
-    def _load_versions(self, known: _Known, name: str, places: set[str]) -> None:
+    def _load_versions(self, known: Known, name: str, places: set[str]) -> None:
         table, versions = self._tables[name], known.facts.versions
         wanted = (apsw.carray(tuple(places)),)
         for place, version in self._rows(table.versions, wanted):
@@ -281,7 +244,7 @@ class Committer:
             versions[(name, place)] = -version
             known.buried.add((name, place))
 
-    def _load_tips(self, known: _Known, name: str, places: set[str]) -> None:
+    def _load_tips(self, known: Known, name: str, places: set[str]) -> None:
         rows = self._rows(SQL["tips_at"], (name, apsw.carray(tuple(places))))
         for stream_id, place, incarnation, first, last, checksum in rows:
             tip = Tip(incarnation, first, last)
@@ -294,7 +257,7 @@ class Committer:
             for place in places:
                 known.facts.tips.setdefault((name, place), absent)
 
-    def _load_operations(self, known: _Known, ids: set[str]) -> None:
+    def _load_operations(self, known: Known, ids: set[str]) -> None:
         rows = self._rows(SQL["operations_at"], (apsw.carray(tuple(ids)),))
         for id, partition, digest, numbers, checksum in rows:
             if operation_sum((id, partition), digest, numbers) != checksum:
@@ -306,38 +269,10 @@ class Committer:
         """All rows at once: a query left half-read would keep its snapshot, and the log with it."""
         return self._connection.execute(sql, values).fetchall()
 
-    def _decide(self, group: list[Request], known: _Known) -> tuple[list[Outcome], _Effects]:
-        outcomes: list[Outcome] = []
-        effects = _Effects()
-        for request in group:
-            try:
-                outcomes.append((request.future, self._decide_one(request, known, effects)))
-            except PerdureError as error:
-                self._stats.conflicts += isinstance(error, Conflict)
-                outcomes.append((request.future, error))
-        return outcomes, effects
-
-    def _decide_one(self, request: Request, known: _Known, effects: _Effects) -> Committed:
-        operation = request.operation
-        if operation is not None and operation in known.operations:
-            digest, committed = known.operations[operation]
-            if digest != request.digest:
-                raise Invalid(f"the operation id {operation[0]!r} was used for another batch.")
-            return committed
-        decision = decide(request.batch, known.facts)
-        for write in decision.writes:
-            stream_id = 0
-            if isinstance(write, LogWrite):
-                place = (write.log.name, write.place)
-                if place not in known.stream_ids:
-                    known.stream_ids[place] = self._new_stream_id()
-                stream_id = known.stream_ids[place]
-            effects.add(write, stream_id)
-        committed = Committed(decision.numbers)
-        if operation is not None:
-            known.operations[operation] = (request.digest, committed)
-            effects.operations.append((operation, request.digest, committed))
-        return committed
+    def _stream_id(self, known: Known, place: Place) -> int:
+        if place not in known.stream_ids:
+            known.stream_ids[place] = self._new_stream_id()
+        return known.stream_ids[place]
 
     def _new_stream_id(self) -> int:
         """An id above all others. One whose transaction is undone is not given out again."""
@@ -346,7 +281,7 @@ class Committer:
         self._newest_stream_id += 1
         return self._newest_stream_id
 
-    def _write(self, effects: _Effects, known: _Known) -> None:
+    def _write(self, effects: _Effects, known: Known) -> None:
         now_s = int(self._clock.now_s())
         for name, writes in effects.records.items():
             self._write_records(name, writes, known, now_s)
@@ -359,7 +294,7 @@ class Committer:
             raise Latched(f"{self._where}: {self.latched}. Nothing was written.")
 
     def _write_records(
-        self, name: str, writes: dict[str, RecordWrite], known: _Known, now_s: int
+        self, name: str, writes: dict[str, RecordWrite], known: Known, now_s: int
     ) -> None:
         table = self._tables[name]
         many = self._connection.executemany
@@ -387,7 +322,7 @@ class Committer:
             self._has_tombstones[name] = True
             self._sweep("sweep_tombstones", now_s - TOMBSTONE_KEPT_S, len(gone))
 
-    def _write_streams(self, effects: _Effects, known: _Known, now_s: int) -> None:
+    def _write_streams(self, effects: _Effects, known: Known, now_s: int) -> None:
         rows = []
         dropped = 0
         for (name, place), tip in effects.tips.items():
