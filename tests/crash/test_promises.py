@@ -23,8 +23,8 @@ from tests.crash.conftest import violations
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SEED = "ci"
-CYCLES = {"process_crash": 15, "power_cut": 10, "failed_sync": 6}
-LEAST = 20
+CYCLES = {"process_crash": 10, "power_cut": 8, "failed_sync": 5}
+LEAST = 10
 """So often at least every surface is judged."""
 
 SURELY_MADE = {"sqlite.sync": 30, "sqlite.write": 40}
@@ -87,7 +87,7 @@ async def test_no_life_ends_in_any_violation(ran: dict[str, Ran]) -> None:
         assert campaign.history.cycle == CYCLES[fault]
     deaths = ran["power_cut"].campaign.deaths
     assert sum(count for kind, count in deaths.items() if kind.startswith("power cut")) >= 6
-    assert ran["failed_sync"].reached >= 5
+    assert ran["failed_sync"].reached >= 4
 
 
 async def test_the_official_client_took_part(ran: dict[str, Ran]) -> None:

@@ -38,8 +38,8 @@ def order(home: Path, **what: object) -> Order:
 async def test_every_drill_judges_and_finds_nothing(drill: Drill, tmp_path: Path) -> None:
     if (lacks := drill.lacks()) is not None:
         pytest.skip(lacks)
-    trial = Trial(tmp_path, "ci", seconds=3 if drill.subject != "server" else 1)
-    await drill.run(trial)  # servers have lives of their own in tests/crash
+    trial = Trial(tmp_path, "ci", seconds=1)  # `make proof` judges by count, and CI runs it
+    await drill.run(trial)
     assert trial.violations == []
     assert trial.cases > 0
     assert trial.cases <= (trial.planned or trial.cases)

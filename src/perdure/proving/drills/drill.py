@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -99,6 +99,15 @@ class Trial:
         yield place
         if len(self.violations) == known:
             self.disk.remove_tree(place)
+
+    async def each(self, judge: Callable[[int, Path], Awaitable[Iterable[str]]]) -> None:
+        """Judge one case after another, each in a place of its own, until the trial is over."""
+        case = 0
+        while not self.over and case != self.case:
+            case += 1
+            if self.wants(case):
+                with self.place(case) as place:
+                    self.judged(case, await judge(case, place), place)
 
     def judged(self, case: int, troubles: Iterable[str], store: Path) -> None:
         """A case was judged by what lies in `store`; `troubles` should be empty."""

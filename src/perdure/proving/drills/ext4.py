@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from perdure.core.clock import SystemClock
@@ -124,14 +125,11 @@ class CutExt4:
 
     async def run(self, trial: Trial) -> None:
         with image(trial.home) as ext4:
-            case = 0
-            while not trial.over and case != trial.case:
-                case += 1
-                if not trial.wants(case):
-                    continue
-                with trial.place(case) as place:
-                    part = self._blobs if case % 3 == 0 else self._engine
-                    trial.judged(case, await part(trial, case, ext4, place), place)
+            await trial.each(partial(self._judge, trial, ext4))
+
+    async def _judge(self, trial: Trial, ext4: Image, case: int, place: Path) -> list[str]:
+        part = self._blobs if case % 3 == 0 else self._engine
+        return await part(trial, case, ext4, place)
 
     async def _engine(self, trial: Trial, case: int, ext4: Image, place: Path) -> list[str]:
         """Steps until the cut. What is told after it counts as begun: it may have been on its way

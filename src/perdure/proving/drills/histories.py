@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -83,12 +84,7 @@ class ContendingClients:
         return None
 
     async def run(self, trial: Trial) -> None:
-        case = 0
-        while not trial.over and case != trial.case:
-            case += 1
-            if trial.wants(case):
-                with trial.place(case) as place:
-                    trial.judged(case, await self._judge(trial, case, place), place)
+        await trial.each(partial(self._judge, trial))
 
     async def _judge(self, trial: Trial, case: int, place: Path) -> list[str]:
         histories = Histories()

@@ -7,6 +7,7 @@ import asyncio
 import random
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,14 +179,9 @@ class ContendingRequests:
 
     async def run(self, trial: Trial) -> None:
         async with Stage(trial.home) as stage:
-            case = 0
-            while not trial.over and case != trial.case:
-                case += 1
-                if trial.wants(case):
-                    with trial.place(case) as place:
-                        trial.judged(case, await self._judge(trial, case, stage, place), place)
+            await trial.each(partial(self._judge, trial, stage))
 
-    async def _judge(self, trial: Trial, case: int, stage: Stage, place: Path) -> list[str]:
+    async def _judge(self, trial: Trial, stage: Stage, case: int, place: Path) -> list[str]:
         contention = Contention(place)
         try:
             for life in range(1, _LIVES + 1):

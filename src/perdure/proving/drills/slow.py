@@ -86,16 +86,12 @@ class SlowEngine:
         return None
 
     async def run(self, trial: Trial) -> None:
-        case = 0
-        while not trial.over and case != trial.case:
-            case += 1
-            if trial.wants(case):
-                rng = trial.rng(case)
-                with trial.place(case) as place:
-                    story = _Commits(
-                        place, rng.randrange(2, _WRITERS_MAX + 1), rng.randrange(_STEPS_MAX)
-                    )
-                    trial.judged(case, await story.judge(), place)
+        async def judge(case: int, place: Path) -> list[str]:
+            rng = trial.rng(case)
+            writers, steps = rng.randrange(2, _WRITERS_MAX + 1), rng.randrange(_STEPS_MAX)
+            return await _Commits(place, writers, steps).judge()
+
+        await trial.each(judge)
 
 
 class _Commits:
@@ -208,13 +204,11 @@ class SlowBlobs:
         return None
 
     async def run(self, trial: Trial) -> None:
-        case = 0
-        while not trial.over and case != trial.case:
-            case += 1
-            if trial.wants(case):
-                puts = trial.rng(case).randrange(1, _PUTS_MAX + 1)
-                with trial.place(case) as place:
-                    trial.judged(case, await _puts(place / "blobs", puts), place)
+        async def judge(case: int, place: Path) -> list[str]:
+            puts = trial.rng(case).randrange(1, _PUTS_MAX + 1)
+            return await _puts(place / "blobs", puts)
+
+        await trial.each(judge)
 
 
 async def _puts(root: Path, puts: int) -> list[str]:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,10 @@ _READING_S = 2.0
 
 _READS_S = 4.0
 """How long a read may take while syncs hang: less than they do, and much more than it needs."""
+
+_LOOKS_S = 0.2
+"""How long a look takes at most whether a start is through: a hang that begins meanwhile is judged
+while it lasts."""
 
 _STARTED = 40
 """A start makes fewer syncs of each kind."""
@@ -67,15 +72,11 @@ class SlowServer:
 
     async def run(self, trial: Trial) -> None:
         async with Stage(trial.home) as stage:
-            case = 0
-            while not trial.over and case != trial.case:
-                case += 1
-                if trial.wants(case):
-                    with trial.place(case) as place:
-                        wrong = await self._kinds[case % len(self._kinds)](
-                            self, trial, case, stage, place
-                        )
-                        trial.judged(case, wrong, place)
+            await trial.each(partial(self._judge, trial, stage))
+
+    async def _judge(self, trial: Trial, stage: Stage, case: int, place: Path) -> list[str]:
+        kind = self._kinds[case % len(self._kinds)]
+        return await kind(self, trial, case, stage, place)
 
     async def _commits(self, trial: Trial, case: int, stage: Stage, place: Path) -> list[str]:
         n = _STARTED + trial.rng(case).randrange(20)
@@ -140,7 +141,7 @@ class SlowServer:
             ) as asked:
 
                 async def come() -> bool:
-                    return _hangs(told) or await _read(asked, "/readyz") is None
+                    return _hangs(told) or await _read(asked, "/readyz", _LOOKS_S) is None
 
                 await wait_until(come, _HANGS_S, "a sync that hangs, or the end of the start,")
                 return [
@@ -177,12 +178,12 @@ async def _file(asked: httpx.AsyncClient) -> str:
     return f"/v1/files/{answer.raise_for_status().json()['id']}/content"
 
 
-async def _read(asked: httpx.AsyncClient, path: str) -> str | None:
+async def _read(asked: httpx.AsyncClient, path: str, within_s: float = _READS_S) -> str | None:
     """What is wrong with reading it; None where that works, in time."""
     try:
-        status = (await asked.get(path, timeout=_READS_S)).status_code
+        status = (await asked.get(path, timeout=within_s)).status_code
     except httpx.TransportError as error:
-        return f"is not answered within {_READS_S:g} s: {type(error).__name__}"
+        return f"is not answered within {within_s:g} s: {type(error).__name__}"
     return None if status == 200 else f"is answered {status}"
 
 
