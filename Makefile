@@ -12,7 +12,7 @@ SECONDS ?= 120
 BUDGET ?= 7200
 TESTS ?=
 DEPTH ?= 1
-WORKERS ?= 2
+WORKERS ?= 3
 
 BIN := .venv/bin
 ifeq ($(shell uv --version >/dev/null 2>&1 && echo yes),yes)
@@ -40,8 +40,8 @@ endif
 demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to its end
 	exec $(BIN)/perdure demo
 
-# DEPTH=20 has schemathesis try twenty times as many examples. Tests wait for processes and disks,
-# so two at a time pay even on two cores. A file stays with one worker: what its tests share is made
+# DEPTH=20 has schemathesis try twenty times as many examples. Tests wait for processes and disks:
+# three at a time pay even on two cores. A file stays with one worker: what its tests share is made
 # once.
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
 	SCHEMATHESIS_EXAMPLES=$(DEPTH) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)

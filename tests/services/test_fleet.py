@@ -263,6 +263,11 @@ async def test_what_could_not_be_recovered_is_owed(
     monkeypatch.setattr(Recovery, "run", fails)
     engine_of(first).awake.clear()
     await heard(second, started, "1 2 3", attempt=2)
+
+    async def settled() -> bool:
+        return not second.node.fleet.gone
+
+    await wait_until(settled, 30, "the end of what is owed")
     engine_of(first).awake.set()
 
 
