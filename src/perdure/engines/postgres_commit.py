@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -38,7 +39,9 @@ from perdure.core.errors import (
     Latched,
     PerdureError,
 )
+from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.loading import decide_load
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
 from perdure.engines.postgres_driver import (
@@ -62,6 +65,7 @@ from perdure.engines.postgres_group import (
     write_records,
     write_streams,
 )
+from perdure.engines.postgres_rows import find_present
 from perdure.engines.postgres_schema import STREAM_IDS, Table
 
 if TYPE_CHECKING:
@@ -85,8 +89,7 @@ class Committer:
     def __init__(
         self,
         database: Database,
-        tables: Mapping[str, Table],
-        logs: Set[str],
+        layouts: Sequence[Layout],
         *,
         store_id: str,
         stats: EngineStats,
@@ -95,8 +98,11 @@ class Committer:
         self.latched: str | None = None
         self.id = database.clock.new_id("writer")
         self._database = database
-        self._tables = tables
-        self._logs = logs
+        self._layouts = {layout.name: layout for layout in layouts}
+        self._tables = {
+            layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
+        }
+        self._logs = self._layouts.keys() - self._tables.keys()
         self._salt = store_id
         self._gate = self._number_of("gate")
         self._stats = stats
@@ -144,7 +150,8 @@ class Committer:
                 await self._called.wait()
                 while self._waiting:
                     group = self._gather()
-                    await self._commit(group)
+                    for _, alike in groupby(group, key=lambda one: one.rows and id(one)):
+                        await self._commit(list(alike))  # rows are loaded alone
                     group = []
                     await self._sweep()
                 if self._stopping:
@@ -170,7 +177,7 @@ class Committer:
         while self._waiting and len(group) < GROUP_MAX:
             batch = self._waiting[0].batch
             size_bytes += batches.size_bytes(batch)
-            ops += len(batch.ops)
+            ops += len(batch.ops) + len(self._waiting[0].rows)
             if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
                 break
             group.append(self._waiting.popleft())
@@ -215,9 +222,12 @@ class Committer:
         if absent:
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
         await session.execute(self._begin(group))
-        known = await load(session, self._tables, group)
-        self._check_shapes(known)
-        outcomes, effects = self._decide(group, known)
+        if group[0].rows:
+            outcomes, effects, known = await self._take_over(session, group[0])
+        else:
+            known = await load(session, self._tables, group)
+            self._check_shapes(known)
+            outcomes, effects = self._decide(group, known)
         if not effects:
             await session.execute("ROLLBACK")
             return outcomes, {}
@@ -325,6 +335,8 @@ class Committer:
                 shared[number] = shared.get(number, True) and isinstance(op, Check)
             if request.operation is not None:
                 shared[self._number_of("\x1e".join(request.operation))] = False
+            for row in request.rows:
+                shared[self._number_of(f"{row.at.name}\x1e{row.at.place}")] = False
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
         if len(shared) > LOCKS_MAX:
             return f"{begin}SELECT pg_advisory_xact_lock({self._gate})"
@@ -391,6 +403,20 @@ class Committer:
             effects.operations.append((operation, request.digest, committed))
         return committed
 
+    async def _take_over(
+        self, session: Connection, request: Request
+    ) -> tuple[list[Outcome], Effects, Known]:
+        """What loading rows writes."""
+        known, effects = Known(), Effects()
+        known.shapes = dict(map(tuple, await session.fetch(SQL["shapes"], list(self._tables))))
+        self._check_shapes(known)
+        present, known.stream_ids = await find_present(session, self._tables, request.rows)
+        loading = decide_load(request.rows, self._layouts, present)
+        for write in loading.writes:
+            effects.add(write)
+        effects.operations, effects.floors = loading.operations, loading.floors
+        return [(request.future, Committed(()))], effects, known
+
     async def _write(self, session: Connection, effects: Effects, known: Known) -> None:
         statement = Statement()
         for name in sorted(effects.records):
@@ -400,6 +426,8 @@ class Committer:
             write_streams(statement, effects, known.stream_ids)
         if effects.operations:
             write_operations(statement, effects)
+        if effects.floors:
+            statement.add_rows(SQL["raise_floors"], effects.floors.items())
         self._sent += 1
         statement.add(SQL["set_writer"], self.id, self._sent)
         await statement.write(session)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from perdure.core.batch import Append, Batch, Put, RecordOp
 from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
+from perdure.core.rows import RecordRow, Row, StreamRow
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.postgres_driver import SQL, damage_at
@@ -35,13 +36,17 @@ OperationKey = tuple[str, str]
 
 
 class Request:
-    """One batch on its way through the committer. Raises `Invalid` for a value that is no text, so
-    that it does not come as far as a transaction that others share."""
+    """One batch on its way through the committer, or rows to be loaded. Raises `Invalid` for a
+    value that is no text, so that it does not come as far as a transaction that others share."""
 
-    __slots__ = ("batch", "digest", "future", "operation")
+    __slots__ = ("batch", "digest", "future", "operation", "rows")
 
     def __init__(
-        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
+        self,
+        batch: Batch,
+        partition: str | None,
+        future: asyncio.Future[Committed],
+        rows: Sequence[Row] = (),
     ) -> None:
         for op in batch.ops:
             if isinstance(op, Put):
@@ -49,7 +54,14 @@ class Request:
             elif isinstance(op, Append):
                 for value in op.entries:
                     _check_text(op.log.name, value)
+        for row in rows:
+            if isinstance(row, RecordRow) and row.value is not None:
+                _check_text(row.collection, row.value)
+            elif isinstance(row, StreamRow):
+                for value in row.values:
+                    _check_text(row.log, value)
         self.batch = batch
+        self.rows = rows
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
@@ -88,9 +100,10 @@ class Effects:
         """The rows to add by stream and number, each with its incarnation."""
         self.forgotten: list[tuple[Place, int, int, int]] = []
         self.operations: list[tuple[OperationKey, int, Committed]] = []
+        self.floors: dict[str, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations)
+        return bool(self.records or self.tips or self.operations or self.floors)
 
     def add(self, write: RecordWrite | LogWrite) -> None:
         if isinstance(write, RecordWrite):
@@ -139,11 +152,10 @@ def _shifted(sql: str, by: int) -> str:
     return re.sub(r"\$(\d+)", lambda mark: f"${int(mark[1]) + by}", sql)
 
 
-def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known:
+def _known(rows: list[asyncpg.Record]) -> Known:
     """The facts in the rows that `_load` asked for, held to their checksums."""
     known = Known()
     versions, tips = known.facts.versions, known.facts.tips
-    floors: dict[str, int] = {}
     for kind, name, key, a, b, c, d, e, text in rows:
         match kind:
             case 0:
@@ -157,7 +169,7 @@ def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known
                 known.stream_ids[(name, key)] = a
                 tips[(name, key)] = checked_tip(name, split(key), key, (b, c, d, e))
             case 3:
-                floors[name] = a
+                known.facts.floors[name] = a
             case 5:
                 known.shapes[name] = text
             case _:
@@ -165,9 +177,6 @@ def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Known
                 if operation_sum((name, key), a, numbers) != b:
                     raise Damaged(f"operation {name}", "it is not as written")
                 known.operations[(name, key)] = (a, Committed(decoded_numbers(text)))
-    for name, incarnation in floors.items():
-        for place in streams[name]:
-            tips.setdefault((name, place), Tip(incarnation))
     return known
 
 
@@ -222,7 +231,7 @@ async def load(session: Connection, tables: Mapping[str, Table], group: list[Req
         asked.add(SQL["shapes_at"], list(records))
     if operations:
         asked.add(SQL["operations_at"], list(operations))
-    return _known(await asked.read(session), streams)
+    return _known(await asked.read(session))
 
 
 def write_records(

@@ -15,7 +15,8 @@ import asyncio
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import apsw
@@ -24,7 +25,7 @@ import msgspec
 from perdure.core import batch as batches
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
-from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, decide
+from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, Write, decide
 from perdure.core.engine import EngineStats
 from perdure.core.errors import (
     CommitUnknown,
@@ -36,11 +37,15 @@ from perdure.core.errors import (
     PerdureError,
 )
 from perdure.core.keys import show, split
+from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.loading import decide_load
+from perdure.core.rows import Row
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
+from perdure.engines.sqlite_rows import find_present
 from perdure.engines.sqlite_schema import (
     SEQ_MAX,
     SQL,
@@ -61,14 +66,19 @@ OperationKey = tuple[str, str]
 
 
 class Request:
-    """One batch on its way through the committer."""
+    """One batch on its way through the committer, or rows to be loaded."""
 
-    __slots__ = ("batch", "digest", "future", "operation")
+    __slots__ = ("batch", "digest", "future", "operation", "rows")
 
     def __init__(
-        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
+        self,
+        batch: Batch,
+        partition: str | None,
+        future: asyncio.Future[Committed],
+        rows: Sequence[Row] = (),
     ) -> None:
         self.batch = batch
+        self.rows = rows
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
@@ -96,9 +106,10 @@ class _Effects:
         """The rows to add by stream and number."""
         self.forgotten: list[tuple[int, int]] = []
         self.operations: list[tuple[OperationKey, int, Committed]] = []
+        self.floors: dict[str, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations)
+        return bool(self.records or self.tips or self.operations or self.floors)
 
     def add(self, write: RecordWrite | LogWrite, stream_id: int) -> None:
         if isinstance(write, RecordWrite):
@@ -129,8 +140,7 @@ class Committer:
         self,
         connection: apsw.Connection,
         checkpointer: Checkpointer,
-        tables: Mapping[str, Table],
-        logs: Set[str],
+        layouts: Sequence[Layout],
         mark: Mark,
         number: int,
         *,
@@ -143,8 +153,11 @@ class Committer:
         self.number = number
         self._connection = connection
         self._checkpointer = checkpointer
-        self._tables = tables
-        self._logs = logs
+        self._layouts = {layout.name: layout for layout in layouts}
+        self._tables = {
+            layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
+        }
+        self._logs = self._layouts.keys() - self._tables.keys()
         self._mark = mark
         self._where = where
         self._clock = clock
@@ -179,7 +192,8 @@ class Committer:
         try:
             while (first := self._requests.get()) is not None:
                 group = self._gather(first)
-                self._commit(group)
+                for _, alike in groupby(group, key=lambda request: request.rows and id(request)):
+                    self._commit(list(alike))  # rows are loaded alone
                 batches_done, group = len(group), []
                 self._checkpointer.after_group(self._connection, self._frames, batches_done)
         except BaseException:
@@ -223,8 +237,11 @@ class Committer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                known = self._load(group)
-                outcomes, effects = self._decide(group, known)
+                if group[0].rows:
+                    outcomes, effects, known = self._take_over(group[0])
+                else:
+                    known = self._load(group)
+                    outcomes, effects = self._decide(group, known)
                 if not effects:
                     return outcomes, {}
                 self._write(effects, known)
@@ -290,9 +307,7 @@ class Committer:
             known.facts.tips[(name, place)] = tip
             known.stream_ids[(name, place)] = stream_id
         if len(rows) < len(places):
-            absent = absent_tip(self._connection, name)
-            for place in places:
-                known.facts.tips.setdefault((name, place), absent)
+            known.facts.floors[name] = absent_tip(self._connection, name).incarnation
 
     def _load_operations(self, known: _Known, ids: set[str]) -> None:
         rows = self._rows(SQL["operations_at"], (apsw.carray(tuple(ids)),))
@@ -317,6 +332,24 @@ class Committer:
                 outcomes.append((request.future, error))
         return outcomes, effects
 
+    def _take_over(self, request: Request) -> tuple[list[Outcome], _Effects, _Known]:
+        """What loading rows writes."""
+        known, effects = _Known(), _Effects()
+        present, known.stream_ids = find_present(self._connection, self._tables, request.rows)
+        loading = decide_load(request.rows, self._layouts, present)
+        for write in loading.writes:
+            effects.add(write, self._stream_id(write, known))
+        effects.operations, effects.floors = loading.operations, loading.floors
+        return [(request.future, Committed(()))], effects, known
+
+    def _stream_id(self, write: Write, known: _Known) -> int:
+        if isinstance(write, RecordWrite):
+            return 0
+        place = (write.log.name, write.place)
+        if place not in known.stream_ids:
+            known.stream_ids[place] = self._new_stream_id()
+        return known.stream_ids[place]
+
     def _decide_one(self, request: Request, known: _Known, effects: _Effects) -> Committed:
         operation = request.operation
         if operation is not None and operation in known.operations:
@@ -326,13 +359,7 @@ class Committer:
             return committed
         decision = decide(request.batch, known.facts)
         for write in decision.writes:
-            stream_id = 0
-            if isinstance(write, LogWrite):
-                place = (write.log.name, write.place)
-                if place not in known.stream_ids:
-                    known.stream_ids[place] = self._new_stream_id()
-                stream_id = known.stream_ids[place]
-            effects.add(write, stream_id)
+            effects.add(write, self._stream_id(write, known))
         committed = Committed(decision.numbers)
         if operation is not None:
             known.operations[operation] = (request.digest, committed)
@@ -354,6 +381,8 @@ class Committer:
             self._write_streams(effects, known, now_s)
         if effects.operations:
             self._write_operations(effects, now_s)
+        for log, incarnation in effects.floors.items():
+            self._connection.execute(SQL["raise_fact"], (incarnations(log), incarnation))
         if not advance(self._connection, self.number + 1):
             self.latch("another process has taken it over since, as its lock file was removed")
             raise Latched(f"{self._where}: {self.latched}. Nothing was written.")
