@@ -39,8 +39,12 @@ DOORS = {
 """The only exceptions: who opens engines (a server, an embedder), and commands that run proofs."""
 
 SURFACE_REGISTRY = "perdure.surfaces.state"
-PARTS = {"perdure.surfaces.items", "perdure.surfaces.proofs", "perdure.engines.wrapping"}
-"""What neighbours may share: items belong to responses and to conversations; wrappers are alike."""
+PARTS = {
+    *("perdure.surfaces.items", "perdure.surfaces.proofs"),
+    *("perdure.engines.wrapping", "perdure.engines.group"),
+}
+"""What neighbours may share: items belong to responses and to conversations; wrappers are alike;
+what groups batches is of no single engine."""
 
 
 def imports(source: Source, modules: set[str]) -> list[tuple[int, str]]:

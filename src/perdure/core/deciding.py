@@ -21,7 +21,6 @@ Place = tuple[str, str]
 """Collection and joined key: the identity of one record or stream."""
 
 NEVER = 0
-NO_TIP = Tip()
 
 
 class RecordWrite(msgspec.Struct, frozen=True, gc=False):
@@ -59,13 +58,19 @@ class Facts:
 
     `versions` holds a record's version, negative for a tombstone and 0 for never written;
     `tips` a stream's tip. Absent places count as never written: an engine loads them first.
+    `floors` holds the incarnation in which a stream of a log begins that is absent, if not in 1.
     """
 
-    __slots__ = ("tips", "versions")
+    __slots__ = ("floors", "tips", "versions")
 
     def __init__(self) -> None:
         self.versions: dict[Place, int] = {}
         self.tips: dict[Place, Tip] = {}
+        self.floors: dict[str, int] = {}
+
+    def tip(self, place: Place) -> Tip:
+        """Where a stream stands."""
+        return self.tips.get(place) or Tip(self.floors.get(place[0], 1))
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -102,7 +107,7 @@ def decide(batch: Batch, facts: Facts) -> Decision:
             number = _decide_record(op, facts, versions, writes)
         else:
             place = (op.log.name, op.place)
-            before = tips.get(place) or facts.tips.get(place, NO_TIP)
+            before = tips.get(place) or facts.tip(place)
             write, number = _decide_log(op, before)
             if write is not None:
                 tips[place] = write.tip

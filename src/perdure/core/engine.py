@@ -26,6 +26,7 @@ import msgspec
 from perdure.core.batch import Batch
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
+from perdure.core.rows import At, Row, Rows
 from perdure.core.values import Committed, Entry, Finding, Lost, Page, Record, Tip
 
 T = TypeVar("T")
@@ -238,6 +239,28 @@ class Engine(Protocol):
         Raises `Invalid` where nothing outlives the process, `Unavailable` while another backup
         runs and where so much is committed meanwhile that it cannot go on, `StorageFull`, and
         `Damaged`: a copy of a damaged store would be taken for a sound one.
+        """
+        ...
+
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        """All that is stored, or all of one partition, in the one order of `core.rows`: at most
+        `limits.PAGE_MAX` rows and entries after `after`, and `limits.ROWS_BYTES_MAX` unless one
+        row alone is larger. A page is of one moment; two are, where nobody writes between them.
+
+        Other than scans it gives tombstones, incarnations and operation ids, all as they are, and
+        lets nothing out: it raises `Damaged` for what is not as it was written, and `Invalid` for
+        a store that holds a collection it was opened without.
+        """
+        ...
+
+    async def load(self, rows: Sequence[Row]) -> None:
+        """Write a page of rows as they are, wholly or not at all, as durably as a commit.
+
+        What is there already, equal in everything, is left alone, so loading is repeated without
+        harm. A stretch of a stream goes on where the stream ends, or overlaps it. How long a
+        tombstone or an operation id is kept counts from here anew.
+
+        Raises `Conflict` where a row would replace something else, and what `commit` raises.
         """
         ...
 

@@ -21,6 +21,9 @@ OPERATION_ID_BYTES_MAX = 255
 PAGE_MAX = 1_000
 """Most records a scan, keys a get_many or entries a read returns at once."""
 
+ROWS_BYTES_MAX = 8 * 1024 * 1024
+"""Of a page of rows, unless its one row is larger."""
+
 OPERATION_KEPT_S = 24 * 3600
 """An operation id answers repeats for this long; afterwards the engine may sweep it."""
 

@@ -18,6 +18,7 @@ from perdure.core.errors import Closed, CursorRefused, Trimmed
 from perdure.core.keys import Key, show
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.limits import PAGE_MAX
+from perdure.core.rows import At, Rows, StreamRow
 from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines.wrapping import Wrapping
 
@@ -149,6 +150,22 @@ class Checked(Wrapping):
         for key in page.items:
             _demand(key[: len(prefix)] == prefix, f"{log.name} {show(key)} is not asked for")
         _check_order(f"the streams of {log.name}", [(keys.join(key),) for key in page.items], False)
+        return page
+
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        page = await super().rows(after=after, partition=partition)
+        places = [row.at for row in page.items]
+        entries = [len(row.values) or 1 for row in page.items if isinstance(row, StreamRow)]
+        _demand(
+            len(places) - len(entries) + sum(entries) <= PAGE_MAX,
+            f"a page of rows holds {len(places)} rows and {sum(entries)} entries",
+        )
+        order = places if after is None else [after, *places]
+        _demand(order == sorted(set(order)), f"rows are out of order or repeat themselves: {order}")
+        _demand(
+            page.after is None or [page.after] == places[-1:],
+            f"rows up to {places[-1:]} go on at {page.after}",
+        )
         return page
 
     async def close(self) -> None:

@@ -1,8 +1,9 @@
 """An engine whose commits fail as planned.
 
-Every durable edge above an engine is a commit, so counting commits enumerates them all: run once
-without faults, read `commits`, then run again with a fault before and after each number. What an
-action does is up to it: kill the process, raise, hang, or call back and let the commit go on.
+Every durable edge above an engine is a commit (loading rows is one too), so counting commits
+enumerates them all: run once without faults, read `commits`, then run again with a fault before
+and after each number. What an action does is up to it: kill the process, raise, hang, or call back
+and let the commit go on.
 
 Unknown outcomes are the same two edges: the error comes after the commit was done, or instead.
 """
@@ -13,13 +14,15 @@ import asyncio
 import enum
 import os
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import msgspec
 
 from perdure.core.batch import Batch
 from perdure.core.engine import Engine
 from perdure.core.errors import CommitUnknown, PerdureError
+from perdure.core.rows import Row
 from perdure.core.values import Committed
 from perdure.engines.wrapping import Wrapping
 
@@ -52,12 +55,20 @@ class Failing(Wrapping):
     async def commit(self, batch: Batch) -> Committed:
         if not batch:
             return await super().commit(batch)
+        async with self._edges():
+            return await super().commit(batch)
+
+    async def load(self, rows: Sequence[Row]) -> None:
+        async with self._edges():
+            await super().load(rows)
+
+    @asynccontextmanager
+    async def _edges(self) -> AsyncIterator[None]:
         self.commits += 1
         number = self.commits
         await self._reach(Edge.BEFORE, number)
-        committed = await super().commit(batch)
+        yield
         await self._reach(Edge.AFTER, number)
-        return committed
 
     async def _reach(self, edge: Edge, number: int) -> None:
         for fault in tuple(self.faults):

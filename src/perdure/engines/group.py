@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from perdure.core import batch as batches
 from perdure.core.batch import Batch
 from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, Write, decide
 from perdure.core.engine import EngineStats
 from perdure.core.errors import Conflict, Invalid, PerdureError
+from perdure.core.layouts import Layout
+from perdure.core.loading import Present, decide_load
+from perdure.core.rows import Row
 from perdure.core.values import Committed, Tip
 
 Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
@@ -26,14 +29,19 @@ OperationKey = tuple[str, str]
 
 
 class Request:
-    """One batch on its way through a committer."""
+    """One batch on its way through a committer, or rows to be loaded."""
 
-    __slots__ = ("batch", "digest", "future", "operation")
+    __slots__ = ("batch", "digest", "future", "operation", "rows")
 
     def __init__(
-        self, batch: Batch, partition: str | None, future: asyncio.Future[Committed]
+        self,
+        batch: Batch,
+        partition: str | None,
+        future: asyncio.Future[Committed],
+        rows: Sequence[Row] = (),
     ) -> None:
         self.batch = batch
+        self.rows = rows
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
@@ -58,9 +66,10 @@ class Effects(ABC):
         self.records: dict[str, dict[str, RecordWrite]] = defaultdict(dict)
         self.tips: dict[Place, Tip] = {}
         self.operations: list[tuple[OperationKey, int, Committed]] = []
+        self.floors: dict[str, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations)
+        return bool(self.records or self.tips or self.operations or self.floors)
 
     def add(self, write: Write) -> None:
         if isinstance(write, RecordWrite):
@@ -86,6 +95,17 @@ def decide_group(
             stats.conflicts += isinstance(error, Conflict)
             outcomes.append((request.future, error))
     return outcomes
+
+
+def decide_rows(
+    request: Request, layouts: Mapping[str, Layout], present: Present, effects: Effects
+) -> list[Outcome]:
+    """What loading rows is answered once `effects` are durable."""
+    loading = decide_load(request.rows, layouts, present)
+    for write in loading.writes:
+        effects.add(write)
+    effects.operations, effects.floors = loading.operations, loading.floors
+    return [(request.future, Committed(()))]
 
 
 def _decide(request: Request, known: Known, effects: Effects) -> Committed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,37 @@ from perdure.core import cursors, keys
 from perdure.core.batch import Batch, digest, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
-from perdure.core.deciding import Facts, LogWrite, RecordWrite, decide
+from perdure.core.deciding import Facts, LogWrite, RecordWrite, Write, decide
 from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
 from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Columns, Index, Layout, Log, Records
 from perdure.core.limits import OPERATION_KEPT_S
-from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
+from perdure.core.loading import Present, decide_load
+from perdure.core.rows import (
+    EVERYTHING,
+    At,
+    FloorRow,
+    Kind,
+    OperationRow,
+    RecordRow,
+    Row,
+    Rows,
+    Section,
+    StreamRow,
+    fill,
+    sections,
+    span_of,
+)
+from perdure.core.values import (
+    Committed,
+    Entry,
+    Finding,
+    Page,
+    Record,
+    Tip,
+    entry_sum,
+)
 
 T = TypeVar("T")
 
@@ -92,7 +116,7 @@ class MemoryEngine:
         self.recovered = Recovered(clean=True)
         self.stats = EngineStats()
         self._clock = clock
-        self._names = {layout.name for layout in layouts}
+        self._layouts = {layout.name: layout for layout in layouts}
         self._facts = Facts()
         self._collections = {
             layout.name: _Collection(layout) for layout in layouts if isinstance(layout, Records)
@@ -124,18 +148,12 @@ class MemoryEngine:
         except Conflict:
             self.stats.conflicts += 1
             raise
-        for write in decision.writes:
-            if isinstance(write, RecordWrite):
-                self._write_record(write)
-            else:
-                self._write_log(write)
+        self._write(decision.writes)
         committed = Committed(decision.numbers)
         if operation is not None:
             self._operations[operation] = _Done(digest(batch), committed, self._clock.monotonic_s())
         self.stats.commits += 1
         self.stats.groups += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
         return committed
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
@@ -219,7 +237,7 @@ class MemoryEngine:
 
     async def tip(self, log: Log[Any], stream: Key) -> Tip:
         self._check_open(log)
-        return self._facts.tips.get((log.name, keys.join(stream)), Tip())
+        return self._facts.tip((log.name, keys.join(stream)))
 
     async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
         deadline_s = self._clock.monotonic_s() + timeout_s
@@ -270,12 +288,107 @@ class MemoryEngine:
         self._check_open()
         raise Invalid("memory:// promises to forget, so there is nothing to back up.")
 
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        self._check_open()
+        left = sections(tuple(self._layouts.values()), after, partition)
+        return fill(row for section in left for row in self._rows(section, after, partition))
+
+    async def load(self, rows: Sequence[Row]) -> None:
+        self._check_open()
+        present = Present()
+        for row in rows:
+            if isinstance(row, RecordRow):
+                place = (row.collection, row.place)
+                if version := self._facts.versions.get(place):
+                    present.records[place] = self._record_row(*place, version).stored
+            elif isinstance(row, StreamRow):
+                place = (row.log, row.place)
+                if place in self._facts.tips:
+                    present.tips[place] = tip = self._facts.tips[place]
+                    for seq, value in self._entries[place].items():
+                        checksum = entry_sum(*place, tip.incarnation, seq, value)
+                        present.entries[(place, seq)] = checksum
+            elif isinstance(row, OperationRow) and (
+                done := self._operations.get((row.partition or None, row.id))
+            ):
+                present.operations[(row.id, row.partition)] = (done.digest, done.committed)
+        loading = decide_load(rows, self._layouts, present)
+        for write in loading.writes:
+            if isinstance(write, LogWrite):
+                self._facts.tips[(write.log.name, write.place)] = write.tip
+            else:
+                stored = -write.version if write.value is None else write.version
+                self._facts.versions[(write.records.name, write.place)] = stored
+        self._write(loading.writes)
+        for (id, partition), code, committed in loading.operations:
+            done = _Done(code, committed, self._clock.monotonic_s())
+            self._operations[(partition or None, id)] = done
+        for log, incarnation in loading.floors.items():
+            self._facts.floors[log] = max(self._facts.floors.get(log, 1), incarnation)
+
     def announce(self, note: str) -> None:
         """Nobody else can ask for this process's memory."""
 
     async def close(self) -> None:
         self._closed = True
         self._changed.set()
+
+    def _rows(self, section: Section, after: At | None, partition: str | None) -> Iterator[Row]:
+        """The rows of a section, in order, one an entry."""
+        layout, facts = section.layout, self._facts
+        if section.kind == Kind.FLOORS:
+            for log, incarnation in sorted(facts.floors.items()):
+                if after is None or At(Kind.FLOORS, log) > after:
+                    yield FloorRow(log, incarnation)
+            return
+        if section.kind == Kind.OPERATIONS:
+            for key in sorted((id, part or "") for part, id in self._operations):
+                if (after is None or At(Kind.OPERATIONS, *key) > after) and partition in (
+                    None,
+                    key[1],
+                ):
+                    done = self._operations[(key[1] or None, key[0])]
+                    yield OperationRow(*key, done.digest, done.committed.numbers)
+            return
+        assert layout is not None
+        found = (
+            [place for name, place in facts.tips if name == layout.name]
+            if section.kind == Kind.STREAMS
+            else [
+                place
+                for (name, place), version in facts.versions.items()
+                if name == layout.name and (version < 0) == (section.kind == Kind.TOMBSTONES)
+            ]
+        )
+        for place in sorted(found):
+            span = EVERYTHING if partition is None else span_of(layout, partition, "", place)
+            if not (place >= section.low and span.low <= place < span.high):
+                continue
+            if section.kind != Kind.STREAMS:
+                yield self._record_row(layout.name, place, facts.versions[(layout.name, place)])
+                continue
+            tip = facts.tips[(layout.name, place)]
+            start = (layout.name, place, tip.incarnation, tip.first)
+            begun = section.number if place == section.low else 0
+            for seq in range(max(tip.first, begun + 1), tip.last + 1):
+                yield StreamRow(*start, seq - 1, (self._entries[(layout.name, place)][seq],))
+            if tip.last < tip.first and place > section.low:
+                yield StreamRow(*start, tip.last)
+
+    def _record_row(self, collection: str, place: str, version: int) -> RecordRow:
+        if version < 0:
+            return RecordRow(collection, place, -version)
+        row = self._collections[collection].rows[place]
+        return RecordRow(collection, place, row.version, row.value, row.attachment)
+
+    def _write(self, writes: Sequence[Write]) -> None:
+        for write in writes:
+            if isinstance(write, RecordWrite):
+                self._write_record(write)
+            else:
+                self._write_log(write)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _write_record(self, write: RecordWrite) -> None:
         row = None
@@ -320,7 +433,7 @@ class MemoryEngine:
         if self._closed:
             raise Closed("the memory engine was closed.")
         for layout in layouts:
-            if layout.name not in self._names:
+            if layout.name not in self._layouts:
                 raise Invalid(f"the store was opened without the collection {layout.name}.")
 
 

@@ -27,6 +27,7 @@ from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Surv
 from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
+from perdure.core.rows import At, Row, Rows
 from perdure.core.stored import Lacking, checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
 from perdure.engines.group import Outcome, Request
@@ -40,6 +41,7 @@ from perdure.engines.postgres_driver import (
     translating,
 )
 from perdure.engines.postgres_group import check_texts
+from perdure.engines.postgres_rows import read_rows
 from perdure.engines.postgres_scan import count_rows, scan_page
 from perdure.engines.postgres_schema import Table, choose_schema, open_schema
 from perdure.engines.postgres_tail import Tails
@@ -150,8 +152,7 @@ class PostgresEngine:
     async def _start_committer(self, session: Connection) -> None:
         self._committer = Committer(
             self._database,
-            self._tables,
-            self._logs,
+            self._layouts,
             store_id=self.store_id,
             stats=self.stats,
             settle=self._settle,
@@ -169,11 +170,21 @@ class PostgresEngine:
         partition = partition_of(batch)
         if not batch:
             return Committed(())
+        return await self._submit(batch, partition)
+
+    async def load(self, rows: Sequence[Row]) -> None:
+        self._check_open()
+        if rows:
+            await self._submit(Batch(), None, rows)
+
+    async def _submit(
+        self, batch: Batch, partition: str | None, rows: Sequence[Row] = ()
+    ) -> Committed:
         if self._committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
-        check_texts(batch)
+        check_texts(batch, rows)
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._committer.submit(Request(batch, partition, future))
+        self._committer.submit(Request(batch, partition, future, rows))
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
@@ -338,6 +349,12 @@ class PostgresEngine:
             )
         finally:
             self._backing_up = False
+
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        self._check_open()
+        return await self._database.read(
+            lambda session: read_rows(session, self._layouts, after, partition, self.url)
+        )
 
     def announce(self, note: str) -> None:
         """Nobody is refused the store because of us."""

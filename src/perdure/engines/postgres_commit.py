@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -37,10 +38,11 @@ from perdure.core.errors import (
     Latched,
     PerdureError,
 )
+from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
-from perdure.engines.group import Outcome, Request, Settle, decide_group
+from perdure.engines.group import Outcome, Request, Settle, decide_group, decide_rows
 from perdure.engines.postgres_driver import (
     ANSWER_S,
     DRIVER_ERRORS,
@@ -59,6 +61,7 @@ from perdure.engines.postgres_group import (
     write_records,
     write_streams,
 )
+from perdure.engines.postgres_rows import find_present
 from perdure.engines.postgres_schema import STREAM_IDS, Table
 
 if TYPE_CHECKING:
@@ -82,8 +85,7 @@ class Committer:
     def __init__(
         self,
         database: Database,
-        tables: Mapping[str, Table],
-        logs: Set[str],
+        layouts: Sequence[Layout],
         *,
         store_id: str,
         stats: EngineStats,
@@ -92,8 +94,11 @@ class Committer:
         self.latched: str | None = None
         self.id = database.clock.new_id("writer")
         self._database = database
-        self._tables = tables
-        self._logs = logs
+        self._layouts = {layout.name: layout for layout in layouts}
+        self._tables = {
+            layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
+        }
+        self._logs = self._layouts.keys() - self._tables.keys()
         self._salt = store_id
         self._gate = self._number_of("gate")
         self._stats = stats
@@ -141,7 +146,8 @@ class Committer:
                 await self._called.wait()
                 while self._waiting:
                     group = self._gather()
-                    await self._commit(group)
+                    for _, alike in groupby(group, key=lambda one: one.rows and id(one)):
+                        await self._commit(list(alike))  # rows are loaded alone
                     group = []
                     await self._sweep()
                 if self._stopping:
@@ -167,7 +173,7 @@ class Committer:
         while self._waiting and len(group) < GROUP_MAX:
             batch = self._waiting[0].batch
             size_bytes += batches.size_bytes(batch)
-            ops += len(batch.ops)
+            ops += len(batch.ops) + len(self._waiting[0].rows)
             if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
                 break
             group.append(self._waiting.popleft())
@@ -212,10 +218,17 @@ class Committer:
         if absent:
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
         await session.execute(self._begin(group))
-        known = await load(session, self._tables, group)
-        self._check_shapes(known)
         effects = PostgresEffects()
-        outcomes = decide_group(group, known, effects, self._stats)
+        if group[0].rows:
+            known = PostgresKnown()
+            known.shapes = dict(map(tuple, await session.fetch(SQL["shapes"], list(self._tables))))
+            self._check_shapes(known)
+            present, known.stream_ids = await find_present(session, self._tables, group[0].rows)
+            outcomes = decide_rows(group[0], self._layouts, present, effects)
+        else:
+            known = await load(session, self._tables, group)
+            self._check_shapes(known)
+            outcomes = decide_group(group, known, effects, self._stats)
         if not effects:
             await session.execute("ROLLBACK")
             return outcomes, {}
@@ -323,6 +336,8 @@ class Committer:
                 shared[number] = shared.get(number, True) and isinstance(op, Check)
             if request.operation is not None:
                 shared[self._number_of("\x1e".join(request.operation))] = False
+            for row in request.rows:
+                shared[self._number_of(f"{row.at.name}\x1e{row.at.place}")] = False
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
         if len(shared) > LOCKS_MAX:
             return f"{begin}SELECT pg_advisory_xact_lock({self._gate})"
@@ -373,6 +388,8 @@ class Committer:
             write_streams(statement, effects, known.stream_ids)
         if effects.operations:
             write_operations(statement, effects)
+        if effects.floors:
+            statement.add_rows(SQL["raise_floors"], effects.floors.items())
         self._sent += 1
         statement.add(SQL["set_writer"], self.id, self._sent)
         await statement.write(session)

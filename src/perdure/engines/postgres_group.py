@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from perdure.core.batch import Append, Batch, Put, RecordOp
 from perdure.core.deciding import LogWrite, Place, RecordWrite
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
+from perdure.core.rows import RecordRow, Row, StreamRow
 from perdure.core.stored import checked_tip, operation_sum
-from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
+from perdure.core.values import Committed, entry_sum, record_sum, tip_sum
 from perdure.engines.group import Effects, Known, Request
 from perdure.engines.postgres_driver import SQL, damage_at
 from perdure.engines.postgres_schema import Table, decoded_numbers
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from perdure.engines.postgres_driver import Connection
 
 
-def check_texts(batch: Batch) -> None:
+def check_texts(batch: Batch, rows: Sequence[Row]) -> None:
     """Raises `Invalid` for a value that is no text, so that it does not come as far as a
     transaction that others share."""
     for op in batch.ops:
@@ -38,6 +39,12 @@ def check_texts(batch: Batch) -> None:
         elif isinstance(op, Append):
             for value in op.entries:
                 _check_text(op.log.name, value)
+    for row in rows:
+        if isinstance(row, RecordRow) and row.value is not None:
+            _check_text(row.collection, row.value)
+        elif isinstance(row, StreamRow):
+            for value in row.values:
+                _check_text(row.log, value)
 
 
 def _check_text(collection: str, value: bytes) -> None:
@@ -109,11 +116,10 @@ def _shifted(sql: str, by: int) -> str:
     return re.sub(r"\$(\d+)", lambda mark: f"${int(mark[1]) + by}", sql)
 
 
-def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> PostgresKnown:
+def _known(rows: list[asyncpg.Record]) -> PostgresKnown:
     """The facts in the rows that `_load` asked for, held to their checksums."""
     known = PostgresKnown()
     versions, tips = known.facts.versions, known.facts.tips
-    floors: dict[str, int] = {}
     for kind, name, key, a, b, c, d, e, text in rows:
         match kind:
             case 0:
@@ -127,7 +133,7 @@ def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Postg
                 known.stream_ids[(name, key)] = a
                 tips[(name, key)] = checked_tip(name, split(key), key, (b, c, d, e))
             case 3:
-                floors[name] = a
+                known.facts.floors[name] = a
             case 5:
                 known.shapes[name] = text
             case _:
@@ -135,9 +141,6 @@ def _known(rows: list[asyncpg.Record], streams: Mapping[str, set[str]]) -> Postg
                 if operation_sum((name, key), a, numbers) != b:
                     raise Damaged(f"operation {name}", "it is not as written")
                 known.operations[(name, key)] = (a, Committed(decoded_numbers(text)))
-    for name, incarnation in floors.items():
-        for place in streams[name]:
-            tips.setdefault((name, place), Tip(incarnation))
     return known
 
 
@@ -194,7 +197,7 @@ async def load(
         asked.add(SQL["shapes_at"], list(records))
     if operations:
         asked.add(SQL["operations_at"], list(operations))
-    return _known(await asked.read(session), streams)
+    return _known(await asked.read(session))
 
 
 def write_records(

@@ -101,6 +101,15 @@ class Table:
             "SELECT key, octet_length(value) + coalesce(octet_length(attachment), 0) "
             f"FROM {self.name} WHERE key > $1 ORDER BY key LIMIT $2"
         )
+        self.rows = (
+            "SELECT key, version, sum, value, attachment FROM (SELECT *, sum(size) OVER "
+            "(ORDER BY key) - size AS before FROM (SELECT key, version, sum, value, attachment, "
+            "octet_length(value) + coalesce(octet_length(attachment), 0) AS size "
+            f"FROM {self.name} WHERE key >= $1 AND key < $2 ORDER BY key LIMIT $3) AS page) "
+            "AS sized WHERE before < $4 ORDER BY key"
+        )
+        self.next_key = f"SELECT key FROM {self.name} WHERE key >= $1 ORDER BY key LIMIT 1"
+        self.present = f"SELECT key, version, sum FROM {self.name} WHERE key = ANY($1::text[])"
         self.get_many = f"SELECT {self.row} FROM {self.name} WHERE key = ANY($1::text[])"
 
     @staticmethod

@@ -27,6 +27,7 @@ from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.offload import off_loop, steps_off_loop
+from perdure.core.rows import At, Row, Rows
 from perdure.core.stored import checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
 from perdure.engines import sqlite_backup
@@ -35,6 +36,7 @@ from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.sqlite_driver import translate, translating
 from perdure.engines.sqlite_recovery import Place, Store, open_store
+from perdure.engines.sqlite_rows import read_rows
 from perdure.engines.sqlite_scan import count_rows, scan_page
 from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip
 from perdure.engines.sqlite_usage import usage_steps
@@ -109,10 +111,20 @@ class SqliteEngine:
         partition = partition_of(batch)
         if not batch:
             return Committed(())
+        return await self._submit(batch, partition)
+
+    async def load(self, rows: Sequence[Row]) -> None:
+        self._check_open()
+        if rows:
+            await self._submit(Batch(), None, rows)
+
+    async def _submit(
+        self, batch: Batch, partition: str | None, rows: Sequence[Row] = ()
+    ) -> Committed:
         if self._committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
         future: asyncio.Future[Committed] = self._loop.create_future()
-        self._committer.submit(Request(batch, partition, future))
+        self._committer.submit(Request(batch, partition, future, rows))
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
@@ -296,6 +308,10 @@ class SqliteEngine:
                 f"{size_bytes} bytes. Back up while less is written."
             )
 
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        self._check_open()
+        return await self._off_loop(read_rows, self._layouts, after, partition, self.url)
+
     def announce(self, note: str) -> None:
         if self._committer is not None:
             self._store.lock.note(note)
@@ -342,8 +358,7 @@ class SqliteEngine:
             return Committer(
                 store.connection,
                 self._checkpointer,
-                self._tables,
-                self._logs,
+                self._layouts,
                 store.mark,
                 store.number,
                 where=str(store.place.path),

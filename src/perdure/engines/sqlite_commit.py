@@ -14,8 +14,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import apsw
@@ -34,12 +35,22 @@ from perdure.core.errors import (
     PerdureError,
 )
 from perdure.core.keys import show, split
+from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
-from perdure.engines.group import Effects, Known, Outcome, Request, Settle, decide_group
+from perdure.engines.group import (
+    Effects,
+    Known,
+    Outcome,
+    Request,
+    Settle,
+    decide_group,
+    decide_rows,
+)
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
+from perdure.engines.sqlite_rows import find_present
 from perdure.engines.sqlite_schema import (
     SEQ_MAX,
     SQL,
@@ -91,8 +102,7 @@ class Committer:
         self,
         connection: apsw.Connection,
         checkpointer: Checkpointer,
-        tables: Mapping[str, Table],
-        logs: Set[str],
+        layouts: Sequence[Layout],
         mark: Mark,
         number: int,
         *,
@@ -105,8 +115,11 @@ class Committer:
         self.number = number
         self._connection = connection
         self._checkpointer = checkpointer
-        self._tables = tables
-        self._logs = logs
+        self._layouts = {layout.name: layout for layout in layouts}
+        self._tables = {
+            layout.name: Table(layout) for layout in layouts if isinstance(layout, Records)
+        }
+        self._logs = self._layouts.keys() - self._tables.keys()
         self._mark = mark
         self._where = where
         self._clock = clock
@@ -141,7 +154,8 @@ class Committer:
         try:
             while (first := self._requests.get()) is not None:
                 group = self._gather(first)
-                self._commit(group)
+                for _, alike in groupby(group, key=lambda request: request.rows and id(request)):
+                    self._commit(list(alike))  # rows are loaded alone
                 batches_done, group = len(group), []
                 self._checkpointer.after_group(self._connection, self._frames, batches_done)
         except BaseException:
@@ -185,9 +199,15 @@ class Committer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                known = self._load(group)
+                known = Known()
                 effects = _Effects(partial(self._stream_id, known))
-                outcomes = decide_group(group, known, effects, self._stats)
+                if group[0].rows:
+                    found = find_present(self._connection, self._tables, group[0].rows)
+                    present, known.stream_ids = found
+                    outcomes = decide_rows(group[0], self._layouts, present, effects)
+                else:
+                    self._load(group, known)
+                    outcomes = decide_group(group, known, effects, self._stats)
                 if not effects:
                     return outcomes, {}
                 self._write(effects, known)
@@ -205,7 +225,7 @@ class Committer:
         self._note_durable(outcomes)
         return outcomes, effects.tips
 
-    def _load(self, group: list[Request]) -> Known:
+    def _load(self, group: list[Request], known: Known) -> None:
         records: dict[str, set[str]] = defaultdict(set)
         streams: dict[str, set[str]] = defaultdict(set)
         operations: set[str] = set()
@@ -219,14 +239,12 @@ class Committer:
                 operations.add(request.operation[0])
         if absent := (records.keys() - self._tables.keys()) | (streams.keys() - self._logs):
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
-        known = Known()
         for name, places in records.items():
             self._load_versions(known, name, places)
         for name, places in streams.items():
             self._load_tips(known, name, places)
         if operations:
             self._load_operations(known, operations)
-        return known
 
     def _load_versions(self, known: Known, name: str, places: set[str]) -> None:
         table, versions = self._tables[name], known.facts.versions
@@ -253,9 +271,7 @@ class Committer:
             known.facts.tips[(name, place)] = tip
             known.stream_ids[(name, place)] = stream_id
         if len(rows) < len(places):
-            absent = absent_tip(self._connection, name)
-            for place in places:
-                known.facts.tips.setdefault((name, place), absent)
+            known.facts.floors[name] = absent_tip(self._connection, name).incarnation
 
     def _load_operations(self, known: Known, ids: set[str]) -> None:
         rows = self._rows(SQL["operations_at"], (apsw.carray(tuple(ids)),))
@@ -289,6 +305,8 @@ class Committer:
             self._write_streams(effects, known, now_s)
         if effects.operations:
             self._write_operations(effects, now_s)
+        for log, incarnation in effects.floors.items():
+            self._connection.execute(SQL["raise_fact"], (incarnations(log), incarnation))
         if not advance(self._connection, self.number + 1):
             self.latch("another process has taken it over since, as its lock file was removed")
             raise Latched(f"{self._where}: {self.latched}. Nothing was written.")

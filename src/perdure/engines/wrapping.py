@@ -10,6 +10,7 @@ from perdure.core.batch import Batch
 from perdure.core.engine import Engine, Progress, Snapshot, Usage
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
+from perdure.core.rows import At, Row, Rows
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
 
 T = TypeVar("T")
@@ -98,6 +99,12 @@ class Wrapping:
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:
         return await self.engine.backup(into, progress)
+
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        return await self.engine.rows(after=after, partition=partition)
+
+    async def load(self, rows: Sequence[Row]) -> None:
+        await self.engine.load(rows)
 
     def announce(self, note: str) -> None:
         self.engine.announce(note)

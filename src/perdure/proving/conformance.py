@@ -19,10 +19,17 @@ from perdure.proving.rules import Rule
 from perdure.proving.rules.commits import commits
 from perdure.proving.rules.lifetimes import lifetimes
 from perdure.proving.rules.logs import logs
+from perdure.proving.rules.moving import moving
 from perdure.proving.rules.scans import scans
 from perdure.proving.subject import Store, Subject
 
-RULES: tuple[Rule, ...] = (*commits.rules, *logs.rules, *scans.rules, *lifetimes.rules)
+RULES: tuple[Rule, ...] = (
+    *commits.rules,
+    *logs.rules,
+    *scans.rules,
+    *moving.rules,
+    *lifetimes.rules,
+)
 
 ENGINES = "PERDURE_ENGINES"
 """Environment variable: the engines a test run asks for, by name, with commas between."""

@@ -109,6 +109,12 @@ class Store:
         await self.subject.restore(copy, other)
         return Store(self.subject, other)
 
+    def beside(self, name: str) -> Store:
+        """Another store, empty at first; whoever asks closes it."""
+        other = Store(self.subject, self.directory / name)
+        other.clock = self.clock
+        return other
+
     def damage(self, key: Key) -> None:
         """Change a stored byte of the record of `NOTES` at `key`; the store is closed."""
         if self.subject.damage is None:

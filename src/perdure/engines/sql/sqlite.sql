@@ -153,3 +153,7 @@ SELECT version, sum FROM tombstones WHERE collection = ? AND key = ?
 
 -- name: operation
 SELECT digest, numbers, sum FROM operations WHERE id = ? AND partition = ?
+
+-- name: operations_after
+SELECT id, partition, digest, numbers, sum FROM operations
+WHERE (id, partition) > (?, ?) ORDER BY id, partition

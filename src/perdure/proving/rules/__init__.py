@@ -1,4 +1,5 @@
-"""The rules of `core.engine`, each a named check: chapters for commits, logs, scans, lifetimes."""
+"""The rules of `core.engine`, each a named check: chapters for commits, logs, scans, moving and
+lifetimes."""
 
 from __future__ import annotations
 

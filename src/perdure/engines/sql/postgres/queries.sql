@@ -72,6 +72,9 @@ SELECT 4, id, partition, digest, sum, 0, 0, 0, numbers FROM operations WHERE id 
 -- name: shapes_at
 SELECT 5, name, '', 0, 0, 0, 0, 0, shape FROM layouts WHERE name = ANY($1::text[])
 
+-- name: shapes
+SELECT name, shape FROM layouts WHERE name = ANY($1::text[])
+
 -- name: bury
 INSERT INTO tombstones (collection, key, version, sum, deleted_s)
 SELECT collection, key, version, sum, extract(epoch FROM clock_timestamp())::bigint
@@ -216,3 +219,47 @@ WITH RECURSIVE found AS (
     FROM found AS f WHERE f.stream IS NOT NULL)
 SELECT f.stream, EXISTS (SELECT 1 FROM streams AS s WHERE s.id = f.stream)
 FROM found AS f WHERE f.stream IS NOT NULL LIMIT $2
+
+-- name: rows_of_tombstones
+SELECT key, version, sum FROM tombstones
+WHERE collection = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4
+
+-- name: rows_of_streams
+SELECT id, key, incarnation, first, last, sum FROM streams
+WHERE log = $1 AND key >= $2 AND key < $3 ORDER BY key LIMIT $4
+
+-- name: rows_of_entries
+-- Those numbered above $3 up to $4, and no more bytes than $6 but for the first.
+SELECT seq, sum, value FROM (
+    SELECT *, sum(octet_length(value)) OVER (ORDER BY seq) - octet_length(value) AS before FROM (
+        SELECT seq, sum, value FROM entries
+        WHERE stream = $1 AND incarnation = $2 AND seq > $3 AND seq <= $4
+        ORDER BY seq LIMIT $5) AS page) AS sized
+WHERE before < $6 ORDER BY seq
+
+-- name: next_tombstone
+SELECT key FROM tombstones WHERE collection = $1 AND key >= $2 ORDER BY key LIMIT 1
+
+-- name: next_stream
+SELECT key FROM streams WHERE log = $1 AND key >= $2 ORDER BY key LIMIT 1
+
+-- name: floors
+SELECT log, incarnation FROM floors
+
+-- name: raise_floors
+INSERT INTO floors (log, incarnation) SELECT * FROM unnest($1::text[], $2::bigint[])
+ON CONFLICT (log) DO UPDATE SET incarnation = greatest(floors.incarnation, excluded.incarnation)
+
+-- name: present_tombstones
+SELECT key, -version, sum FROM tombstones WHERE collection = $1 AND key = ANY($2::text[])
+
+-- name: present_entries
+-- The sums of the entries numbered $3 to $4 of each of some streams of a log, with their tips.
+SELECT s.id, s.key, s.incarnation, s.first, s.last, s.sum, e.seq, e.sum AS entry_sum
+FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS asked (key, low, high)
+JOIN streams AS s ON s.log = $1 AND s.key = asked.key
+LEFT JOIN entries AS e
+    ON e.stream = s.id AND e.incarnation = s.incarnation AND e.seq BETWEEN asked.low AND asked.high
+
+-- name: present_operations
+SELECT id, partition, digest, numbers FROM operations WHERE id = ANY($1::text[])
