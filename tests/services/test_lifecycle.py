@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 from typing import get_args
@@ -9,8 +10,10 @@ from typing import get_args
 import pytest
 
 from perdure.core.batch import Batch
+from perdure.core.blobs import Blobs
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
+from perdure.core.engine import Engine
 from perdure.core.errors import (
     Invalid,
     Latched,
@@ -20,6 +23,7 @@ from perdure.core.errors import (
     StoreLocked,
 )
 from perdure.core.values import Committed
+from perdure.engines import open_blobs, open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.refusing import Call, Refusing, Trouble
 from perdure.proving.waiting import wait_until
@@ -28,6 +32,7 @@ from perdure.services.config import Config, load
 from perdure.services.lifecycle import Node
 from perdure.services.reports import instance_state
 from perdure.services.sweeper import Sweeper
+from perdure.surfaces.state import LAYOUTS
 
 
 def config(tmp_path: Path, **flags: object) -> Config:
@@ -70,6 +75,39 @@ async def test_a_second_node_is_refused_and_the_first_goes_on(tmp_path: Path) ->
     await again.open()
     assert again.boot.previous_ended_clean
     await again.close()
+
+
+class Waits(SystemClock):
+    """Says when somebody first waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = asyncio.Event()
+
+    async def sleep(self, duration_s: float) -> None:
+        self.waited.set()
+        await super().sleep(duration_s)
+
+
+# proves C11
+@pytest.mark.parametrize("part", ["engine", "blobs"])
+async def test_a_start_waits_for_who_only_looks_at_the_store(tmp_path: Path, part: str) -> None:
+    first = Node(config(tmp_path), environment={})
+    await first.open()
+    await first.close()
+    settings, clock = config(tmp_path), Waits()
+    if part == "engine":
+        looker: Engine | Blobs = await open_engine(settings.engine_url, LAYOUTS, read_only=True)
+    else:
+        looker = await open_blobs(settings.blobs_url, read_only=True)
+    node = Node(settings, environment={}, clock=clock)
+    opening = asyncio.create_task(node.open())
+    await asyncio.wait_for(clock.waited.wait(), 30)
+    assert not opening.done()
+    await looker.close()
+    await opening
+    assert node.readiness().ready
+    await node.close()
 
 
 class Full(Wrapping):

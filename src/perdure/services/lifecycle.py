@@ -10,15 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from perdure import __version__
 from perdure.core.batch import Batch
+from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk, Lock, translated
 from perdure.core.engine import Engine
@@ -64,7 +67,14 @@ _SWEEP_S = 60.0
 _PROBE_S = 15.0
 _TEND_S = 3600.0
 
+_LOOKED_AT_S = 10.0
+"""How long a start waits for those who only look at the store, as `perdure verify` does."""
+
+_LOOKS_APART_S = 0.1
+
 _NOTHING = Batch()
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("perdure.lifecycle")
 
@@ -130,15 +140,10 @@ class Node:
         go. Raises what makes the store unusable, after releasing it again."""
         async with AsyncExitStack() as held:
             with self.startup.phase("open engine"):
-                engine = await self._open_engine()
+                engine = await self._once_unseen(self._open_engine)
                 held.push_async_callback(engine.close)
             with self.startup.phase("open blobs"):
-                blobs = await open_blobs(
-                    self.config.blobs_url,
-                    clock=self.clock,
-                    disk=self._disk,
-                    shared=engine.shared,
-                )
+                blobs = await self._once_unseen(partial(self._open_blobs, engine))
                 held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
             held.push_async_callback(self._let_go)
@@ -164,6 +169,23 @@ class Node:
             note=self.startup.note,
         )
         return self._wrap(engine)
+
+    async def _open_blobs(self, engine: Engine) -> Blobs:
+        return await open_blobs(
+            self.config.blobs_url, clock=self.clock, disk=self._disk, shared=engine.shared
+        )
+
+    async def _once_unseen(self, open_it: Callable[[], Awaitable[T]]) -> T:
+        """Open what others may be looking at: they have soon done. Raises `StoreLocked` for what
+        somebody owns."""
+        until_s = self.clock.monotonic_s() + _LOOKED_AT_S
+        while True:
+            try:
+                return await open_it()
+            except StoreLocked as locked:
+                if locked.holder or self.clock.monotonic_s() >= until_s:
+                    raise
+            await self.clock.sleep(_LOOKS_APART_S)
 
     def _take_place(self) -> Lock:
         """A place that is this process's alone among those that share the data directory."""
