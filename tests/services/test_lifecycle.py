@@ -169,7 +169,9 @@ async def test_a_latched_engine_is_unready_at_once_and_still_read(tmp_path: Path
     assert "mark" in check.reason
     with pytest.raises(Latched):
         await node.state.commit(node.state.boots.heartbeat(node._alive(True)))
-    assert await node.state.boots.last(node.boot.instance_id) is not None
+    newest, unread = await node.state.boots.newest(node.boot.instance_id)
+    assert newest is not None
+    assert not unread
     await node.close()
 
 

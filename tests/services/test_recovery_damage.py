@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from perdure.core.keys import SYSTEM_TENANT, Key, join, show
+from perdure.library import open as open_store
+from perdure.services.reports import last_seen
 from perdure.services.stored import Stored
 from tests.services.conftest import Driver, Open
 from tests.services.test_background import body, heard, job_of
@@ -114,7 +116,7 @@ async def test_a_job_that_is_damaged_while_it_waits_ends_its_response(
 
 # proves C7
 async def test_a_damaged_boot_is_named_and_keeps_no_server_from_starting(
-    opened: Open, tmp_path: Path
+    opened: Open, engine_url: str, tmp_path: Path
 ) -> None:
     """The number of a boot was that of the last one and one more, so a server whose last boot could
     not be read did not start again."""
@@ -123,6 +125,11 @@ async def test_a_damaged_boot_is_named_and_keeps_no_server_from_starting(
         hurt = (SYSTEM_TENANT, node.boot.instance_id, f"{node.boot.number:010d}")
         await node.close()
     damage(tmp_path, "records_boots", hurt, "value")
+    async with open_store(engine_url, read_only=True) as state:
+        seen = await last_seen(state)
+    assert seen.boot is not None
+    assert seen.boot.number == 1
+    assert [finding.where for finding in seen.damaged] == [f"boots {show(hurt)}"]
     node = (await opened()).node
     told = {one.surface: one for one in node.boot.recovery}["boots"]
     assert (node.boot.number, node.boot.previous_boot_id) == (3, None)

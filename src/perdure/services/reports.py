@@ -15,6 +15,7 @@ from perdure import __version__
 from perdure.core.clock import Clock
 from perdure.core.engine import Survives
 from perdure.core.promises import LossBound, Promise
+from perdure.core.values import Finding
 from perdure.services.lifecycle import Node
 from perdure.services.startup import Check
 from perdure.surfaces.boots import Boot, Instance, Phase, SurfaceRecovery
@@ -163,6 +164,28 @@ def instance_state(instance: Instance, state: State, clock: Clock, running: str)
         ready=instance.ready and possible and age_s <= HEARTBEAT_STALE_S,
         heartbeat_age_s=round(age_s, 3),
     )
+
+
+class LastSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """What a store that nobody serves says of those who did: the last sign of life of each, and the
+    boot begun last. What cannot be read is `damaged`."""
+
+    instances: list[Instance]
+    boot: Boot | None
+    damaged: list[Finding]
+
+
+async def last_seen(state: State) -> LastSeen:
+    """Who served a store last."""
+    damaged: list[Finding] = []
+    instances = [beat.value async for beat in state.boots.heartbeats(damaged)]
+    boots: list[Boot] = []
+    for instance in instances:
+        boot, unread = await state.boots.newest(instance.instance_id)
+        boots += [] if boot is None else [boot.value]
+        damaged += unread
+    newest = max(boots, key=lambda boot: boot.started_at_s, default=None)
+    return LastSeen(instances=instances, boot=newest, damaged=damaged)
 
 
 def boot_state(boot: Boot) -> BootState:

@@ -107,13 +107,6 @@ class Boots:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def last(self, instance_id: str) -> Record[Boot] | None:
-        """The newest boot of an instance."""
-        page = await self._engine.scan(
-            BOOTS, (SYSTEM_TENANT, instance_id), limit=1, descending=True
-        )
-        return page.items[0] if page.items else None
-
     async def newest(self, instance_id: str) -> tuple[Record[Boot] | None, list[Finding]]:
         """The newest boot of an instance that can be read, and those after it that cannot."""
         damaged: list[Finding] = []
@@ -154,9 +147,10 @@ class Boots:
         number = f"{boot.number:010d}"
         return put(BOOTS, (SYSTEM_TENANT, boot.instance_id, number), boot, expect=expect)
 
-    def heartbeats(self) -> AsyncIterator[Record[Instance]]:
-        """The last sign of life of every instance."""
-        return every(self._engine, INSTANCES, (SYSTEM_TENANT,), damaged=[])
+    def heartbeats(self, damaged: list[Finding] | None = None) -> AsyncIterator[Record[Instance]]:
+        """The last sign of life of every instance; those that cannot be read go to `damaged`."""
+        unread = [] if damaged is None else damaged
+        return every(self._engine, INSTANCES, (SYSTEM_TENANT,), damaged=unread)
 
     def leases(self) -> AsyncIterator[Record[Lease]]:
         """The boots that may begin work."""

@@ -11,7 +11,7 @@ from perdure.frontends.cli.output import console, say_json, table
 from perdure.frontends.cli.store import ask, holder
 from perdure.library import open as open_store
 from perdure.services.config import Config
-from perdure.services.reports import StateReport, state_report
+from perdure.services.reports import StateReport, last_seen, state_report
 from perdure.surfaces.state import PROMISES
 
 
@@ -46,9 +46,9 @@ async def _contract(config: Config) -> StateReport:
         return await ask(held, "/v1/state", StateReport)
     async with open_store(config.engine_url, read_only=True) as state:
         warnings = check_promises(PROMISES, state.engine, "local")
-        page = await state.boots.instances(limit=1)
-        last = await state.boots.last(page.items[0].value.instance_id) if page.items else None
-        recovery = last.value.recovery if last is not None else ()
+        seen = await last_seen(state)
+        warnings += [f"{one.where}: {one.why}" for one in seen.damaged]
+        recovery = seen.boot.recovery if seen.boot is not None else ()
         return state_report(state.engine.url, config.profile, recovery, warnings)
 
 

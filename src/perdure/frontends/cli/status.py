@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 import msgspec
 import typer
 from rich.filesize import decimal
 
 from perdure.core.clock import SystemClock
+from perdure.core.values import Finding
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import (
     EXIT_NOT_READY,
@@ -24,7 +26,7 @@ from perdure.frontends.cli.store import ask, holder
 from perdure.library import open as open_store
 from perdure.services.config import Config
 from perdure.services.jobs import JobCounts
-from perdure.services.reports import InstanceState, StartupReport, instance_state
+from perdure.services.reports import InstanceState, StartupReport, instance_state, last_seen
 from perdure.services.usage import DiskUse
 from perdure.surfaces.boots import Boot, Phase, SurfaceRecovery
 
@@ -32,7 +34,8 @@ _SHOWN = 100
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """`startup` is the running server's own report; without one, `last_boot` is what is stored."""
+    """`startup` is the running server's own report; without one, `last_boot` is what is stored, and
+    `damaged` what of that cannot be read."""
 
     running: bool
     ready: bool
@@ -44,6 +47,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     instances: list[InstanceState]
     usage: DiskUse | None = None
     jobs: JobCounts | None = None
+    damaged: list[Finding] = []
 
 
 class _Usage(msgspec.Struct):
@@ -98,15 +102,9 @@ async def _status(config: Config) -> Status:
 async def _stored(config: Config) -> Status:
     """What the store says of servers that are gone."""
     async with open_store(config.engine_url, read_only=True) as state:
-        page = await state.boots.instances(limit=_SHOWN)
-        boots = [await state.boots.last(item.value.instance_id) for item in page.items]
+        seen = await last_seen(state)
         clock = SystemClock()
-        instances = [instance_state(item.value, state, clock, running="") for item in page.items]
-    newest = max(
-        (boot.value for boot in boots if boot is not None),
-        key=lambda boot: boot.started_at_s,
-        default=None,
-    )
+        instances = [instance_state(one, state, clock, running="") for one in seen.instances]
     return Status(
         running=False,
         ready=False,
@@ -114,14 +112,16 @@ async def _stored(config: Config) -> Status:
         data=config.data,
         engine=config.engine_shown,
         startup=None,
-        last_boot=newest,
-        instances=instances,
+        last_boot=seen.boot,
+        instances=instances[:_SHOWN],
+        damaged=seen.damaged,
     )
 
 
 def _show(found: Status) -> None:
     if found.startup is None:
         console.print(f"[bold]not running[/] on {found.engine}")
+        _show_findings(found.damaged)
         _show_last(found.last_boot)
         return
     report = found.startup
@@ -177,6 +177,11 @@ def _show_last(boot: Boot | None) -> None:
     _show_recovery(boot.recovery, boot.phases)
 
 
+def _show_findings(findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        console.print(f"  [red]{finding.kind}[/] {finding.where}: {finding.why}")
+
+
 def _show_recovery(recovery: tuple[SurfaceRecovery, ...], phases: tuple[Phase, ...]) -> None:
     console.print("recovered")
     rows = table()
@@ -185,7 +190,6 @@ def _show_recovery(recovery: tuple[SurfaceRecovery, ...], phases: tuple[Phase, .
         rows.add_row(f"  {found.surface}", told, seconds(found.duration_s))
     console.print(rows)
     for found in recovery:
-        for finding in found.findings:
-            console.print(f"  [red]{finding.kind}[/] {finding.where}: {finding.why}")
+        _show_findings(found.findings)
     steps = ", ".join(f"{phase.name} {seconds(phase.duration_s)}" for phase in phases)
     console.print(f"phases: {steps}")
