@@ -41,7 +41,7 @@ from perdure.core.errors import (
 )
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
-from perdure.core.loading import decide_load
+from perdure.core.loading import Load, decide_load
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
 from perdure.engines.postgres_driver import (
@@ -150,7 +150,7 @@ class Committer:
                 await self._called.wait()
                 while self._waiting:
                     group = self._gather()
-                    for _, alike in groupby(group, key=lambda one: one.rows and id(one)):
+                    for _, alike in groupby(group, key=lambda one: one.load and id(one)):
                         await self._commit(list(alike))  # rows are loaded alone
                     group = []
                     await self._sweep()
@@ -177,7 +177,7 @@ class Committer:
         while self._waiting and len(group) < GROUP_MAX:
             batch = self._waiting[0].batch
             size_bytes += batches.size_bytes(batch)
-            ops += len(batch.ops) + len(self._waiting[0].rows)
+            ops += len(batch.ops)
             if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
                 break
             group.append(self._waiting.popleft())
@@ -222,8 +222,9 @@ class Committer:
         if absent:
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
         await session.execute(self._begin(group))
-        if group[0].rows:
-            outcomes, effects, known = await self._take_over(session, group[0])
+        if (rows := group[0].load) is not None:
+            known, effects = await self._take_over(session, rows)
+            outcomes: list[Outcome] = [(group[0].future, Committed(()))]
         else:
             known = await load(session, self._tables, group)
             self._check_shapes(known)
@@ -335,7 +336,7 @@ class Committer:
                 shared[number] = shared.get(number, True) and isinstance(op, Check)
             if request.operation is not None:
                 shared[self._number_of("\x1e".join(request.operation))] = False
-            for row in request.rows:
+            for row in request.load.rows if request.load else ():
                 shared[self._number_of(f"{row.at.name}\x1e{row.at.place}")] = False
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
         if len(shared) > LOCKS_MAX:
@@ -403,19 +404,18 @@ class Committer:
             effects.operations.append((operation, request.digest, committed))
         return committed
 
-    async def _take_over(
-        self, session: Connection, request: Request
-    ) -> tuple[list[Outcome], Effects, Known]:
+    async def _take_over(self, session: Connection, load: Load) -> tuple[Known, Effects]:
         """What loading rows writes."""
         known, effects = Known(), Effects()
         known.shapes = dict(map(tuple, await session.fetch(SQL["shapes"], list(self._tables))))
         self._check_shapes(known)
-        present, known.stream_ids = await find_present(session, self._tables, request.rows)
-        loading = decide_load(request.rows, self._layouts, present)
+        present, known.stream_ids = await find_present(session, self._tables, load.rows)
+        loading = decide_load(load.rows, self._layouts, present)
         for write in loading.writes:
             effects.add(write)
         effects.operations, effects.floors = loading.operations, loading.floors
-        return [(request.future, Committed(()))], effects, known
+        effects.complete = load.complete
+        return known, effects
 
     async def _write(self, session: Connection, effects: Effects, known: Known) -> None:
         statement = Statement()
@@ -428,6 +428,8 @@ class Committer:
             write_operations(statement, effects)
         if effects.floors:
             statement.add_rows(SQL["raise_floors"], effects.floors.items())
+        if effects.complete:
+            statement.add(SQL["forget_fact"], "copy_of")
         self._sent += 1
         statement.add(SQL["set_writer"], self.id, self._sent)
         await statement.write(session)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ from perdure.core.batch import Append, Batch, Put, RecordOp
 from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
-from perdure.core.rows import RecordRow, Row, StreamRow
+from perdure.core.loading import Load
+from perdure.core.rows import RecordRow, StreamRow
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.postgres_driver import SQL, damage_at
@@ -39,14 +40,14 @@ class Request:
     """One batch on its way through the committer, or rows to be loaded. Raises `Invalid` for a
     value that is no text, so that it does not come as far as a transaction that others share."""
 
-    __slots__ = ("batch", "digest", "future", "operation", "rows")
+    __slots__ = ("batch", "digest", "future", "load", "operation")
 
     def __init__(
         self,
         batch: Batch,
         partition: str | None,
         future: asyncio.Future[Committed],
-        rows: Sequence[Row] = (),
+        load: Load | None = None,
     ) -> None:
         for op in batch.ops:
             if isinstance(op, Put):
@@ -54,14 +55,14 @@ class Request:
             elif isinstance(op, Append):
                 for value in op.entries:
                     _check_text(op.log.name, value)
-        for row in rows:
+        for row in load.rows if load else ():
             if isinstance(row, RecordRow) and row.value is not None:
                 _check_text(row.collection, row.value)
             elif isinstance(row, StreamRow):
                 for value in row.values:
                     _check_text(row.log, value)
         self.batch = batch
-        self.rows = rows
+        self.load = load
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
@@ -101,9 +102,11 @@ class Effects:
         self.forgotten: list[tuple[Place, int, int, int]] = []
         self.operations: list[tuple[OperationKey, int, Committed]] = []
         self.floors: dict[str, int] = {}
+        self.complete = False
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations or self.floors)
+        written = self.records or self.tips or self.operations or self.floors
+        return bool(written or self.complete)
 
     def add(self, write: RecordWrite | LogWrite) -> None:
         if isinstance(write, RecordWrite):

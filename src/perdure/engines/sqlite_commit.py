@@ -39,8 +39,7 @@ from perdure.core.errors import (
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
-from perdure.core.loading import decide_load
-from perdure.core.rows import Row
+from perdure.core.loading import Load, decide_load
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.sqlite_checkpoint import Checkpointer
@@ -68,17 +67,17 @@ OperationKey = tuple[str, str]
 class Request:
     """One batch on its way through the committer, or rows to be loaded."""
 
-    __slots__ = ("batch", "digest", "future", "operation", "rows")
+    __slots__ = ("batch", "digest", "future", "load", "operation")
 
     def __init__(
         self,
         batch: Batch,
         partition: str | None,
         future: asyncio.Future[Committed],
-        rows: Sequence[Row] = (),
+        load: Load | None = None,
     ) -> None:
         self.batch = batch
-        self.rows = rows
+        self.load = load
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
@@ -107,9 +106,11 @@ class _Effects:
         self.forgotten: list[tuple[int, int]] = []
         self.operations: list[tuple[OperationKey, int, Committed]] = []
         self.floors: dict[str, int] = {}
+        self.complete = False
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations or self.floors)
+        written = self.records or self.tips or self.operations or self.floors
+        return bool(written or self.complete)
 
     def add(self, write: RecordWrite | LogWrite, stream_id: int) -> None:
         if isinstance(write, RecordWrite):
@@ -192,7 +193,7 @@ class Committer:
         try:
             while (first := self._requests.get()) is not None:
                 group = self._gather(first)
-                for _, alike in groupby(group, key=lambda request: request.rows and id(request)):
+                for _, alike in groupby(group, key=lambda one: one.load and id(one)):
                     self._commit(list(alike))  # rows are loaded alone
                 batches_done, group = len(group), []
                 self._checkpointer.after_group(self._connection, self._frames, batches_done)
@@ -237,8 +238,9 @@ class Committer:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                if group[0].rows:
-                    outcomes, effects, known = self._take_over(group[0])
+                if (rows := group[0].load) is not None:
+                    known, effects = self._take_over(rows)
+                    outcomes: list[Outcome] = [(group[0].future, Committed(()))]
                 else:
                     known = self._load(group)
                     outcomes, effects = self._decide(group, known)
@@ -332,15 +334,16 @@ class Committer:
                 outcomes.append((request.future, error))
         return outcomes, effects
 
-    def _take_over(self, request: Request) -> tuple[list[Outcome], _Effects, _Known]:
+    def _take_over(self, load: Load) -> tuple[_Known, _Effects]:
         """What loading rows writes."""
         known, effects = _Known(), _Effects()
-        present, known.stream_ids = find_present(self._connection, self._tables, request.rows)
-        loading = decide_load(request.rows, self._layouts, present)
+        present, known.stream_ids = find_present(self._connection, self._tables, load.rows)
+        loading = decide_load(load.rows, self._layouts, present)
         for write in loading.writes:
             effects.add(write, self._stream_id(write, known))
         effects.operations, effects.floors = loading.operations, loading.floors
-        return [(request.future, Committed(()))], effects, known
+        effects.complete = load.complete
+        return known, effects
 
     def _stream_id(self, write: Write, known: _Known) -> int:
         if isinstance(write, RecordWrite):
@@ -383,6 +386,8 @@ class Committer:
             self._write_operations(effects, now_s)
         for log, incarnation in effects.floors.items():
             self._connection.execute(SQL["raise_fact"], (incarnations(log), incarnation))
+        if effects.complete:
+            self._connection.execute(SQL["forget_fact"], ("copy_of",))
         if not advance(self._connection, self.number + 1):
             self.latch("another process has taken it over since, as its lock file was removed")
             raise Latched(f"{self._where}: {self.latched}. Nothing was written.")
