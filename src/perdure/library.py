@@ -21,9 +21,10 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Invalid, Unavailable
 from perdure.core.offload import off_loop
 from perdure.engines import open_blobs, open_engine, restore_engine, salvage_engine
-from perdure.services import backups, verification
+from perdure.services import backups, copying, verification
 from perdure.services.backups import Manifest, Progress
 from perdure.services.blobs import BlobKeeper
+from perdure.services.copying import Copied
 from perdure.services.salvage import Salvaging, complete_salvage
 from perdure.services.verification import Verified
 from perdure.surfaces.state import LAYOUTS, State
@@ -49,15 +50,47 @@ async def back_up(url: str, blobs: str, target: Path, progress: Progress) -> Man
     """Back up a store that no process holds, and the blobs at the URL `blobs` if there are any;
     see `services.backups`. A server backs up its own: ask that."""
     async with open(url, read_only=True) as state, _looking(state.engine, blobs) as keeper:
-        async for lease in state.boots.leases():
-            raise Unavailable(
-                f"a server uses this store (boot {lease.value.boot_id}), and could remove bytes "
-                "while they are copied. Run the backup where it runs, with its --data; if it was "
-                "killed, start one there first."
-            )
+        await _require_unused(
+            state,
+            "could remove bytes while they are copied. Run the backup where it runs, with its "
+            "--data; if it was killed, start one there first.",
+        )
         return await backups.back_up(
             state.engine, keeper, target, progress, clock=SystemClock(), disk=Disk()
         )
+
+
+async def copy(source: str, target: str, blobs: str, blobs_to: str, progress: Progress) -> Copied:
+    """Copy the store at the URL `source`, which no process may use, to the empty place `target`,
+    and its blobs to the URL `blobs_to`; or complete a copy that was cut off. See `copying`.
+
+    Raises `Invalid` where the target is no such place, `Unavailable`, `Damaged`, `NewerFormat`.
+    """
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        state = await stack.enter_async_context(open(source, read_only=True))
+        await _require_unused(
+            state, "writes to it. Stop it first; if it was killed, start one and stop it."
+        )
+        engine = await open_engine(target, LAYOUTS, copy_of=state.engine.store_id)
+        stack.push_async_callback(engine.close)
+        read = await open_blobs(blobs, read_only=True)
+        stack.push_async_callback(read.close)
+        kept = await open_blobs(blobs_to, read_only=blobs_to == blobs)
+        stack.push_async_callback(kept.close)
+        keeper = BlobKeeper(engine, kept, clock, clock.new_id("boot"))
+        return await copying.copy(state.engine, engine, read, keeper, progress)
+
+
+def blobs_beside(url: str) -> str | None:
+    """Where the blobs of a SQLite store lie unless told otherwise; None for any other."""
+    path = url.removeprefix("sqlite:///")
+    return None if path == url else f"file:///{Path(path).absolute().parent / 'blobs'}"
+
+
+async def _require_unused(state: State, why: str) -> None:
+    async for lease in state.boots.leases():
+        raise Unavailable(f"a server uses this store (boot {lease.value.boot_id}), and {why}")
 
 
 async def verify(url: str, blobs: str) -> Verified:

@@ -253,8 +253,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, rows: Sequence[Row]) -> None:
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
         """Write a page of rows as they are, wholly or not at all, as durably as a commit.
+        `complete` makes a store that was opened as a copy one that opens as any other.
 
         What is there already, equal in everything, is left alone, so loading is repeated without
         harm. A stretch of a stream goes on where the stream ends, or overlaps it. How long a

@@ -25,6 +25,13 @@ Done = tuple[int, Committed]
 """What an operation id stands for, and what it was answered."""
 
 
+class Load(msgspec.Struct, frozen=True):
+    """Rows to be loaded; `complete` if the store is a whole copy with them."""
+
+    rows: Sequence[Row]
+    complete: bool = False
+
+
 class Present:
     """What an engine holds at the places of some rows."""
 
@@ -45,9 +52,6 @@ class Loading(msgspec.Struct, frozen=True):
     writes: list[Write]
     operations: list[tuple[Operation, int, Committed]]
     floors: dict[str, int]
-
-    def __bool__(self) -> bool:
-        return bool(self.writes or self.operations or self.floors)
 
 
 def decide_load(rows: Sequence[Row], layouts: Mapping[str, Layout], present: Present) -> Loading:

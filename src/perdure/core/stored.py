@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.core.errors import Damaged, Invalid, NewerFormat
+from perdure.core.errors import Damaged, Invalid, NewerFormat, Unavailable
 from perdure.core.keys import SEPARATOR, Key, show
 from perdure.core.layouts import Index, Layout, Records
 from perdure.core.values import Record, Tip, record_sum, tip_sum
@@ -36,6 +36,25 @@ def checked_tip(log: str, key: Key, place: str, row: tuple[int, int, int, int]) 
 def operation_sum(operation: tuple[str, str], digest: int, numbers: bytes) -> int:
     """Checksum of the row of an operation id."""
     return record_sum("operations", SEPARATOR.join(operation), digest, numbers, None)
+
+
+def check_whole(where: str, store_id: str, found: str | None, copy_of: str | None) -> None:
+    """Refuse a store that is not whole, `found` being the store of which it is to become a copy; or
+    with `copy_of` what is no such copy. Raises `Unavailable` and `Invalid`."""
+    if copy_of is None:
+        if found is not None:
+            raise Unavailable(
+                f"{where} is a copy that is not complete. Run the same `perdure copy` again, which "
+                "completes it, or remove what is there."
+            )
+    elif found is None:
+        what = "that store already, whole" if store_id == copy_of else "another store"
+        raise Invalid(f"{where} holds {what}. A copy goes to an empty place only.")
+    elif found != copy_of:
+        raise Invalid(
+            f"{where} holds an unfinished copy of another store, {found}. Name another place, or "
+            "remove what is there."
+        )
 
 
 class Lacking(msgspec.Struct, frozen=True):

@@ -31,9 +31,14 @@ async def open_engine(
     disk: Disk | None = None,
     read_only: bool = False,
     note: Callable[[str], None] = lambda detail: None,
+    copy_of: str | None = None,
 ) -> Engine:
     """Open the store at `url`, recovering it first unless `read_only`. A store of an earlier
     release gets the indexes that were declared since; `note` is told how far that is.
+
+    With `copy_of`, the id of another store, it is made at `url` to become a copy of that, under the
+    same id; or it is one that a copy which was cut off has left there. Nobody else opens it before
+    `Engine.load` has completed it: that is `Unavailable`. Raises `Invalid` for any other store.
 
     `read_only` takes the lock in shared mode and replays, cuts and checkpoints nothing; commits
     are then refused. Raises `Invalid` for a URL no engine knows, `StoreLocked`, `NewerFormat`,
@@ -44,16 +49,28 @@ async def open_engine(
     if url == "memory://":
         from perdure.engines.memory import MemoryEngine
 
-        return MemoryEngine(layouts, clock)
+        return MemoryEngine(layouts, clock, copy_of=copy_of)
     if scheme == "sqlite" and separator and len(path) > 1:
         from perdure.engines.sqlite import SqliteEngine
 
         return await SqliteEngine.open(
-            path[1:], layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
+            path[1:],
+            layouts,
+            clock=clock,
+            disk=disk or Disk(),
+            read_only=read_only,
+            note=note,
+            copy_of=copy_of,
         )
     if scheme in ("postgresql", "postgres") and separator:
         return await _postgres().open(
-            url, layouts, clock=clock, disk=disk or Disk(), read_only=read_only, note=note
+            url,
+            layouts,
+            clock=clock,
+            disk=disk or Disk(),
+            read_only=read_only,
+            note=note,
+            copy_of=copy_of,
         )
     raise Invalid(f"no engine opens {without_credentials(url)!r}; the known forms are {_SCHEMES}.")
 

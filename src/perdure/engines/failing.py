@@ -58,9 +58,9 @@ class Failing(Wrapping):
         async with self._edges():
             return await super().commit(batch)
 
-    async def load(self, rows: Sequence[Row]) -> None:
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
         async with self._edges():
-            await super().load(rows)
+            await super().load(rows, complete=complete)
 
     @asynccontextmanager
     async def _edges(self) -> AsyncIterator[None]:

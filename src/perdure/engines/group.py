@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 from perdure.core import batch as batches
 from perdure.core.batch import Batch
 from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, Write, decide
 from perdure.core.engine import EngineStats
 from perdure.core.errors import Conflict, Invalid, PerdureError
-from perdure.core.layouts import Layout
-from perdure.core.loading import Present, decide_load
-from perdure.core.rows import Row
+from perdure.core.loading import Load, Loading
 from perdure.core.values import Committed, Tip
 
 Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
@@ -31,17 +29,17 @@ OperationKey = tuple[str, str]
 class Request:
     """One batch on its way through a committer, or rows to be loaded."""
 
-    __slots__ = ("batch", "digest", "future", "operation", "rows")
+    __slots__ = ("batch", "digest", "future", "load", "operation")
 
     def __init__(
         self,
         batch: Batch,
         partition: str | None,
         future: asyncio.Future[Committed],
-        rows: Sequence[Row] = (),
+        load: Load | None = None,
     ) -> None:
         self.batch = batch
-        self.rows = rows
+        self.load = load
         self.future = future
         self.operation: OperationKey | None = None
         if batch.operation_id is not None:
@@ -67,9 +65,11 @@ class Effects(ABC):
         self.tips: dict[Place, Tip] = {}
         self.operations: list[tuple[OperationKey, int, Committed]] = []
         self.floors: dict[str, int] = {}
+        self.complete = False
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.tips or self.operations or self.floors)
+        written = self.records or self.tips or self.operations or self.floors
+        return bool(written or self.complete)
 
     def add(self, write: Write) -> None:
         if isinstance(write, RecordWrite):
@@ -77,6 +77,13 @@ class Effects(ABC):
         else:
             self.tips[(write.log.name, write.place)] = write.tip
             self.add_entries(write)
+
+    def take(self, load: Load, loading: Loading) -> None:
+        """What loading rows writes."""
+        for write in loading.writes:
+            self.add(write)
+        self.operations, self.floors = loading.operations, loading.floors
+        self.complete = load.complete
 
     @abstractmethod
     def add_entries(self, write: LogWrite) -> None:
@@ -95,17 +102,6 @@ def decide_group(
             stats.conflicts += isinstance(error, Conflict)
             outcomes.append((request.future, error))
     return outcomes
-
-
-def decide_rows(
-    request: Request, layouts: Mapping[str, Layout], present: Present, effects: Effects
-) -> list[Outcome]:
-    """What loading rows is answered once `effects` are durable."""
-    loading = decide_load(request.rows, layouts, present)
-    for write in loading.writes:
-        effects.add(write)
-    effects.operations, effects.floors = loading.operations, loading.floors
-    return [(request.future, Committed(()))]
 
 
 def _decide(request: Request, known: Known, effects: Effects) -> Committed:

@@ -111,8 +111,10 @@ class MemoryEngine:
     shared = False
     latched: str | None = None
 
-    def __init__(self, layouts: Sequence[Layout], clock: Clock) -> None:
-        self.store_id = clock.new_id("store")
+    def __init__(
+        self, layouts: Sequence[Layout], clock: Clock, *, copy_of: str | None = None
+    ) -> None:
+        self.store_id = copy_of or clock.new_id("store")
         self.recovered = Recovered(clean=True)
         self.stats = EngineStats()
         self._clock = clock
@@ -293,7 +295,7 @@ class MemoryEngine:
         left = sections(tuple(self._layouts.values()), after, partition)
         return fill(row for section in left for row in self._rows(section, after, partition))
 
-    async def load(self, rows: Sequence[Row]) -> None:
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
         self._check_open()
         present = Present()
         for row in rows:

@@ -27,6 +27,7 @@ from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Surv
 from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
+from perdure.core.loading import Load
 from perdure.core.rows import At, Row, Rows
 from perdure.core.stored import Lacking, checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
@@ -99,6 +100,7 @@ class PostgresEngine:
         disk: Disk,
         read_only: bool = False,
         note: Callable[[str], None] = lambda detail: None,
+        copy_of: str | None = None,
     ) -> PostgresEngine:
         """See `engines.open_engine`. A server that is starting is waited for."""
         address = parse(url)
@@ -111,7 +113,7 @@ class PostgresEngine:
                 await session.close()
                 session = await database.connect_for_long()
                 store_id, lacking = await open_schema(
-                    database, session, layouts, clock, note, read_only=read_only
+                    database, session, layouts, clock, note, copy_of, read_only=read_only
                 )
                 await session.close()
                 engine = cls(database, layouts, store_id, lacking, disk)
@@ -172,19 +174,18 @@ class PostgresEngine:
             return Committed(())
         return await self._submit(batch, partition)
 
-    async def load(self, rows: Sequence[Row]) -> None:
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
         self._check_open()
-        if rows:
-            await self._submit(Batch(), None, rows)
+        await self._submit(Batch(), None, Load(rows, complete))
 
     async def _submit(
-        self, batch: Batch, partition: str | None, rows: Sequence[Row] = ()
+        self, batch: Batch, partition: str | None, load: Load | None = None
     ) -> Committed:
         if self._committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
-        check_texts(batch, rows)
+        check_texts(batch, load)
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._committer.submit(Request(batch, partition, future, rows))
+        self._committer.submit(Request(batch, partition, future, load))
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:

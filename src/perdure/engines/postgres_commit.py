@@ -40,9 +40,10 @@ from perdure.core.errors import (
 )
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.loading import decide_load
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
-from perdure.engines.group import Outcome, Request, Settle, decide_group, decide_rows
+from perdure.engines.group import Outcome, Request, Settle, decide_group
 from perdure.engines.postgres_driver import (
     ANSWER_S,
     DRIVER_ERRORS,
@@ -146,7 +147,7 @@ class Committer:
                 await self._called.wait()
                 while self._waiting:
                     group = self._gather()
-                    for _, alike in groupby(group, key=lambda one: one.rows and id(one)):
+                    for _, alike in groupby(group, key=lambda one: one.load and id(one)):
                         await self._commit(list(alike))  # rows are loaded alone
                     group = []
                     await self._sweep()
@@ -173,7 +174,7 @@ class Committer:
         while self._waiting and len(group) < GROUP_MAX:
             batch = self._waiting[0].batch
             size_bytes += batches.size_bytes(batch)
-            ops += len(batch.ops) + len(self._waiting[0].rows)
+            ops += len(batch.ops)
             if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
                 break
             group.append(self._waiting.popleft())
@@ -219,12 +220,13 @@ class Committer:
             raise Invalid(f"the store was opened without the collection {min(absent)}.")
         await session.execute(self._begin(group))
         effects = PostgresEffects()
-        if group[0].rows:
+        if (taken := group[0].load) is not None:
             known = PostgresKnown()
             known.shapes = dict(map(tuple, await session.fetch(SQL["shapes"], list(self._tables))))
             self._check_shapes(known)
-            present, known.stream_ids = await find_present(session, self._tables, group[0].rows)
-            outcomes = decide_rows(group[0], self._layouts, present, effects)
+            present, known.stream_ids = await find_present(session, self._tables, taken.rows)
+            effects.take(taken, decide_load(taken.rows, self._layouts, present))
+            outcomes: list[Outcome] = [(group[0].future, Committed(()))]
         else:
             known = await load(session, self._tables, group)
             self._check_shapes(known)
@@ -336,7 +338,7 @@ class Committer:
                 shared[number] = shared.get(number, True) and isinstance(op, Check)
             if request.operation is not None:
                 shared[self._number_of("\x1e".join(request.operation))] = False
-            for row in request.rows:
+            for row in request.load.rows if request.load else ():
                 shared[self._number_of(f"{row.at.name}\x1e{row.at.place}")] = False
         begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
         if len(shared) > LOCKS_MAX:
@@ -390,6 +392,8 @@ class Committer:
             write_operations(statement, effects)
         if effects.floors:
             statement.add_rows(SQL["raise_floors"], effects.floors.items())
+        if effects.complete:
+            statement.add(SQL["forget_fact"], "copy_of")
         self._sent += 1
         statement.add(SQL["set_writer"], self.id, self._sent)
         await statement.write(session)

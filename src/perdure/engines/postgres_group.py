@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from perdure.core.batch import Append, Batch, Put, RecordOp
 from perdure.core.deciding import LogWrite, Place, RecordWrite
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
-from perdure.core.rows import RecordRow, Row, StreamRow
+from perdure.core.loading import Load
+from perdure.core.rows import RecordRow, StreamRow
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, entry_sum, record_sum, tip_sum
 from perdure.engines.group import Effects, Known, Request
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from perdure.engines.postgres_driver import Connection
 
 
-def check_texts(batch: Batch, rows: Sequence[Row]) -> None:
+def check_texts(batch: Batch, load: Load | None) -> None:
     """Raises `Invalid` for a value that is no text, so that it does not come as far as a
     transaction that others share."""
     for op in batch.ops:
@@ -39,7 +40,7 @@ def check_texts(batch: Batch, rows: Sequence[Row]) -> None:
         elif isinstance(op, Append):
             for value in op.entries:
                 _check_text(op.log.name, value)
-    for row in rows:
+    for row in load.rows if load else ():
         if isinstance(row, RecordRow) and row.value is not None:
             _check_text(row.collection, row.value)
         elif isinstance(row, StreamRow):

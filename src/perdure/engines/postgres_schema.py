@@ -24,7 +24,7 @@ from perdure.core import keys
 from perdure.core.clock import Clock
 from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat
 from perdure.core.layouts import Column, Index, Layout, Records
-from perdure.core.stored import Lacking, check_layouts, checked_record, shape_of
+from perdure.core.stored import Lacking, check_layouts, check_whole, checked_record, shape_of
 from perdure.core.values import Record
 from perdure.engines.postgres_driver import SQL, Database, quoted
 
@@ -207,11 +207,12 @@ async def open_schema(
     layouts: Sequence[Layout],
     clock: Clock,
     note: Callable[[str], None],
+    copy_of: str | None,
     *,
     read_only: bool,
 ) -> tuple[str, Lacking]:
     """Find or make the store, bring it up to date, and return its id and what it still lacks, which
-    is nothing unless `read_only`.
+    is nothing unless `read_only`. With `copy_of`, the id of another, it becomes a copy of that.
 
     Raises `Missing` where there is none to be read, `Invalid`, `NewerFormat`.
     """
@@ -232,13 +233,15 @@ async def open_schema(
         if facts is None:
             raise Missing(f"{where} holds no Perdure store, so there is nothing to read.")
         _check_format(where, facts)
+        check_whole(where, facts["store_id"], facts.get("copy_of"), copy_of)
         return facts["store_id"], check_layouts(await _layouts(session), where, layouts)
     async with session.transaction():
         await session.execute(SQL["lock"], _OPENING)
         facts = await _facts(session, where)
         if facts is None:
-            facts = await create_store(session, where, clock)
+            facts = await create_store(session, where, clock, copy_of)
         _check_format(where, facts)
+        check_whole(where, facts["store_id"], facts.get("copy_of"), copy_of)
         await _migrate(session, int(facts["format"]))
         lacking = check_layouts(await _layouts(session), where, layouts)
         for layout in lacking.collections:
@@ -301,8 +304,10 @@ def _occupied(where: str) -> Invalid:
     )
 
 
-async def create_store(session: Session, where: str, clock: Clock) -> dict[str, str]:
-    """Make an empty store of today's schema, under an id of its own."""
+async def create_store(
+    session: Session, where: str, clock: Clock, copy_of: str | None = None
+) -> dict[str, str]:
+    """Make an empty store of today's schema, under an id of its own or that of its original."""
     try:
         await session.execute(SCHEMA)
     except (asyncpg.DuplicateObjectError, asyncpg.DuplicateTableError) as error:
@@ -310,7 +315,8 @@ async def create_store(session: Session, where: str, clock: Clock) -> dict[str, 
     facts = {
         "format": str(FORMAT),
         "serves": str(MIGRATIONS[-1].serves),
-        "store_id": clock.new_id("store"),
+        "store_id": copy_of or clock.new_id("store"),
+        **({"copy_of": copy_of} if copy_of else {}),
     }
     for fact in facts.items():
         await session.execute(SQL["set_fact"], *fact)

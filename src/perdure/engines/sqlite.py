@@ -26,6 +26,7 @@ from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Surv
 from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
+from perdure.core.loading import Load
 from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.rows import At, Row, Rows
 from perdure.core.stored import checked_record, checked_tip
@@ -89,11 +90,14 @@ class SqliteEngine:
         read_only: bool = False,
         vfs: str | None = None,
         note: Callable[[str], None] = lambda detail: None,
+        copy_of: str | None = None,
     ) -> SqliteEngine:
         """See `engines.open_engine`. `vfs` names the SQLite VFS to use in place of the checksum
         VFS, over which it must be built."""
         place = Place(Path(path), clock, disk, vfs)
-        store = await off_loop(open_store, place, layouts, read_only=read_only, note=note)
+        store = await off_loop(
+            open_store, place, layouts, read_only=read_only, note=note, copy_of=copy_of
+        )
         try:
             return cls(store, layouts, read_only=read_only)
         except BaseException:
@@ -113,18 +117,17 @@ class SqliteEngine:
             return Committed(())
         return await self._submit(batch, partition)
 
-    async def load(self, rows: Sequence[Row]) -> None:
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
         self._check_open()
-        if rows:
-            await self._submit(Batch(), None, rows)
+        await self._submit(Batch(), None, Load(rows, complete))
 
     async def _submit(
-        self, batch: Batch, partition: str | None, rows: Sequence[Row] = ()
+        self, batch: Batch, partition: str | None, load: Load | None = None
     ) -> Committed:
         if self._committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
         future: asyncio.Future[Committed] = self._loop.create_future()
-        self._committer.submit(Request(batch, partition, future, rows))
+        self._committer.submit(Request(batch, partition, future, load))
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:

@@ -37,6 +37,7 @@ from perdure.core.errors import (
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
+from perdure.core.loading import decide_load
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.group import (
@@ -46,7 +47,6 @@ from perdure.engines.group import (
     Request,
     Settle,
     decide_group,
-    decide_rows,
 )
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_driver import known_full, leaves_doubt, translate
@@ -154,7 +154,7 @@ class Committer:
         try:
             while (first := self._requests.get()) is not None:
                 group = self._gather(first)
-                for _, alike in groupby(group, key=lambda request: request.rows and id(request)):
+                for _, alike in groupby(group, key=lambda one: one.load and id(one)):
                     self._commit(list(alike))  # rows are loaded alone
                 batches_done, group = len(group), []
                 self._checkpointer.after_group(self._connection, self._frames, batches_done)
@@ -201,10 +201,11 @@ class Committer:
             try:
                 known = Known()
                 effects = _Effects(partial(self._stream_id, known))
-                if group[0].rows:
-                    found = find_present(self._connection, self._tables, group[0].rows)
+                if (taken := group[0].load) is not None:
+                    found = find_present(self._connection, self._tables, taken.rows)
                     present, known.stream_ids = found
-                    outcomes = decide_rows(group[0], self._layouts, present, effects)
+                    effects.take(taken, decide_load(taken.rows, self._layouts, present))
+                    outcomes: list[Outcome] = [(group[0].future, Committed(()))]
                 else:
                     self._load(group, known)
                     outcomes = decide_group(group, known, effects, self._stats)
@@ -307,6 +308,8 @@ class Committer:
             self._write_operations(effects, now_s)
         for log, incarnation in effects.floors.items():
             self._connection.execute(SQL["raise_fact"], (incarnations(log), incarnation))
+        if effects.complete:
+            self._connection.execute(SQL["forget_fact"], ("copy_of",))
         if not advance(self._connection, self.number + 1):
             self.latch("another process has taken it over since, as its lock file was removed")
             raise Latched(f"{self._where}: {self.latched}. Nothing was written.")

@@ -21,7 +21,7 @@ from perdure.core.disk import READ_ONLY, TEMPORARY, Disk, Lock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Damaged, Latched, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout, Records
-from perdure.core.stored import Lacking, check_layouts
+from perdure.core.stored import Lacking, check_layouts, check_whole
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
 from perdure.engines.sqlite_driver import connect, connect_frozen, translating
@@ -124,17 +124,22 @@ class Store:
 
 
 def open_store(
-    place: Place, layouts: Sequence[Layout], *, read_only: bool, note: Note = lambda detail: None
+    place: Place,
+    layouts: Sequence[Layout],
+    *,
+    read_only: bool,
+    note: Note = lambda detail: None,
+    copy_of: str | None = None,
 ) -> Store:
     """Open, recover and take the store at `place`; made first where there is none. `note` is told
-    what takes long.
+    what takes long. With `copy_of`, the id of another store, it is one that becomes its copy.
 
     Raises `StoreLocked`, `NewerFormat`, `Invalid`, `Missing` (only when `read_only`), and
     `Damaged` where acknowledged commits are gone (when `read_only` that is a finding instead).
     """
     started_s = place.clock.monotonic_s()
     try:
-        store = _open(place, layouts, note, read_only=read_only)
+        store = _open(place, layouts, note, copy_of, read_only=read_only)
     except OSError as error:
         look = "" if read_only or error.errno not in READ_ONLY else _LOOK
         raise Unavailable(f"{place.path} cannot be opened: {error.strerror}.{look}") from error
@@ -143,7 +148,9 @@ def open_store(
     return store
 
 
-def _open(place: Place, layouts: Sequence[Layout], note: Note, *, read_only: bool) -> Store:
+def _open(
+    place: Place, layouts: Sequence[Layout], note: Note, copy_of: str | None, *, read_only: bool
+) -> Store:
     where = str(place.path)
     if not read_only:
         place.disk.make_directory(place.path.parent)
@@ -155,12 +162,14 @@ def _open(place: Place, layouts: Sequence[Layout], note: Note, *, read_only: boo
         if not read_only:
             lock.note(f"{os.getpid()}\n")
             if not place.path.exists() or place.path.stat().st_size == 0:
-                _create(place)
+                _create(place, copy_of)
         schema.check_file(place.path)
         connection = place.connect(read_only=read_only)
         undo.callback(connection.close)
         store = Store(place, lock, connection)
         schema.check_format(where, connection.pragma("user_version"))
+        becoming = connection.execute(SQL["fact"], ("copy_of",)).get
+        check_whole(where, store.store_id, becoming, copy_of)
         store.lacking = check_layouts(connection.execute(SQL["layouts"]), where, layouts)
         store.recovered = _recover(store, read_only=read_only)
         if not read_only:
@@ -169,7 +178,7 @@ def _open(place: Place, layouts: Sequence[Layout], note: Note, *, read_only: boo
         return store
 
 
-def _create(place: Place) -> None:
+def _create(place: Place, copy_of: str | None) -> None:
     """Build an empty store and publish it under its name. A log without its database is not
     written over: it would be replayed into the new one."""
     log = place.beside("-wal")
@@ -186,7 +195,9 @@ def _create(place: Place) -> None:
         connection.execute(SQL["create"])
         connection.pragma("application_id", schema.APPLICATION_ID)
         connection.pragma("user_version", schema.FORMAT)
-        connection.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
+        connection.execute(SQL["set_fact"], ("store_id", copy_of or place.clock.new_id("store")))
+        if copy_of is not None:
+            connection.execute(SQL["set_fact"], ("copy_of", copy_of))
         connection.execute(SQL["set_fact"], ("clean", 1))
         connection.execute(SQL["first_stamp"], (stamp(0),))
         connection.execute("COMMIT")

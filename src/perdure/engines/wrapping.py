@@ -103,8 +103,8 @@ class Wrapping:
     async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
         return await self.engine.rows(after=after, partition=partition)
 
-    async def load(self, rows: Sequence[Row]) -> None:
-        await self.engine.load(rows)
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+        await self.engine.load(rows, complete=complete)
 
     def announce(self, note: str) -> None:
         self.engine.announce(note)

@@ -37,7 +37,7 @@ ENGINES = "PERDURE_ENGINES"
 
 async def applies(rule: Rule, subject: Subject, directory: Path) -> bool:
     """Whether a rule is about this engine at all; what it survives is read from the engine."""
-    if rule.damaging and subject.damage is None:
+    if (rule.damaging and not subject.damage) or (rule.copying and not subject.copy):
         return False
     if not rule.durable:
         return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, CursorRefused, Trimmed
 from perdure.core.keys import Key
 from perdure.core.layouts import Layout, Log, Records
+from perdure.core.rows import At, RecordRow, Row, Rows
 from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines.memory import MemoryEngine
 from perdure.engines.wrapping import Wrapping
@@ -172,6 +174,33 @@ class ReusesNumbers(Wrapping):
         return await super().commit(Batch(tuple(itertools.chain(*ops)), batch.operation_id))
 
 
+class MovesWhatIsLiveOnly(Wrapping):
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        page = await super().rows(after=after, partition=partition)
+        return Rows(tuple(row for row in page.items if not _is_tombstone(row)), page.after)
+
+
+class MovesPartitionsTogether(Wrapping):
+    async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
+        return await super().rows(after=after)
+
+
+class LoadsOverWhatIsThere(Wrapping):
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+        with suppress(Conflict):
+            await super().load(rows, complete=complete)
+
+
+class LoadsInParts(Wrapping):
+    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+        for row in rows:
+            await super().load([row])
+
+
+def _is_tombstone(row: Row) -> bool:
+    return isinstance(row, RecordRow) and row.value is None
+
+
 PLANTED: dict[str, Callable[[Engine], Wrapping]] = {
     "two writers that expect one version both win: an update is lost": IgnoresExpectations,
     "a commit that is sent again is made again": IgnoresOperationIds,
@@ -192,6 +221,10 @@ PLANTED: dict[str, Callable[[Engine], Wrapping]] = {
     "a batch may span two partitions": IgnoresPartitions,
     "a closed engine goes on": StaysOpen,
     "the number of a trimmed entry is given to the next one": ReusesNumbers,
+    "a store that moves leaves its tombstones behind": MovesWhatIsLiveOnly,
+    "a partition that moves takes others with it": MovesPartitionsTogether,
+    "rows that differ from what is there are left out without a word": LoadsOverWhatIsThere,
+    "some rows of a page are loaded where another is refused": LoadsInParts,
 }
 """What is wrong with an engine, and how to make one."""
 
@@ -202,7 +235,12 @@ def subject_of(planted: Callable[[Engine], Wrapping]) -> Subject:
     async def open_planted(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
         return planted(MemoryEngine(layouts, clock))
 
-    return Subject("planted", open_planted)
+    async def copy_planted(
+        directory: Path, layouts: Sequence[Layout], clock: Clock, store_id: str
+    ) -> Engine:
+        return planted(MemoryEngine(layouts, clock, copy_of=store_id))
+
+    return Subject("planted", open_planted, copy=copy_planted)
 
 
 def _without(batch: Batch, field: str) -> Batch:

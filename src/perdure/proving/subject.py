@@ -53,6 +53,7 @@ class Subject(msgspec.Struct, frozen=True):
     `open` opens the store in a directory (empty at first); opened there again after `close`, a
     durable engine finds the same store. `restore` makes a store in a directory (the second) of
     what `Engine.backup` wrote into another; an engine that survives its process needs one.
+    `copy` opens in a directory a store that becomes a copy of the one whose id it is given.
     `damage`, where it can be given, changes a stored byte of the record of `NOTES` at a key, in a
     store that is closed.
     """
@@ -61,6 +62,7 @@ class Subject(msgspec.Struct, frozen=True):
     open: Callable[[Path, Sequence[Layout], Clock], Awaitable[Engine]]
     damage: Callable[[Path, Key], None] | None = None
     restore: Callable[[Path, Path], Awaitable[None]] | None = None
+    copy: Callable[[Path, Sequence[Layout], Clock, str], Awaitable[Engine]] | None = None
 
 
 class LateClock(SystemClock):
@@ -108,6 +110,14 @@ class Store:
         other = self.directory / "restored"
         await self.subject.restore(copy, other)
         return Store(self.subject, other)
+
+    async def open_copy(self, store_id: str) -> Checked:
+        """Open the store as one that becomes a copy of another."""
+        if self.subject.copy is None:
+            raise Invalid(f"{self.subject.name} was given no way to make a copy.")
+        engine = await self.subject.copy(self.directory, LAYOUTS, self.clock, store_id)
+        self._opened.append(checked := Checked(engine))
+        return checked
 
     def beside(self, name: str) -> Store:
         """Another store, empty at first; whoever asks closes it."""

@@ -84,11 +84,30 @@ async def _restore_postgres(copy: Path, directory: Path) -> None:
     await restore_engine(postgres_url(directory), copy, LAYOUTS, lambda done, total: None)
 
 
+async def _copy_memory(
+    directory: Path, layouts: Sequence[Layout], clock: Clock, store_id: str
+) -> Engine:
+    return await open_engine("memory://", layouts, clock=clock, copy_of=store_id)
+
+
+async def _copy_sqlite(
+    directory: Path, layouts: Sequence[Layout], clock: Clock, store_id: str
+) -> Engine:
+    url = f"sqlite:///{directory / 'state.db'}"
+    return await open_engine(url, layouts, clock=clock, copy_of=store_id)
+
+
+async def _copy_postgres(
+    directory: Path, layouts: Sequence[Layout], clock: Clock, store_id: str
+) -> Engine:
+    return await open_engine(postgres_url(directory), layouts, clock=clock, copy_of=store_id)
+
+
 KNOWN = {
     subject.name: subject
     for subject in (
-        Subject("memory", _memory),
-        Subject("sqlite", _sqlite, _damage_sqlite, _restore_sqlite),
-        Subject("postgres", _postgres, _damage_postgres, _restore_postgres),
+        Subject("memory", _memory, copy=_copy_memory),
+        Subject("sqlite", _sqlite, _damage_sqlite, _restore_sqlite, _copy_sqlite),
+        Subject("postgres", _postgres, _damage_postgres, _restore_postgres, _copy_postgres),
     )
 }

@@ -47,6 +47,9 @@ ON CONFLICT (name) DO UPDATE SET value = excluded.value
 INSERT INTO store (name, value) VALUES (?, ?)
 ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)
 
+-- name: forget_fact
+DELETE FROM store WHERE name = ?
+
 -- name: layouts
 SELECT name, version, shape FROM layouts
 

@@ -10,6 +10,7 @@ from perdure import __version__
 from perdure.core.errors import PerdureError
 from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
+from perdure.frontends.cli.copy import copy
 from perdure.frontends.cli.demo import demo
 from perdure.frontends.cli.objects import conversations, files, jobs, responses
 from perdure.frontends.cli.output import exit_code, say_error
@@ -29,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (serve, demo, status, contract, verify, salvage, backup, restore, prune, torture)
+COMMANDS = (serve, demo, status, contract, verify, salvage, backup, restore, copy, prune, torture)
 for command in COMMANDS:
     app.command()(command)
 for group in (responses, conversations, files, jobs):

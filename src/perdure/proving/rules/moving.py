@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.core.batch import append, delete, drop, join, put, trim
 from perdure.core.engine import Engine
-from perdure.core.errors import Closed, Conflict, CursorRefused, Invalid, Trimmed
+from perdure.core.errors import Closed, Conflict, CursorRefused, Invalid, Trimmed, Unavailable
 from perdure.core.limits import PAGE_MAX, ROWS_BYTES_MAX
 from perdure.core.rows import FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow
 from perdure.engines.checked import Checked
@@ -37,13 +37,16 @@ TWINS = ("g", "g2", "g ", "f")
 """Names of partitions, each of which begins as another does."""
 
 
-@moving.rule("C17", "C5", "C6")
+@moving.rule("C17", "C5", "C6", copying=True)
 async def a_store_that_was_taken_over_goes_on_as_it_would_have(store: Store) -> None:
     engine = await store.open()
     await _fill(engine)
-    async with _another(store) as other:
+    first = await engine.scan(FACTS, ("t",), limit=1)
+    async with _another(store, copy_of=engine.store_id) as other:
         await _take_over(engine, other)
         same(await stored(other), await stored(engine))
+        second = await other.scan(FACTS, ("t",), limit=1, cursor=first.cursor)
+        same([record.key for record in second.items], [("t", "once")], "a cursor from before")
         same(await _all(other), await _all(engine))
         for one in (engine, other):
             written = await one.commit(
@@ -64,16 +67,29 @@ async def a_store_that_was_taken_over_goes_on_as_it_would_have(store: Store) -> 
         same(await _all(other), await _all(engine))
 
 
-@moving.rule("C17", durable=True)
-async def what_was_loaded_is_there_after_reopening(store: Store) -> None:
+@moving.rule("C17", durable=True, copying=True)
+async def a_copy_is_opened_by_nobody_before_it_is_complete(store: Store) -> None:
     engine = await store.open()
     await _fill(engine)
     beside = store.beside("other")
     try:
-        other = await beside.open()
+        other = await beside.open_copy(engine.store_id)
+        first = await engine.rows()
+        await other.load(first.items[:9])
+        await other.close()
+        await refused(Unavailable, beside.open())
+        await refused(Invalid, beside.open_copy("store_another"))
+        other = await beside.open_copy(engine.store_id)
         await _take_over(engine, other)
-        other = await beside.reopen(other)
+        await other.close()
+        await refused(Unavailable, beside.open())
+        other = await beside.open_copy(engine.store_id)
+        await other.load((), complete=True)
+        await other.close()
+        await refused(Invalid, beside.open_copy(engine.store_id))
+        other = await beside.open()
         same(await _all(other), await _all(engine))
+        same(other.store_id, engine.store_id)
     finally:
         await beside.close()
 
@@ -222,10 +238,10 @@ def _changed(row: Row) -> list[Row]:
 
 
 @asynccontextmanager
-async def _another(store: Store) -> AsyncIterator[Checked]:
+async def _another(store: Store, copy_of: str | None = None) -> AsyncIterator[Checked]:
     beside = store.beside("other")
     try:
-        yield await beside.open()
+        yield await (beside.open_copy(copy_of) if copy_of else beside.open())
     finally:
         await beside.close()
 

@@ -27,6 +27,9 @@ SELECT name, value FROM store
 INSERT INTO store (name, value) VALUES ($1, $2)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
 
+-- name: forget_fact
+DELETE FROM store WHERE name = $1
+
 -- name: layouts
 SELECT name, version, shape FROM layouts ORDER BY name
 
