@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, partition_of
+from perdure.core.batch import Batch, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place
@@ -30,7 +30,7 @@ from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.stored import Lacking, checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
 from perdure.engines.postgres_backup import back_up, restore
-from perdure.engines.postgres_commit import Committer
+from perdure.engines.postgres_commit import Committer, Latch
 from perdure.engines.postgres_driver import (
     SQL,
     Database,
@@ -82,7 +82,9 @@ class PostgresEngine:
         self._narrow = {records.name for records in lacking.indexes}
         self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
         self._tails = Tails(database, store_id)
+        self._latch = Latch()
         self._committer: Committer | None = None
+        self._urgent: Committer | None = None
         self._backing_up = False
         self._closing: asyncio.Future[None] | None = None
 
@@ -147,31 +149,39 @@ class PostgresEngine:
         )
 
     async def _start_committer(self, session: Connection) -> None:
-        self._committer = Committer(
+        self._committer = self._make_committer(urgent=False)
+        self._urgent = self._make_committer(urgent=True)
+        await self._committer.begin(session)
+
+    def _make_committer(self, *, urgent: bool) -> Committer:
+        return Committer(
             self._database,
             self._tables,
             self._logs,
             store_id=self.store_id,
             stats=self.stats,
             settle=self._settle,
+            latch=self._latch,
+            urgent=urgent,
         )
-        await self._committer.begin(session)
 
     @property
     def latched(self) -> str | None:
         if self._committer is None:
             return "the store was opened for reading only"
-        return self._committer.latched
+        return self._latch.why
 
     async def commit(self, batch: Batch) -> Committed:
         self._check_open()
         partition = partition_of(batch)
         if not batch:
             return Committed(())
-        if self._committer is None:
+        urgent = all(layout_of(op).urgent for op in batch.ops)
+        committer = self._urgent if urgent else self._committer
+        if committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._committer.submit(Request(batch, partition, future))
+        committer.submit(Request(batch, partition, future))
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
@@ -347,8 +357,9 @@ class PostgresEngine:
 
     async def _close(self) -> None:
         """Commits under way are finished, reads under way too."""
-        if self._committer is not None:
-            await self._committer.stop()
+        for committer in (self._committer, self._urgent):
+            if committer is not None:
+                await committer.stop()
         await self._tails.close()
         await self._database.close()
 

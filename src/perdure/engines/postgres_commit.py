@@ -7,6 +7,9 @@ Invariants
 - All locks of a transaction are taken in one statement and in one global order, so two groups
   never wait for each other. What is there is read by the next statement, whose snapshot is younger
   than the locks.
+- A place of an urgent collection is locked by itself, however many places a batch touches. So
+  batches that touch nothing else do without the gate, and with a committer of their own they wait
+  for nobody who does something else, here or in a process that was stopped inside a transaction.
 - A future is resolved with a result only when the server has confirmed the commit, or has shown
   later that it took place.
 - Every commit raises the number in this writer's row. When the answer to a COMMIT is lost, that
@@ -27,7 +30,7 @@ import asyncpg
 import xxhash
 
 from perdure.core import batch as batches
-from perdure.core.batch import Check, RecordOp
+from perdure.core.batch import Check, layout_of
 from perdure.core.deciding import Place, decide
 from perdure.core.engine import EngineStats
 from perdure.core.errors import (
@@ -79,8 +82,20 @@ _WRITER_KEPT_S = 365 * 24 * 3600
 """How long the row of a writer that was killed is kept. One that lives writes it now and then."""
 
 
+class Latch:
+    """Why nothing more is written, for all committers of an engine."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+
+    def close(self, why: str) -> None:
+        """Refuse every later write; the first reason stays."""
+        self.why = self.why or why
+
+
 class Committer:
-    """`submit` and `stop` are for the engine; the rest is one task."""
+    """`submit` and `stop` are for the engine; the rest is one task. One that is `urgent` takes
+    batches that touch nothing but urgent collections."""
 
     def __init__(
         self,
@@ -91,8 +106,9 @@ class Committer:
         store_id: str,
         stats: EngineStats,
         settle: Settle,
+        latch: Latch,
+        urgent: bool = False,
     ) -> None:
-        self.latched: str | None = None
         self.id = database.clock.new_id("writer")
         self._database = database
         self._tables = tables
@@ -101,6 +117,8 @@ class Committer:
         self._gate = self._number_of("gate")
         self._stats = stats
         self._settle = settle
+        self._latch = latch
+        self._urgent = urgent
         self._session: Connection | None = None
         self._sent = 0
         self._confirmed = 0
@@ -151,17 +169,13 @@ class Committer:
                     return
                 self._called.clear()
         except BaseException:
-            self.latch("the committer stopped by an internal error")
+            self._latch.close("the committer stopped by an internal error")
             raise
         finally:
             left = [*group, *self._waiting]
             self._waiting.clear()
-            unknown = CommitUnknown(f"{self._database.where}: {self.latched}; reopen the store.")
+            unknown = CommitUnknown(f"{self._database.where}: {self._latch.why}; reopen the store.")
             self._settle([(request.future, unknown) for request in left], {})
-
-    def latch(self, why: str) -> None:
-        """Refuse every later write; the first reason stays."""
-        self.latched = self.latched or why
 
     def _gather(self) -> list[Request]:
         """Everything that waits, within bounds: it shares one transaction and one sync."""
@@ -174,7 +188,8 @@ class Committer:
             if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
                 break
             group.append(self._waiting.popleft())
-        self._stats.queued = len(self._waiting)
+        if not self._urgent:
+            self._stats.queued = len(self._waiting)
         return group
 
     async def _commit(self, group: list[Request]) -> None:
@@ -182,8 +197,8 @@ class Committer:
         is tried alone, so that one that waits for a lock or touches damage fails alone."""
         tips: dict[Place, Tip] = {}
         try:
-            if self.latched:
-                raise Latched(f"{self._database.where}: {self.latched}. Reopen the store.")
+            if self._latch.why:
+                raise Latched(f"{self._database.where}: {self._latch.why}. Reopen the store.")
             outcomes, tips = await self._patiently(group)
         except PerdureError as error:
             alone = isinstance(error, CommitUnknown | Latched) or self._session is None
@@ -284,17 +299,17 @@ class Committer:
         """The session that writes, a new one where the last was lost."""
         if self._session is not None and not self._session.is_closed():
             return self._session
-        session = await self._database.connect()
+        session = await self._database.connect(urgent=self._urgent)
         try:
             await self._database.pin_promise(session)
             found = await session.fetchval(SQL["ask_writer"], self.id)
             if found < self._confirmed:
-                self.latch(
+                self._latch.close(
                     f"the database lost what it had confirmed: it knows commit {found} of "
                     f"this process, which had {self._confirmed} confirmed. It was restored, or a "
                     "standby took over that did not have them"
                 )
-                raise Latched(f"{self._database.where}: {self.latched}. Reopen the store.")
+                raise Latched(f"{self._database.where}: {self._latch.why}. Reopen the store.")
         except BaseException:
             session.terminate()
             raise
@@ -318,25 +333,23 @@ class Committer:
         """The statements that begin a transaction and take its locks: one order for everybody, and
         shared where a place is only looked at."""
         shared: dict[int, bool] = {}
+        urgent: set[int] = set()
         for request in group:
             for op in request.batch.ops:
-                layout = op.records if isinstance(op, RecordOp) else op.log
+                layout = layout_of(op)
                 number = self._number_of(f"{layout.name}\x1e{op.place}")
                 shared[number] = shared.get(number, True) and isinstance(op, Check)
+                if layout.urgent:
+                    urgent.add(number)
             if request.operation is not None:
                 shared[self._number_of("\x1e".join(request.operation))] = False
-        begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
+        begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
         if len(shared) > LOCKS_MAX:
-            return f"{begin}SELECT pg_advisory_xact_lock({self._gate})"
-        order = sorted(shared)
-        numbers = ",".join(map(str, order))
-        modes = ",".join("t" if shared[number] else "f" for number in order)
-        return (
-            f"{begin}SELECT pg_advisory_xact_lock_shared({self._gate}); SELECT CASE WHEN shared "
-            "THEN pg_advisory_xact_lock_shared(number) ELSE pg_advisory_xact_lock(number) END "
-            f"FROM unnest('{{{numbers}}}'::bigint[], '{{{modes}}}'::boolean[]) "
-            "AS place (number, shared)"
-        )
+            begin += f"; SELECT pg_advisory_xact_lock({self._gate})"
+            shared = {number: shared[number] for number in urgent}
+        elif not self._urgent:
+            begin += f"; SELECT pg_advisory_xact_lock_shared({self._gate})"
+        return begin + _locks(shared)
 
     def _number_of(self, name: str) -> int:
         """The lock of a place. Two places may share one, which costs time and nothing else."""
@@ -348,20 +361,16 @@ class Committer:
         It cannot do so before a transaction that has read the collection ends."""
         for name, shape in known.shapes.items():
             if shape != shape_of(self._tables[name].records):
-                self.latch(
+                self._latch.close(
                     f"a newer Perdure has given {name} more indexes, which this one would not fill"
                 )
                 raise Latched(
-                    f"{self._database.where}: {self.latched}. Replace this process by the newer "
+                    f"{self._database.where}: {self._latch.why}. Replace this process by the newer "
                     "release; meanwhile it reads."
                 )
 
     def _unknown_collections(self, group: list[Request]) -> set[str]:
-        named = {
-            (op.records if isinstance(op, RecordOp) else op.log).name
-            for request in group
-            for op in request.batch.ops
-        }
+        named = {layout_of(op).name for request in group for op in request.batch.ops}
         return named - self._tables.keys() - self._logs
 
     def _decide(self, group: list[Request], known: Known) -> tuple[list[Outcome], Effects]:
@@ -417,8 +426,8 @@ class Committer:
         """Forget what is old, faster than it comes, now and then and outside of any commit. Where
         it fails, nothing is wrong but that the next one has more to do."""
         session = self._session
-        if self._left_to_sweep < _SWEEP_EVERY or session is None:
-            return
+        if self._left_to_sweep < _SWEEP_EVERY or session is None or self._urgent:
+            return  # what is urgent does not wait for locks of streams
         most, self._left_to_sweep = 2 * self._left_to_sweep, 0
         try:
             await session.execute(SQL["sweep_tombstones"], TOMBSTONE_KEPT_S, most)
@@ -443,3 +452,18 @@ class Committer:
             )
             ids, _, _, incarnations = zip(*old, strict=True)
             await session.execute(SQL["forget_streams"], list(ids), list(incarnations))
+
+
+def _locks(shared: Mapping[int, bool]) -> str:
+    """The statement that takes locks, and nothing where there are none."""
+    if not shared:
+        return ""
+    order = sorted(shared)
+    numbers = ",".join(map(str, order))
+    modes = ",".join("t" if shared[number] else "f" for number in order)
+    return (
+        "; SELECT CASE WHEN shared "
+        "THEN pg_advisory_xact_lock_shared(number) ELSE pg_advisory_xact_lock(number) END "
+        f"FROM unnest('{{{numbers}}}'::bigint[], '{{{modes}}}'::boolean[]) "
+        "AS place (number, shared)"
+    )
