@@ -1,5 +1,6 @@
-"""A process that stops itself inside the transaction of a commit: after it has its locks and has
-written, and before it says COMMIT. It tells which boot it is."""
+"""A process that stops itself inside the transaction of a commit, when it has its locks: before it
+says COMMIT, or in the middle of a statement, which the database has prepared and is to execute. It
+tells which boot it is."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+from typing import Any
 
 from perdure.core.batch import put
 from perdure.core.clock import SystemClock
@@ -16,7 +18,7 @@ from perdure.surfaces.conversations import CONVERSATIONS
 from perdure.surfaces.state import LAYOUTS, State
 
 
-async def main(url: str, *key: str) -> None:
+async def main(where: str, url: str, *key: str) -> None:
     engine = await open_engine(url, LAYOUTS)
     state = State(engine)
     boot_id = SystemClock().new_id("boot")
@@ -26,7 +28,9 @@ async def main(url: str, *key: str) -> None:
     sys.stdout.write(f"{boot_id}\n")
     sys.stdout.flush()
 
-    async def stop(committer: Committer, session: object) -> None:
+    async def stop(committer: Committer, session: Any) -> None:
+        if where == "statement":
+            await session.prepare("SELECT $1::text")
         os.kill(os.getpid(), signal.SIGSTOP)
 
     Committer._seal = stop  # type: ignore[assignment]

@@ -314,8 +314,9 @@ async def test_marks_that_were_left_are_taken_away_and_those_of_the_living_stay(
 
 # proves C12, R5
 @pytest.mark.parametrize("join", ["postgres"], indirect=True)
+@pytest.mark.parametrize("where", ["commit", "statement"])
 async def test_a_process_stopped_inside_a_transaction_makes_nobody_else_look_dead(
-    join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: str, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds what another wants to write, and what its own burial needs, until the database
     ends its session."""
@@ -323,7 +324,7 @@ async def test_a_process_stopped_inside_a_transaction_makes_nobody_else_look_dea
     first, second = await join(), await join()
     key = ("default", await first.conversation("hello"))
     stopped = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.services.stopped", postgres_url(tmp_path), *key),
+        *(sys.executable, "-m", "tests.services.stopped", where, postgres_url(tmp_path), *key),
         stdout=asyncio.subprocess.PIPE,
     )
     assert stopped.stdout is not None

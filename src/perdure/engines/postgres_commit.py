@@ -47,9 +47,11 @@ from perdure.core.values import Committed, Tip
 from perdure.engines.postgres_driver import (
     ANSWER_S,
     DRIVER_ERRORS,
+    IDLE_MS,
     RESOLVE_S,
     SQL,
     Database,
+    is_locked,
     is_lost,
     is_passing,
 )
@@ -219,9 +221,23 @@ class Committer:
                 return await self._attempt(session, group)
             except BaseException as error:
                 await self._undo(session, error)
-                raise
+                if not is_locked(error) or not await self._ended_stopped():
+                    raise
+            return await attempt()
 
         return await self._database.again(attempt)
+
+    async def _ended_stopped(self) -> bool:
+        """End the sessions of processes that were stopped inside a transaction, with what they have
+        locked; whether there were any."""
+        session = self._session
+        if session is None:
+            return False
+        try:
+            return bool(await session.fetchval(SQL["end_stopped"], IDLE_MS / 1000))
+        except DRIVER_ERRORS as error:
+            await self._undo(session, error)
+            return False
 
     async def _attempt(
         self, session: Connection, group: list[Request]
