@@ -51,7 +51,6 @@ from perdure.engines.postgres_driver import (
     RESOLVE_S,
     SQL,
     Database,
-    is_locked,
     is_lost,
     is_passing,
 )
@@ -166,7 +165,7 @@ class Committer:
                     group = self._gather()
                     await self._commit(group)
                     group = []
-                    await self._sweep()
+                    await (self._end_stopped() if self._urgent else self._sweep())
                 if self._stopping:
                     return
                 self._called.clear()
@@ -221,23 +220,9 @@ class Committer:
                 return await self._attempt(session, group)
             except BaseException as error:
                 await self._undo(session, error)
-                if not is_locked(error) or not await self._ended_stopped():
-                    raise
-            return await attempt()
+                raise
 
         return await self._database.again(attempt)
-
-    async def _ended_stopped(self) -> bool:
-        """End the sessions of processes that were stopped inside a transaction, with what they have
-        locked; whether there were any."""
-        session = self._session
-        if session is None:
-            return False
-        try:
-            return bool(await session.fetchval(SQL["end_stopped"], IDLE_MS / 1000))
-        except DRIVER_ERRORS as error:
-            await self._undo(session, error)
-            return False
 
     async def _attempt(
         self, session: Connection, group: list[Request]
@@ -438,12 +423,23 @@ class Committer:
                     self._stream_ids.extend(range(first, first + STREAM_IDS))
                 known.stream_ids[place] = self._stream_ids.popleft()
 
+    async def _end_stopped(self) -> None:
+        """With every sign of life, end the sessions of processes that were stopped inside a
+        transaction, so that nothing is held any more when these are taken for dead."""
+        session = self._session
+        if session is None:
+            return
+        try:
+            await session.execute(SQL["end_stopped"], IDLE_MS / 1000)
+        except DRIVER_ERRORS as error:
+            await self._undo(session, error)
+
     async def _sweep(self) -> None:
         """Forget what is old, faster than it comes, now and then and outside of any commit. Where
         it fails, nothing is wrong but that the next one has more to do."""
         session = self._session
-        if self._left_to_sweep < _SWEEP_EVERY or session is None or self._urgent:
-            return  # what is urgent does not wait for locks of streams
+        if self._left_to_sweep < _SWEEP_EVERY or session is None:
+            return
         most, self._left_to_sweep = 2 * self._left_to_sweep, 0
         try:
             await session.execute(SQL["sweep_tombstones"], TOMBSTONE_KEPT_S, most)

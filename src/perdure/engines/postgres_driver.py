@@ -303,11 +303,6 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, OSError | asyncpg.InternalClientError)
 
 
-def is_locked(error: BaseException) -> bool:
-    """Whether a statement was given up because somebody else held a lock for too long."""
-    return getattr(error, "sqlstate", None) == "55P03"
-
-
 def is_passing(error: BaseException) -> bool:
     """Whether a statement was given up for what others were doing, and may do better alone."""
     state = getattr(error, "sqlstate", None) or ""
