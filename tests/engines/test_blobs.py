@@ -27,7 +27,7 @@ from perdure.core.errors import (
     Unavailable,
 )
 from perdure.core.values import Finding
-from perdure.engines import open_blobs
+from perdure.engines import blobs_local, open_blobs
 from perdure.engines.blobs_local import CHUNK_BYTES, LocalBlobs
 from perdure.proving import hostile
 
@@ -261,6 +261,30 @@ async def test_one_process_writes_and_many_may_look(tmp_path: Path) -> None:
     await owner.close()
     await (await open_blobs(url)).close()
     await looking.close()
+
+
+# proves C11
+async def test_of_several_that_start_at_once_the_first_cleans_up_and_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"file:///{tmp_path}"
+    await (await open_blobs(url, shared=True)).close()
+    (tmp_path / "incoming" / "blob_1.tmp").write_bytes(b"half")
+    first = Disk().lock(tmp_path / "lock")
+    opening = [asyncio.create_task(open_blobs(url, shared=True)) for _ in range(3)]
+    await asyncio.wait(opening, timeout=0.1)
+    assert not any(task.done() for task in opening)
+    first.share()
+    beside = [await task for task in opening]
+    assert [blobs.recovered for blobs in beside] == [()] * 3
+    for blobs in beside:
+        await blobs.close()
+    first.release()
+    alone = await open_blobs(url)  # of a store that is not shared: it is its owner's for good
+    monkeypatch.setattr(blobs_local, "_SHARED_WITHIN_S", 0.1)
+    with pytest.raises(StoreLocked):
+        await open_blobs(url, shared=True)
+    await alone.close()
 
 
 # proves C7

@@ -8,12 +8,17 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
+from functools import reduce
+from operator import add
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from perdure.core.batch import append, put
+from perdure.core.batch import append, check, put
 from perdure.core.errors import CommitUnknown, Latched, PerdureError, Unavailable
+from perdure.core.keys import join
+from perdure.core.layouts import Records
 from perdure.core.limits import PAGE_MAX
 from perdure.core.values import Committed, Tip
 from perdure.engines import postgres_commit, postgres_driver
@@ -22,7 +27,7 @@ from perdure.engines.postgres_commit import Committer
 from perdure.engines.postgres_driver import Database
 from perdure.proving.postgres import Server, make_server
 from perdure.proving.proxy import At, Proxy, proxied
-from perdure.proving.subject import EVENTS, FACTS, Note
+from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, Note
 from perdure.proving.waiting import wait_until
 from tests.engines.postgres_stores import at, beside, opened
 
@@ -352,6 +357,43 @@ async def test_what_waits_for_a_lock_is_refused_alone(
         assert all(isinstance(done, Committed) for done in others)
     assert (await engine.commit(put(FACTS, A, Note(), expect=1))).numbers == (2,)
     await engine.close()
+
+
+# proves C5
+async def test_what_is_urgent_passes_who_waits_and_is_fenced_all_the_same(
+    server: Server, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Signs of life do not wait for a process that was stopped with the gate in its hand, and a
+    batch of any size that looks at a lease waits for who is about to end it."""
+    monkeypatch.setattr(postgres_commit, "LOCKS_MAX", 3)
+    url = at(server.dsn, name)
+    beats = Records("beats", Note, key=("tenant", "id"), urgent=True)
+    engine = await opened(url, layouts=[*LAYOUTS, beats])
+    committer = engine._committer
+    assert committer is not None
+    many = reduce(add, (put(FACTS, ("t", f"fact {number}"), Note()) for number in range(4)))
+    lock = "SELECT pg_advisory_xact_lock($1)"
+    async with beside(url) as other:
+        async with other.transaction():
+            await other.execute(lock, committer._gate)
+            waiting = asyncio.create_task(engine.commit(put(FACTS, A, Note())))
+            for number in range(1, 4):
+                assert (await engine.commit(put(beats, A, Note()))).numbers == (number,)
+            assert not waiting.done()
+        await waiting
+        async with other.transaction():
+            await other.execute(lock, committer._number_of(f"{beats.name}\x1e{join(A)}"))
+            with pytest.raises(Unavailable, match="took too long"):
+                await engine.commit(put(beats, A, Note()))
+            fenced = asyncio.create_task(engine.commit(many + check(beats, A, 3)))
+            await wait_until(lambda: waits(other), 30, "a batch that waits for a lease")
+            assert not fenced.done()
+        await fenced
+    await engine.close()
+
+
+async def waits(session: asyncpg.Connection[asyncpg.Record]) -> bool:
+    return bool(await session.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
 
 async def test_a_statement_that_takes_too_long_is_given_up_and_nothing_is_written(

@@ -7,17 +7,21 @@ memory, whose answers take no time.
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perdure.core.batch import Batch
+from perdure.core.batch import Batch, put
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, PromiseBroken, Unavailable
+from perdure.core.keys import SYSTEM_TENANT
 from perdure.engines import open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subjects import postgres_url
@@ -30,7 +34,8 @@ from perdure.services.gateway import Started
 from perdure.services.lifecycle import Node
 from perdure.services.recovery import Recovery
 from perdure.services.stored import Stored
-from perdure.surfaces.boots import Instance
+from perdure.surfaces.boots import INSTANCES, Instance
+from perdure.surfaces.conversations import CONVERSATIONS
 from perdure.surfaces.responses import RESPONSES
 from perdure.surfaces.state import LAYOUTS, State
 from perdure.wire.errors import ConversationLocked
@@ -310,6 +315,59 @@ async def test_marks_that_were_left_are_taken_away_and_those_of_the_living_stay(
     await second.node.state.commit(uses.mark("c", "boot_dead"))
     await keeper.clear_marks()
     assert sorted([mark.key[-1] async for mark in uses.drops()]) == ["c", "d"]
+
+
+# proves C12, R5
+@pytest.mark.parametrize("join", ["postgres"], indirect=True)
+@pytest.mark.parametrize("where", ["commit", "statement"])
+async def test_a_process_stopped_inside_a_transaction_makes_nobody_else_look_dead(
+    where: str, join: Join, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds what another wants to write, and what its own burial needs, until the database
+    ends its session."""
+    monkeypatch.setattr(fleet, "LEASE_S", 2.0)
+    first, second = await join(), await join()
+    key = ("default", await first.conversation("hello"))
+    stopped = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.services.stopped", where, postgres_url(tmp_path), *key),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert stopped.stdout is not None
+    boot_id = (await asyncio.wait_for(stopped.stdout.readline(), 30)).decode().strip()
+    status = Path(f"/proc/{stopped.pid}/stat")
+    await wait_until(lambda: is_stopped(status), 30, "a process that is stopped")
+    engine = first.node.state.engine
+    held = await engine.get(CONVERSATIONS, key)
+    assert held is not None
+    waiting = asyncio.create_task(engine.commit(put(CONVERSATIONS, key, held.value)))
+    for _ in range(3):
+        since = await signs(first)
+        await wait_until(partial(more_signs, first, since), 30, "a sign of life")
+    assert not waiting.done()
+    await wait_until(lambda: buried(second, boot_id), WITHIN_S, "the end of its lease")
+    await waiting
+    assert not first.node.fleet.lost.is_set()
+    assert not second.node.fleet.lost.is_set()
+    stopped.send_signal(signal.SIGKILL)
+    await stopped.wait()
+
+
+async def is_stopped(status: Path) -> bool:
+    return status.read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+async def signs(driver: Driver) -> int:
+    node = driver.node
+    found = await node.state.engine.get(INSTANCES, (SYSTEM_TENANT, node.boot.instance_id))
+    return 0 if found is None else found.version
+
+
+async def more_signs(driver: Driver, since: int) -> bool:
+    return await signs(driver) > since
+
+
+async def buried(driver: Driver, boot_id: str) -> bool:
+    return boot_id not in await driver.node.fleet.leaseholders()
 
 
 # proves R7

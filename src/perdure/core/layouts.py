@@ -39,6 +39,8 @@ class _Layout(Generic[T]):
     """`partition` is the position of the key segment that names a record's or stream's partition,
     None where the collection lives in the common one. `key` names the segments, tenant first.
     A `msgspec.Raw` inside `type` is kept verbatim: whoever makes it has parsed it with `codec`.
+    A batch that touches nothing but `urgent` collections waits behind no batch that touches others:
+    they are for what tells the living from the dead.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class _Layout(Generic[T]):
         key: tuple[str, ...],
         version: int = 1,
         partition: str | None = None,
+        urgent: bool = False,
     ) -> None:
         self.name = name
         self.type = type
         self.key = key
         self.version = version
         self.partition = None if partition is None else key.index(partition)
+        self.urgent = urgent
         self._decoder = msgspec.json.Decoder(type)
         self._walk = not _is_plain(type)
 
@@ -94,8 +98,9 @@ class Records(_Layout[T]):
         indexes: tuple[Index, ...] = (),
         version: int = 1,
         partition: str | None = None,
+        urgent: bool = False,
     ) -> None:
-        super().__init__(name, type, key=key, version=version, partition=partition)
+        super().__init__(name, type, key=key, version=version, partition=partition, urgent=urgent)
         self.indexes = indexes
         self.fields = tuple(dict.fromkeys(field for index in indexes for field in index.fields))
         """Every indexed field once: the order of the columns in `columns`."""

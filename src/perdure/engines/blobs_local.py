@@ -29,6 +29,10 @@ from perdure.core.offload import off_loop, off_loop_to_write
 from perdure.core.values import Finding
 
 CHUNK_BYTES = 256 * 1024
+_SHARED_WITHIN_S = 5.0
+"""How long it may take the first of several to remove what a crash left. The others wait."""
+
+_PAUSE_S = 0.02
 _ANOTHER_DIGEST = "its bytes have another digest"
 
 
@@ -60,7 +64,14 @@ class LocalBlobs:
         """Take the directory, made if need be, and remove what a crash left in `incoming/`; where
         it is `shared`, whoever opens it while nobody else has it does that. `read_only` takes no
         lock and changes nothing. Raises `StoreLocked`."""
-        return await off_loop(cls._open, root, disk, clock, read_only, shared)
+        deadline_s = clock.monotonic_s() + _SHARED_WITHIN_S
+        while True:
+            try:
+                return await off_loop(cls._open, root, disk, clock, read_only, shared)
+            except StoreLocked:
+                if not shared or clock.monotonic_s() > deadline_s:
+                    raise
+            await clock.sleep(_PAUSE_S)
 
     @classmethod
     def _open(

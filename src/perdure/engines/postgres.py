@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, partition_of
+from perdure.core.batch import Batch, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place
@@ -33,7 +33,7 @@ from perdure.core.stored import Lacking, checked_record, checked_tip
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip, entry_sum
 from perdure.engines.group import Outcome, Request
 from perdure.engines.postgres_backup import back_up, restore
-from perdure.engines.postgres_commit import Committer
+from perdure.engines.postgres_commit import Committer, Latch
 from perdure.engines.postgres_driver import (
     SQL,
     Database,
@@ -86,7 +86,9 @@ class PostgresEngine:
         self._narrow = {records.name for records in lacking.indexes}
         self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
         self._tails = Tails(database, store_id)
+        self._latch = Latch()
         self._committer: Committer | None = None
+        self._urgent: Committer | None = None
         self._backing_up = False
         self._closing: asyncio.Future[None] | None = None
 
@@ -152,40 +154,52 @@ class PostgresEngine:
         )
 
     async def _start_committer(self, session: Connection) -> None:
-        self._committer = Committer(
+        self._committer = self._make_committer(urgent=False)
+        self._urgent = self._make_committer(urgent=True)
+        await self._committer.begin(session)
+
+    def _make_committer(self, *, urgent: bool) -> Committer:
+        return Committer(
             self._database,
             self._layouts,
             store_id=self.store_id,
             stats=self.stats,
             settle=self._settle,
+            latch=self._latch,
+            urgent=urgent,
         )
-        await self._committer.begin(session)
 
     @property
     def latched(self) -> str | None:
         if self._committer is None:
             return "the store was opened for reading only"
-        return self._committer.latched
+        return self._latch.why
 
     async def commit(self, batch: Batch) -> Committed:
         self._check_open()
         partition = partition_of(batch)
         if not batch:
             return Committed(())
-        return await self._submit(batch, partition)
+        urgent = all(layout_of(op).urgent for op in batch.ops)
+        committer = self._urgent if urgent else self._committer
+        return await self._submit(committer, batch, partition)
 
     async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
         self._check_open()
-        await self._submit(Batch(), None, Load(rows, complete))
+        await self._submit(self._committer, Batch(), None, Load(rows, complete))
 
     async def _submit(
-        self, batch: Batch, partition: str | None, load: Load | None = None
+        self,
+        committer: Committer | None,
+        batch: Batch,
+        partition: str | None,
+        load: Load | None = None,
     ) -> Committed:
-        if self._committer is None:
+        if committer is None:
             raise Latched(f"{self.url}: {self.latched}. Open it for writing.")
         check_texts(batch, load)
         future: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
-        self._committer.submit(Request(batch, partition, future, load))
+        committer.submit(Request(batch, partition, future, load))
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
@@ -367,8 +381,9 @@ class PostgresEngine:
 
     async def _close(self) -> None:
         """Commits under way are finished, reads under way too."""
-        if self._committer is not None:
-            await self._committer.stop()
+        for committer in (self._committer, self._urgent):
+            if committer is not None:
+                await committer.stop()
         await self._tails.close()
         await self._database.close()
 

@@ -7,6 +7,9 @@ Invariants
 - All locks of a transaction are taken in one statement and in one global order, so two groups
   never wait for each other. What is there is read by the next statement, whose snapshot is younger
   than the locks.
+- A place of an urgent collection is locked by itself, however many places a batch touches. So
+  batches that touch nothing else do without the gate, and with a committer of their own they wait
+  for nobody who does something else, here or in a process that was stopped inside a transaction.
 - A future is resolved with a result only when the server has confirmed the commit, or has shown
   later that it took place.
 - Every commit raises the number in this writer's row. When the answer to a COMMIT is lost, that
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -28,7 +31,7 @@ import asyncpg
 import xxhash
 
 from perdure.core import batch as batches
-from perdure.core.batch import Check, RecordOp
+from perdure.core.batch import Check, layout_of
 from perdure.core.deciding import Place
 from perdure.core.engine import EngineStats
 from perdure.core.errors import (
@@ -47,6 +50,7 @@ from perdure.engines.group import Outcome, Request, Settle, decide_group
 from perdure.engines.postgres_driver import (
     ANSWER_S,
     DRIVER_ERRORS,
+    IDLE_MS,
     RESOLVE_S,
     SQL,
     Database,
@@ -80,8 +84,20 @@ _WRITER_KEPT_S = 365 * 24 * 3600
 """How long the row of a writer that was killed is kept. One that lives writes it now and then."""
 
 
+class Latch:
+    """Why nothing more is written, for all committers of an engine."""
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+
+    def close(self, why: str) -> None:
+        """Refuse every later write; the first reason stays."""
+        self.why = self.why or why
+
+
 class Committer:
-    """`submit` and `stop` are for the engine; the rest is one task."""
+    """`submit` and `stop` are for the engine; the rest is one task. One that is `urgent` takes
+    batches that touch nothing but urgent collections."""
 
     def __init__(
         self,
@@ -91,8 +107,9 @@ class Committer:
         store_id: str,
         stats: EngineStats,
         settle: Settle,
+        latch: Latch,
+        urgent: bool = False,
     ) -> None:
-        self.latched: str | None = None
         self.id = database.clock.new_id("writer")
         self._database = database
         self._layouts = {layout.name: layout for layout in layouts}
@@ -104,6 +121,8 @@ class Committer:
         self._gate = self._number_of("gate")
         self._stats = stats
         self._settle = settle
+        self._latch = latch
+        self._urgent = urgent
         self._session: Connection | None = None
         self._sent = 0
         self._confirmed = 0
@@ -150,22 +169,18 @@ class Committer:
                     for _, alike in groupby(group, key=lambda one: one.load and id(one)):
                         await self._commit(list(alike))  # rows are loaded alone
                     group = []
-                    await self._sweep()
+                    await (self._end_stopped() if self._urgent else self._sweep())
                 if self._stopping:
                     return
                 self._called.clear()
         except BaseException:
-            self.latch("the committer stopped by an internal error")
+            self._latch.close("the committer stopped by an internal error")
             raise
         finally:
             left = [*group, *self._waiting]
             self._waiting.clear()
-            unknown = CommitUnknown(f"{self._database.where}: {self.latched}; reopen the store.")
+            unknown = CommitUnknown(f"{self._database.where}: {self._latch.why}; reopen the store.")
             self._settle([(request.future, unknown) for request in left], {})
-
-    def latch(self, why: str) -> None:
-        """Refuse every later write; the first reason stays."""
-        self.latched = self.latched or why
 
     def _gather(self) -> list[Request]:
         """Everything that waits, within bounds: it shares one transaction and one sync."""
@@ -178,7 +193,8 @@ class Committer:
             if group and (size_bytes > GROUP_BYTES or ops > LOCKS_MAX):
                 break
             group.append(self._waiting.popleft())
-        self._stats.queued = len(self._waiting)
+        if not self._urgent:
+            self._stats.queued = len(self._waiting)
         return group
 
     async def _commit(self, group: list[Request]) -> None:
@@ -186,8 +202,8 @@ class Committer:
         is tried alone, so that one that waits for a lock or touches damage fails alone."""
         tips: dict[Place, Tip] = {}
         try:
-            if self.latched:
-                raise Latched(f"{self._database.where}: {self.latched}. Reopen the store.")
+            if self._latch.why:
+                raise Latched(f"{self._database.where}: {self._latch.why}. Reopen the store.")
             outcomes, tips = await self._patiently(group)
         except PerdureError as error:
             alone = isinstance(error, CommitUnknown | Latched) or self._session is None
@@ -297,17 +313,17 @@ class Committer:
         """The session that writes, a new one where the last was lost."""
         if self._session is not None and not self._session.is_closed():
             return self._session
-        session = await self._database.connect()
+        session = await self._database.connect(urgent=self._urgent)
         try:
             await self._database.pin_promise(session)
             found = await session.fetchval(SQL["ask_writer"], self.id)
             if found < self._confirmed:
-                self.latch(
+                self._latch.close(
                     f"the database lost what it had confirmed: it knows commit {found} of "
                     f"this process, which had {self._confirmed} confirmed. It was restored, or a "
                     "standby took over that did not have them"
                 )
-                raise Latched(f"{self._database.where}: {self.latched}. Reopen the store.")
+                raise Latched(f"{self._database.where}: {self._latch.why}. Reopen the store.")
         except BaseException:
             session.terminate()
             raise
@@ -331,27 +347,28 @@ class Committer:
         """The statements that begin a transaction and take its locks: one order for everybody, and
         shared where a place is only looked at."""
         shared: dict[int, bool] = {}
+        urgent: set[int] = set()
         for request in group:
             for op in request.batch.ops:
-                layout = op.records if isinstance(op, RecordOp) else op.log
+                layout = layout_of(op)
                 number = self._number_of(f"{layout.name}\x1e{op.place}")
                 shared[number] = shared.get(number, True) and isinstance(op, Check)
+                if layout.urgent:
+                    urgent.add(number)
             if request.operation is not None:
                 shared[self._number_of("\x1e".join(request.operation))] = False
             for row in request.load.rows if request.load else ():
-                shared[self._number_of(f"{row.at.name}\x1e{row.at.place}")] = False
-        begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; "
+                number = self._number_of(f"{row.at.name}\x1e{row.at.place}")
+                shared[number] = False
+                if (loaded := self._layouts.get(row.at.name)) is not None and loaded.urgent:
+                    urgent.add(number)
+        begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
         if len(shared) > LOCKS_MAX:
-            return f"{begin}SELECT pg_advisory_xact_lock({self._gate})"
-        order = sorted(shared)
-        numbers = ",".join(map(str, order))
-        modes = ",".join("t" if shared[number] else "f" for number in order)
-        return (
-            f"{begin}SELECT pg_advisory_xact_lock_shared({self._gate}); SELECT CASE WHEN shared "
-            "THEN pg_advisory_xact_lock_shared(number) ELSE pg_advisory_xact_lock(number) END "
-            f"FROM unnest('{{{numbers}}}'::bigint[], '{{{modes}}}'::boolean[]) "
-            "AS place (number, shared)"
-        )
+            begin += f"; SELECT pg_advisory_xact_lock({self._gate})"
+            shared = {number: shared[number] for number in urgent}
+        elif not self._urgent:
+            begin += f"; SELECT pg_advisory_xact_lock_shared({self._gate})"
+        return begin + _locks(shared)
 
     def _number_of(self, name: str) -> int:
         """The lock of a place. Two places may share one, which costs time and nothing else."""
@@ -363,20 +380,16 @@ class Committer:
         It cannot do so before a transaction that has read the collection ends."""
         for name, shape in known.shapes.items():
             if shape != shape_of(self._tables[name].records):
-                self.latch(
+                self._latch.close(
                     f"a newer Perdure has given {name} more indexes, which this one would not fill"
                 )
                 raise Latched(
-                    f"{self._database.where}: {self.latched}. Replace this process by the newer "
+                    f"{self._database.where}: {self._latch.why}. Replace this process by the newer "
                     "release; meanwhile it reads."
                 )
 
     def _unknown_collections(self, group: list[Request]) -> set[str]:
-        named = {
-            (op.records if isinstance(op, RecordOp) else op.log).name
-            for request in group
-            for op in request.batch.ops
-        }
+        named = {layout_of(op).name for request in group for op in request.batch.ops}
         return named - self._tables.keys() - self._logs
 
     async def _write(
@@ -409,6 +422,17 @@ class Committer:
                     self._stream_ids.extend(range(first, first + STREAM_IDS))
                 known.stream_ids[place] = self._stream_ids.popleft()
 
+    async def _end_stopped(self) -> None:
+        """With every sign of life, end the sessions of processes that were stopped inside a
+        transaction, so that nothing is held any more when these are taken for dead."""
+        session = self._session
+        if session is None:
+            return
+        try:
+            await session.execute(SQL["end_stopped"], IDLE_MS / 1000)
+        except DRIVER_ERRORS as error:
+            await self._undo(session, error)
+
     async def _sweep(self) -> None:
         """Forget what is old, faster than it comes, now and then and outside of any commit. Where
         it fails, nothing is wrong but that the next one has more to do."""
@@ -439,3 +463,18 @@ class Committer:
             )
             ids, _, _, incarnations = zip(*old, strict=True)
             await session.execute(SQL["forget_streams"], list(ids), list(incarnations))
+
+
+def _locks(shared: Mapping[int, bool]) -> str:
+    """The statement that takes locks, and nothing where there are none."""
+    if not shared:
+        return ""
+    order = sorted(shared)
+    numbers = ",".join(map(str, order))
+    modes = ",".join("t" if shared[number] else "f" for number in order)
+    return (
+        "; SELECT CASE WHEN shared "
+        "THEN pg_advisory_xact_lock_shared(number) ELSE pg_advisory_xact_lock(number) END "
+        f"FROM unnest('{{{numbers}}}'::bigint[], '{{{modes}}}'::boolean[]) "
+        "AS place (number, shared)"
+    )

@@ -49,8 +49,15 @@ DRIVER_ERRORS = (
 
 CONNECT_S = 5.0
 LOCK_MS = 5_000
+URGENT_LOCK_MS = 500
+"""The same for what tells the living from the dead: one that has to wait is not to hold up others
+for as long as it takes to be taken for dead."""
+
 STATEMENT_MS = 30_000
-IDLE_MS = 10_000
+IDLE_MS = 4_000
+"""A process that is stopped inside a transaction holds its locks for so long: less than it takes
+others to wait for a lock, and to take it for dead and its work over."""
+
 ANSWER_S = 40.0
 """Longer than the server takes to give a statement up: then it is the network that is silent."""
 
@@ -152,14 +159,17 @@ class Database:
         """Have every session from now on find its tables in this schema and nowhere else."""
         self._settings["search_path"] = quoted(schema)
 
-    async def connect(self, answer_s: float | None = ANSWER_S) -> Connection:
+    async def connect(
+        self, answer_s: float | None = ANSWER_S, *, urgent: bool = False
+    ) -> Connection:
         """A session of its own, in which an answer is waited for so long. Raises what the driver
         raises."""
+        settings = {"lock_timeout": str(URGENT_LOCK_MS)} if urgent else {}
         return await asyncpg.connect(
             self.address.dsn,
             timeout=CONNECT_S,
             command_timeout=answer_s,
-            server_settings=self._settings,
+            server_settings=self._settings | settings,
             statement_cache_size=_CACHED_STATEMENTS,
         )
 

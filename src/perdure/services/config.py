@@ -179,6 +179,7 @@ class Config(msgspec.Struct, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8420
     profile: Profile = "local"
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
     on_disconnect: OnDisconnect = "continue"
     log_requests: bool = True
     access: Access = Access()
@@ -375,6 +376,12 @@ def _check(config: Config, environment: Mapping[str, str]) -> None:
         if env is not None and not _VARIABLE.fullmatch(env):
             raise Invalid(f"{name}_env is the name of a variable that holds the key, not the key.")
     _check_upstreams(config.every_upstream)
+    if config.workers > 1 and not (config.shares_engine and config.profile == "shared"):
+        raise Invalid(
+            f"workers = {config.workers} are processes that share a store, so they need "
+            f'an engine postgresql://... and profile = "shared"; these are {config.engine_shown} '
+            f'and "{config.profile}".'
+        )
     known = {*_BY_VARIABLE, _API_KEY, *(env for env, _ in places.values() if env)}
     for variable in environment:
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:

@@ -328,12 +328,13 @@ class Node:
         )
 
     async def close(self) -> None:
-        """Stop background work, mark the boot clean, close the engine."""
+        """Stop background work, mark the boot clean, close the engine. Signs of life go on until
+        the lease is given back, so that nobody takes over what is being ended here."""
         if not self.opened:
             return
         self.opened = False
         self.draining = True
-        await self._supervisor.stop()
+        await self._supervisor.stop(but="heartbeat")
         await self.gateway.close()
         await self.jobs.close()
         await self.upstreams.close()

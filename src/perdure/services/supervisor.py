@@ -62,12 +62,13 @@ class Supervisor:
         loop = self._loop(name, period_s, work, pause_max_s)
         self._tasks[name] = asyncio.create_task(loop, name=name)
 
-    async def stop(self) -> None:
-        """Stop every loop and wait for it."""
-        for task in self._tasks.values():
+    async def stop(self, *, but: str | None = None) -> None:
+        """Stop every loop, or every other one, and wait for them."""
+        stopped = {name: task for name, task in self._tasks.items() if name != but}
+        for name, task in stopped.items():
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        self._tasks.clear()
+            del self._tasks[name]
+        await asyncio.gather(*stopped.values(), return_exceptions=True)
 
     async def _loop(
         self,

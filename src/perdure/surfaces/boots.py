@@ -85,8 +85,8 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 BOOTS = Records("boots", Boot, key=("tenant", "instance_id", "number"))
-INSTANCES = Records("instances", Instance, key=("tenant", "instance_id"))
-LEASES = Records("leases", Lease, key=("tenant", "boot_id"))
+INSTANCES = Records("instances", Instance, key=("tenant", "instance_id"), urgent=True)
+LEASES = Records("leases", Lease, key=("tenant", "boot_id"), urgent=True)
 
 
 class Boots:

@@ -1,11 +1,13 @@
-"""`perdure serve`: run the server until it is told to stop."""
+"""`perdure serve`: run the server, or several behind one port, until they are told to stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import resource
+import socket
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -14,9 +16,12 @@ import typer
 import uvloop
 from structlog.typing import EventDict
 
+from perdure import __version__
 from perdure.frontends.cli.options import ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import complaints, console, recovered, seconds
+from perdure.frontends.http.crew import READY, Crew
 from perdure.frontends.http.errors import places
+from perdure.frontends.http.server import bind, url_of
 from perdure.frontends.http.server import serve as run_server
 from perdure.services.config import Config
 from perdure.services.lifecycle import Node
@@ -44,7 +49,11 @@ def serve(
     upstream_continues: Annotated[
         str | None, typer.Option(help="How the upstream goes on with half a message. [default: no]")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes behind the port, on a shared engine. [default: 1]")
+    ] = None,
     config: ConfigFile = None,
+    inherited: Annotated[tuple[int, int] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the OpenAI-compatible API, durably."""
     settings = configured(
@@ -53,15 +62,57 @@ def serve(
         engine=engine,
         host=host,
         port=port,
+        workers=workers,
         upstream__url=upstream,
         upstream__key_env=upstream_key_env,
         upstream__continues=upstream_continues,
     )
     _configure_logs()
+    if inherited is None and settings.workers > 1:
+        if code := asyncio.run(_lead(settings)):
+            raise typer.Exit(code)
+        console.print("stopped")
+        return
     settings = _within_files(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        if inherited is not None:
+            runner.run(_work(settings, *map(_owned, inherited)))
+            return
         runner.run(run_server(settings, ready=_say_ready))
     console.print("stopped")
+
+
+async def _lead(settings: Config) -> int:
+    """Be the parent of workers; the code to end with."""
+    listening = await bind(settings)
+    url = url_of(settings, listening)
+    command = (sys.executable, "-m", "perdure.frontends.cli.main", *sys.argv[1:])
+
+    async def ready(pids: Sequence[int]) -> None:
+        _say_where(settings, url)
+        console.print(f"  workers   {len(pids)}: processes {', '.join(map(str, pids))}")
+        await _say_try(settings, url)
+
+    with listening:
+        return await Crew(command, listening, settings.workers, ready).run()
+
+
+async def _work(settings: Config, listening: socket.socket, parent: socket.socket) -> None:
+    """Be one of several servers, and tell the parent once it is ready."""
+
+    async def ready(node: Node, url: str) -> None:
+        _say_boot(node, f"worker    {node.boot.pid}, boot")
+        parent.sendall(READY)
+
+    with parent:
+        await run_server(settings, ready=ready, inherited=(listening, parent))
+
+
+def _owned(descriptor: int) -> socket.socket:
+    """An inherited socket, which goes no further: what this process starts does not get it."""
+    owned = socket.socket(fileno=descriptor)
+    owned.set_inheritable(False)
+    return owned
 
 
 def _within_files(settings: Config) -> Config:
@@ -123,28 +174,37 @@ def _configure_logs() -> None:
 
 async def _say_ready(node: Node, url: str) -> None:
     """Where it listens, where its data is, what was recovered, and what to try."""
+    _say_where(node.config, url)
+    _say_boot(node, "boot     ")
+    await _say_try(node.config, url)
+
+
+def _say_where(config: Config, url: str) -> None:
+    console.print(f"[bold]perdure {__version__}[/] listening on [bold]{url}[/]")
+    console.print(f"  data      {config.engine_shown}")
+    if not config.engine_url.startswith("memory:"):
+        console.print(f"            in {config.data_path.absolute()}")
+
+
+def _say_boot(node: Node, what: str) -> None:
     boot = node.boot
-    console.print(f"[bold]perdure {boot.version}[/] listening on [bold]{url}[/]")
-    where = node.config.data_path.absolute()
-    console.print(f"  data      {node.state.engine.url}")
-    if not node.config.engine_url.startswith("memory:"):
-        console.print(f"            in {where}")
     before = {None: "first start here", True: "the last one ended clean"}.get(
         boot.previous_ended_clean, "the last one did not end clean"
     )
-    console.print(
-        f"  boot      {boot.number} ({before}), ready in {seconds(node.startup.duration_s)}"
-    )
+    console.print(f"  {what} {boot.number} ({before}), ready in {seconds(node.startup.duration_s)}")
     for found in node.startup.recovery:
         if told := recovered(found):
             console.print(f"  recovered {found.surface}: {told}")
-    upstreams = node.config.every_upstream
+    for warning in node.warnings:
+        console.print(f"  [yellow]warning[/]   {warning}")
+
+
+async def _say_try(config: Config, url: str) -> None:
+    upstreams = config.every_upstream
     for one in upstreams:
         console.print(f"  upstream  {one.url}" + (f" ({one.name})" if len(upstreams) > 1 else ""))
     if not upstreams:
         console.print("  upstream  none; the built-in perdure-extract quotes, see --upstream")
-    for warning in node.warnings:
-        console.print(f"  [yellow]warning[/]   {warning}")
     model = "MODEL" if upstreams else "perdure-extract"
     console.print(
         f"""  try       curl {url}/v1/responses -H 'content-type: application/json' \\

@@ -35,6 +35,10 @@ what is read at once, and each costs many times its bytes."""
 _PROGRESS_BYTES = 4096
 """How much of a body must come in every `limits.read_timeout_s`, however often some of it does."""
 
+_LAST_REQUEST_S = 0.5
+"""How long a server that stops waits for what may be on its way over a connection it has accepted
+and nothing was asked on yet."""
+
 _CONTINUE = b"HTTP/1.1 100"
 
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Headers Too Large"}
@@ -110,6 +114,7 @@ class Connection(HttpToolsProtocol):
         self._discarded_bytes = 0
         self._awaited_bytes = 0
         self._answered: RequestResponseCycle | None = None
+        self._closing = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
@@ -163,8 +168,20 @@ class Connection(HttpToolsProtocol):
         if self.scope["method"] != "HEAD":
             self.cycle.transport = cast(asyncio.Transport, _Joined(self.transport))
 
+    def shutdown(self) -> None:
+        """Take no more requests than those that have begun to arrive, or may be about to, as this
+        process has accepted the connection: nobody else could answer them."""
+        if self.cycle is not None and not self._in_head:
+            super().shutdown()
+            return
+        self._closing = True
+        self._stop_timer()
+        self._timer = self.loop.call_later(_LAST_REQUEST_S, self.transport.close)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answered = cycle
+        if self._closing:
+            cycle.keep_alive = False
         super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:

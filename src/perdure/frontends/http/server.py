@@ -1,4 +1,5 @@
-"""The server: one process, one event loop, two listeners (a TCP port and a control socket).
+"""The server: one process, one event loop, two listeners (a TCP port and a control socket). Where
+it is one of several behind a port (see `crew`), it inherits that port and knows its parent.
 
 It listens before the store is open, so that `/livez` and `/v1/startup` are true from the first
 moment. It stops in this order: stop accepting, let requests and runs end within a bound, end the
@@ -142,14 +143,23 @@ class Listener(uvicorn.Server):
 
 
 class Stop:
-    """The signals that end a server: the first asks, the second hurries, the third kills."""
+    """The signals that end a server: the first asks, the second hurries, the third kills. The end
+    of its `parent` asks too."""
 
-    def __init__(self) -> None:
+    def __init__(self, parent: socket.socket | None = None) -> None:
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             self._loop.add_signal_handler(number, self._take)
+        if parent is not None:
+            self._loop.add_reader(parent, self._orphaned, parent)
+
+    def _orphaned(self, parent: socket.socket) -> None:
+        """Nothing is ever sent by it: this is the end of what it was to be sent on."""
+        self._loop.remove_reader(parent)
+        _log.warning("the parent process is gone, and this one follows")
+        self.asked.set()
 
     def _take(self) -> None:
         if not self.asked.is_set():
@@ -173,25 +183,35 @@ async def serve(
     around: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     disk: Disk | None = None,
     clock: Clock | None = None,
+    inherited: tuple[socket.socket, socket.socket] | None = None,
 ) -> None:
     """Serve until a signal asks to stop. `ready` runs once, with the node and its URL. A test
-    may put a wrapper around the engine (`wrap`) and the public application (`around`).
+    may put a wrapper around the engine (`wrap`) and the public application (`around`). What is
+    `inherited` is the socket to listen on and the one that ends with the parent: then the port is
+    answered by others until this server is ready.
 
     Raises what makes serving impossible, in the six kinds; then nothing is left behind.
     """
-    stop = Stop()
+    stop = Stop(inherited[1] if inherited else None)
     clock, disk = clock or SystemClock(), disk or Disk()
-    listening = await _listen(config)
-    url = _url(config.host, listening)
+    listening = inherited[0] if inherited else await bind(config)
+    url = url_of(config, listening)
     node = Node(config, environment=environment, clock=clock, disk=disk, wrap=wrap, url=url)
     log = AccessLog(sys.stderr.buffer if config.log_requests else None, clock)
     application = Application(node, environment, clock, log)
     public = Listener(around(application.public), application.service, log)
-    serving = asyncio.create_task(public.serve(sockets=[listening]))
+    welcome = asyncio.Event()
+    if inherited is None:
+        welcome.set()
+    serving = asyncio.create_task(_listen(public, listening, welcome))
     control = ControlSocket(config, disk)
     try:
-        await _open(node, public, partial(control.answering, application), stop)
+        if welcome.is_set():
+            await public.listening.wait()
+        await _open(node, partial(control.answering, application), stop)
         if node.opened:
+            welcome.set()
+            await public.listening.wait()
             gc.freeze()  # what starting made stays: collections look at requests alone
             telling = asyncio.create_task(ready(node, url))
             asked = asyncio.create_task(stop.asked.wait())
@@ -204,14 +224,20 @@ async def serve(
                 raise taken_for_dead()
     finally:
         await _wind_down(node, public, application.service, stop)
+        welcome.set()
         await serving
         await node.close()
         log.flush()
 
 
-async def _open(node: Node, public: Listener, control: Control, stop: Stop) -> None:
-    """Open the node while the port already answers; a signal gives up on it."""
-    await public.listening.wait()
+async def _listen(public: Listener, listening: socket.socket, welcome: asyncio.Event) -> None:
+    await welcome.wait()
+    if not public.should_exit:
+        await public.serve(sockets=[listening])
+
+
+async def _open(node: Node, control: Control, stop: Stop) -> None:
+    """Open the node; a signal gives up on it."""
     opening = asyncio.create_task(node.open(control))
     asked = asyncio.create_task(stop.asked.wait())
     try:
@@ -309,7 +335,7 @@ class ControlSocket:
             _log.error("the control socket could not be removed", error=str(error))
 
 
-async def _listen(config: Config) -> socket.socket:
+async def bind(config: Config) -> socket.socket:
     """A socket bound to the configured address. Where the port is taken by a server of the same
     data, that is what the error says."""
     try:
@@ -340,6 +366,7 @@ async def _say_if_locked(config: Config) -> None:
             pass
 
 
-def _url(host: str, listening: socket.socket) -> str:
-    port = listening.getsockname()[1]
+def url_of(config: Config, listening: socket.socket) -> str:
+    """How a server is reached that listens there."""
+    host, port = config.host, listening.getsockname()[1]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -9,6 +9,15 @@ SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), f
 -- name: take_time
 SELECT set_config(name, '0', false) FROM unnest(ARRAY[
     'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout']) AS patient (name)
+UNION ALL SELECT set_config('application_name', 'perdure at length', false)
+
+-- name: end_stopped
+-- The server ends a session that is idle in a transaction. It does not take one for idle whose
+-- client has had a statement prepared and not gone on to execute it, so we do.
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE application_name = 'perdure' AND usename = current_user AND datname = current_database()
+    AND xact_start IS NOT NULL AND wait_event = 'ClientRead'
+    AND state_change < clock_timestamp() - make_interval(secs => $1)
 
 -- name: schema_exists
 SELECT EXISTS (SELECT 1 FROM pg_namespace WHERE nspname = $1)
