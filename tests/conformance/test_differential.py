@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from perdure.proving.differential import machine
@@ -13,8 +13,10 @@ from tests.conformance.test_conformance import ASKED
 
 THOROUGH = settings(
     max_examples=60,
+    phases=[Phase.explicit, Phase.generate],
     stateful_step_count=40,
     deadline=None,
+    print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
 MEMORY = KNOWN["memory"]

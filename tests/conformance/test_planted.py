@@ -18,9 +18,16 @@ from perdure.proving import conformance
 from perdure.proving.differential import machine
 from perdure.proving.planted_engines import (
     PLANTED,
+    AppliesInParts,
     ClampsLimits,
+    CountsTombstones,
+    CutsLaterPagesOfAnIndex,
+    ForgetsTheLastPage,
+    GivesOneForNone,
     IgnoresExpectations,
+    IgnoresOperationIds,
     LosesAttachments,
+    ReusesNumbers,
     subject_of,
 )
 from perdure.proving.rules import logs
@@ -36,7 +43,21 @@ async def test_the_rules_catch_a_planted_bug(
         await conformance.prove(subject_of(planted), tmp_path)
 
 
-@pytest.mark.parametrize("planted", [IgnoresExpectations, LosesAttachments, ClampsLimits])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        IgnoresExpectations,
+        LosesAttachments,
+        ClampsLimits,
+        GivesOneForNone,
+        CutsLaterPagesOfAnIndex,
+        ForgetsTheLastPage,
+        AppliesInParts,
+        IgnoresOperationIds,
+        ReusesNumbers,
+        CountsTombstones,
+    ],
+)
 def test_comparing_with_the_reference_catches_a_planted_bug(
     planted: Callable[[Engine], Wrapping],
 ) -> None:
