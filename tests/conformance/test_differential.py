@@ -12,7 +12,7 @@ from perdure.proving.subjects import KNOWN
 from tests.conformance.test_conformance import ASKED
 
 THOROUGH = settings(
-    max_examples=60,
+    max_examples=30,
     phases=[Phase.explicit, Phase.generate],
     stateful_step_count=40,
     deadline=None,
@@ -20,7 +20,7 @@ THOROUGH = settings(
     suppress_health_check=list(HealthCheck),
 )
 MEMORY = KNOWN["memory"]
-EXAMPLES = {"postgres": 15}
+EXAMPLES = {"postgres": 8}
 """Where every step is an answer from another process, fewer in the same time."""
 
 
