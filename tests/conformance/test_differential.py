@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from perdure.proving.differential import machine
@@ -12,13 +12,15 @@ from perdure.proving.subjects import KNOWN
 from tests.conformance.test_conformance import ASKED
 
 THOROUGH = settings(
-    max_examples=60,
+    max_examples=30,
+    phases=[Phase.explicit, Phase.generate],
     stateful_step_count=40,
     deadline=None,
+    print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
 MEMORY = KNOWN["memory"]
-EXAMPLES = {"postgres": 15}
+EXAMPLES = {"postgres": 8}
 """Where every step is an answer from another process, fewer in the same time."""
 
 

@@ -18,9 +18,13 @@ from perdure.proving import conformance
 from perdure.proving.differential import machine
 from perdure.proving.planted_engines import (
     PLANTED,
+    AppliesInParts,
     ClampsLimits,
+    CountsTombstones,
+    ForgetsTheLastPage,
     IgnoresExpectations,
     LosesAttachments,
+    ReusesNumbers,
     subject_of,
 )
 from perdure.proving.rules import logs
@@ -36,7 +40,18 @@ async def test_the_rules_catch_a_planted_bug(
         await conformance.prove(subject_of(planted), tmp_path)
 
 
-@pytest.mark.parametrize("planted", [IgnoresExpectations, LosesAttachments, ClampsLimits])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        IgnoresExpectations,
+        LosesAttachments,
+        ClampsLimits,
+        ForgetsTheLastPage,
+        AppliesInParts,
+        ReusesNumbers,
+        CountsTombstones,
+    ],
+)
 def test_comparing_with_the_reference_catches_a_planted_bug(
     planted: Callable[[Engine], Wrapping],
 ) -> None:

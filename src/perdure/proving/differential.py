@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 
 from perdure.core.batch import Batch, append, check, delete, drop, put, trim
 from perdure.core.engine import Engine
@@ -39,7 +39,7 @@ def _one_of(named: dict[str, Any]) -> st.SearchStrategy[Any]:
     return st.sampled_from(list(named)).map(lambda name: named[name])
 
 
-tenants = st.sampled_from(["t", "u", "t "])
+tenants = st.sampled_from(["t", "t", "t", "t", "u", "t "])
 names = st.one_of(
     st.sampled_from(["1", "2", "3"]),
     _one_of(hostile.LEGAL_NAMES),
@@ -56,9 +56,10 @@ notes = st.builds(
     due_s=st.one_of(st.none(), ranks),
     body=bodies,
 )
+filled = st.builds(Note, statuses, ranks, st.one_of(st.none(), ranks))
 expectations = st.sampled_from([None, None, CURRENT, CURRENT, 0, 1, 2, 3])
 attachments = st.one_of(st.none(), st.binary(max_size=20))
-limits = st.sampled_from([0, 1, 2, 3, 7, PAGE_MAX, PAGE_MAX + 1, -1])
+limits = st.sampled_from([2, 1, 2, 3, 2, 7, PAGE_MAX, 1, 3, 0, 0, PAGE_MAX + 1, -1])
 operation_ids = st.one_of(st.none(), st.none(), st.sampled_from(["op", "op2", "op3", "op4"]))
 
 places: st.SearchStrategy[tuple[Records[Note], Key]] = st.one_of(
@@ -77,19 +78,34 @@ questions: st.SearchStrategy[tuple[Records[Note], Key, str | None, tuple[Column,
         st.none(),
         st.just(()),
     ),
-    st.tuples(
+    st.tuples(  # which most often is no question at all
         st.just(NOTES),
-        st.one_of(st.tuples(tenants), st.tuples(tenants), st.just(())),
+        st.one_of(st.tuples(tenants), st.just(())),
         st.sampled_from(["by_status", "by_rank", "due"]),
-        st.one_of(
-            st.just(()),
-            st.tuples(statuses),
-            st.tuples(ranks),
-            st.tuples(statuses, ranks),
-            st.tuples(st.just(2**63)),
-        ),
+        st.one_of(st.tuples(statuses), st.tuples(ranks), st.tuples(st.just(2**63))),
     ),
 )
+of_an_index: st.SearchStrategy[tuple[Records[Note], Key, str, tuple[Column, ...]]] = st.one_of(
+    st.tuples(
+        st.just(NOTES),
+        st.tuples(tenants),
+        st.just("by_status"),
+        st.one_of(st.just(()), st.tuples(statuses), st.tuples(statuses, ranks)),
+    ),
+    st.tuples(
+        st.just(NOTES),
+        st.tuples(tenants),
+        st.just("by_rank"),
+        st.one_of(st.just(()), st.tuples(ranks)),
+    ),
+    st.tuples(
+        st.just(NOTES), st.just(()), st.just("due"), st.one_of(st.just(()), st.tuples(ranks))
+    ),
+)
+
+
+_FILLED = 9
+"""Records and entries that are there before the first rule."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -162,6 +178,20 @@ class Differential(RuleBasedStateMachine):
             self.runner.close()
             shutil.rmtree(self.directory)
 
+    @initialize(entries=st.lists(filled, min_size=_FILLED, max_size=_FILLED))
+    def fill(self, entries: list[Note]) -> None:
+        """So much is there from the beginning that most questions are about something."""
+        notes, moves = Batch(), Batch()
+        for at, note in enumerate(entries):
+            notes += put(NOTES, ("t", "box" if at % 3 else "bo", f"{at}"), note)
+            notes += put(FACTS, ("t", f"{at}"), note)
+            moves += put(MOVES, ("t", "g1", f"{at}"), note)
+        for name in ("1", "2"):
+            notes += append(EVENTS, ("t", name), entries)
+        moves += append(PLIES, ("t", "g1"), entries)
+        for batch in (notes, moves):
+            self._agree(lambda engine, batch=batch: engine.commit(batch))  # type: ignore[misc]
+
     @rule(target=sent, parts=st.lists(steps, min_size=1, max_size=4), name=operation_ids)
     def commit(self, parts: list[Step], name: str | None) -> Any:
         batch = self._build(parts)
@@ -229,26 +259,22 @@ class Differential(RuleBasedStateMachine):
         self._agree(lambda engine: engine.get_many(NOTES, keys))
 
     @rule(target=asked, question=questions, limit=limits, descending=st.booleans())
-    def scan(
-        self,
-        question: tuple[Records[Note], Key, str | None, tuple[Column, ...]],
-        limit: int,
-        descending: bool,
-    ) -> Any:
-        records, prefix, index, where = question
+    def scan(self, question: Any, limit: int, descending: bool) -> Any:
+        return self._page(self._scan(question, limit, descending))
 
-        def ask(engine: Engine, cursor: str | None) -> Awaitable[Page[Any]]:
-            return engine.scan(
-                records,
-                prefix,
-                index=index,
-                where=where,
-                limit=limit,
-                cursor=cursor,
-                descending=descending,
-            )
-
-        return self._page(Cursors(ask, (None,) * len(self.engines)))
+    @rule(
+        target=asked,
+        question=of_an_index,
+        limit=limits,
+        descending=st.booleans(),
+        further=st.sampled_from([3, 1, 0]),
+    )
+    def scan_an_index(self, question: Any, limit: int, descending: bool, further: int) -> Any:
+        asked = self._page(self._scan(question, limit, descending))
+        for _ in range(further):
+            if isinstance(asked, Cursors):
+                asked = self._page(asked)
+        return asked
 
     @rule(target=asked, log=st.sampled_from([EVENTS, PLIES]), prefix=tenants, limit=limits)
     def list_streams(self, log: Any, prefix: str, limit: int) -> Any:
@@ -298,6 +324,27 @@ class Differential(RuleBasedStateMachine):
 
     def _build(self, parts: list[Step]) -> Batch:
         return self.runner.run(_batch(parts, self.engines[0]))
+
+    def _scan(
+        self,
+        question: tuple[Records[Note], Key, str | None, tuple[Column, ...]],
+        limit: int,
+        descending: bool,
+    ) -> Cursors:
+        records, prefix, index, where = question
+
+        def ask(engine: Engine, cursor: str | None) -> Awaitable[Page[Any]]:
+            return engine.scan(
+                records,
+                prefix,
+                index=index,
+                where=where,
+                limit=limit,
+                cursor=cursor,
+                descending=descending,
+            )
+
+        return Cursors(ask, (None,) * len(self.engines))
 
     def _page(self, cursors: Cursors) -> Any:
         """Ask both for a page; where both have more, both cursors go on together."""
