@@ -22,6 +22,7 @@ from perdure.core.keys import Key
 from perdure.core.values import Record
 from perdure.engines import sqlite_checkpoint, sqlite_driver
 from perdure.engines.sqlite import SqliteEngine
+from perdure.engines.sqlite_driver import PAGE_BYTES
 from perdure.engines.sqlite_wal import FRAME_BYTES
 from perdure.proving.steps import EVENTS, NOTES, Note, last_step, step
 from perdure.proving.watched import WatchedDisk
@@ -229,6 +230,41 @@ async def test_a_torn_tail_is_cut_and_reported(tmp_path: Path) -> None:
         assert engine.recovered.clean
         assert await last_step(engine, 0) == 6
         await engine.close()
+
+
+# proves C7
+# proves C8
+@pytest.mark.parametrize("left", [1, 24, PAGE_BYTES // 2, PAGE_BYTES - 1])
+async def test_a_database_cut_within_its_last_page_is_damaged(tmp_path: Path, left: int) -> None:
+    """SQLite reads zeros for what a short page lacks, and its checksums let that pass: an index
+    that was cut had no entries."""
+    path = tmp_path / "store" / "state.db"
+    path.parent.mkdir()
+    engine = await opened(path)
+    for number in range(1, 6):
+        await engine.commit(step(0, number))
+    await engine.close()
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - PAGE_BYTES + left)
+    with pytest.raises(Damaged, match=f"it ends {left} bytes into a page"):
+        await opened(path)
+    looking = await opened(path, read_only=True)
+    assert any("into a page" in found for found in await damage(looking))
+    await looking.close()
+
+
+# proves C3
+async def test_a_page_that_a_checkpoint_wrote_in_part_is_made_whole_by_the_log(
+    tmp_path: Path,
+) -> None:
+    crashed = await _crashed_store(tmp_path)
+    with crashed.open("r+b") as file:
+        file.truncate(crashed.stat().st_size + PAGE_BYTES // 2)
+    engine = await opened(crashed)
+    assert await last_step(engine, 0) == 6
+    assert await damage(engine) == []
+    await engine.close()
+    assert crashed.stat().st_size % PAGE_BYTES == 0
 
 
 # proves C7

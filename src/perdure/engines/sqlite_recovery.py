@@ -24,7 +24,7 @@ from perdure.core.layouts import Layout, Records
 from perdure.core.stored import Lacking, check_layouts, check_whole
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
-from perdure.engines.sqlite_driver import connect, connect_frozen, translating
+from perdure.engines.sqlite_driver import PAGE_BYTES, connect, connect_frozen, translating
 from perdure.engines.sqlite_schema import SQL
 from perdure.engines.sqlite_upgrade import Note, add_indexes, empty_log
 from perdure.engines.sqlite_wal import (
@@ -213,7 +213,8 @@ def _recover(store: Store, *, read_only: bool) -> Recovered:
     # An orderly end leaves no log; the flag alone may never have reached the disk.
     clean = store.recovered.clean and frames == 0
     if not why:
-        return Recovered(clean, frames, cut)
+        end = torn_end(place.path) if read_only and frames == 0 else ()
+        return Recovered(clean, frames, cut, findings=end)
     if recovered_number(store.connection, place.path) != store.number:
         raise StoreLocked(str(place.path), 0)  # what looks lost was committed just now
     why += (
@@ -224,6 +225,15 @@ def _recover(store: Store, *, read_only: bool) -> Recovered:
     if not read_only:
         raise Damaged(log, why)
     return Recovered(clean, frames, findings=(Finding(log, why),))
+
+
+def torn_end(path: Path) -> tuple[Finding, ...]:
+    """That the file ends within a page, if it does. SQLite reads zeros for the rest of it, and no
+    checksum is looked at."""
+    if beyond := path.stat().st_size % PAGE_BYTES:
+        why = f"it ends {beyond} bytes into a page, so it was cut. Salvage it or restore a backup"
+        return (Finding(str(path), why),)
+    return ()
 
 
 def post_mortem(
@@ -255,6 +265,8 @@ def _take(store: Store, note: Note) -> None:
     place, connection = store.place, store.connection
     if not store.recovered.clean:
         empty_log(connection)
+    for finding in torn_end(place.path):  # no frame of the log made it whole
+        raise Damaged(finding.where, finding.why)
     store.number += 1
     if not _commit_facts(connection, store.number, clean=0, layouts=store.lacking.collections):
         raise StoreLocked(str(place.path), 0)

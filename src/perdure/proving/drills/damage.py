@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from perdure.core.batch import delete, put
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
 from perdure.core.errors import Damaged, Missing, PerdureError
@@ -29,10 +30,12 @@ from perdure.proving.steps import EVENTS, LAYOUTS, NOTES, TENANT, Note, step
 from perdure.proving.watched import HastyDisk
 
 _STEPS = 8
+_ATTACHED, _GONE = (TENANT, "attached"), (TENANT, "gone")
 _BITS = (0, 4, 7)
 _SECTOR_BYTES = 512
 _EACH_BYTE = (None, *_BITS)
 _EACH_SECTOR = ("zero", "swap", "double", "stray")
+_NOTED = b"12345\n"
 _VALUE = re.compile(rb'\{"text":"[^"]*"')
 
 
@@ -197,6 +200,11 @@ class DamagedEngine:
         engine = await _opened(path)
         for number in range(1, _STEPS + 1):
             await engine.commit(step(0, number).named(f"step {number}"))
+        await engine.commit(
+            put(NOTES, _ATTACHED, Note("attached"), attachment=bytes(range(200)))
+            + put(NOTES, _GONE, Note("gone"))
+        )
+        await engine.commit(delete(NOTES, _GONE))
         killed = _files(path.parent)
         await engine.close()
         return {"closed": _files(path.parent), "killed": killed}
@@ -235,11 +243,15 @@ async def judge(path: Path, right: Sequence[object]) -> tuple[str, list[str]]:
 
 
 async def _written(engine: Engine) -> PerdureError | None:
-    """What a write was refused with."""
+    """What writes were refused with. Raises `ValueError` where a record that was deleted does not
+    go on with its numbers."""
     try:
         await engine.commit(step(1, 1))
+        again = await engine.commit(put(NOTES, _GONE, Note("back"), expect=0))
     except PerdureError as error:
         return error
+    if again.numbers != (3,):
+        raise ValueError(f"a record deleted in version 2 came back in {again.numbers}")
     return None
 
 
@@ -248,7 +260,7 @@ DAMAGED = "Damaged"
 
 async def answers(engine: Engine) -> list[object]:
     """Every kind of read, each its answer or that it found damage."""
-    keys = [(TENANT, f"w0-{number}") for number in range(1, _STEPS + 2)]
+    keys = [(TENANT, f"w0-{number}") for number in range(1, _STEPS + 2)] + [_ATTACHED, _GONE]
     reads: list[Callable[[], Awaitable[object]]] = [
         *(partial(engine.get, NOTES, key) for key in keys),
         lambda: engine.get_many(NOTES, keys),
@@ -338,12 +350,17 @@ class DamagedBlobs:
 
 
 def _files(directory: Path) -> dict[str, bytes]:
-    """The files below a directory with their bytes, but not the shared memory of a living owner."""
+    """The files below a directory with their bytes, but not the shared memory of a living owner.
+    Who holds a lock is noted alike in every run, as a case is told by how long the files are."""
     return {
-        str(path.relative_to(directory)): path.read_bytes()
+        str(path.relative_to(directory)): _NOTED if _is_lock(path) else path.read_bytes()
         for path in sorted(directory.rglob("*"))
         if path.is_file() and not path.name.endswith("-shm")
     }
+
+
+def _is_lock(path: Path) -> bool:
+    return path.name.endswith("lock")
 
 
 def _laid(files: dict[str, bytes], place: Path) -> Path:
