@@ -27,6 +27,7 @@ from perdure import __version__
 from perdure.frontends.cli.output import shown_progress
 from perdure.proving import crash
 from perdure.proving.catching import Caught, catch_all
+from perdure.proving.ending import told_as_interrupted
 from perdure.proving.torture import Order, Row, torture, undrilled
 
 ROOT = Path(__file__).parents[1]
@@ -328,4 +329,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_as_interrupted():
+        main()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +57,69 @@ def test_what_no_drill_does_is_every_fault_and_part_but_those_of_the_drills() ->
     assert "power-cut / blobs" in undrilled([CutEngine()])
     assert undrilled(())[0] == "process-crash / engine"
     assert len(undrilled(())) == len(every)
+
+
+class Stops:
+    """A drill whose second case ends by what nobody expected."""
+
+    fault = POWER_CUT
+    says = "nothing"
+
+    def __init__(self, subject: Subject, error: Exception) -> None:
+        self.subject = subject
+        self._error = error
+
+    def lacks(self) -> str | None:
+        return None
+
+    async def run(self, trial: Trial) -> None:
+        await trial.each(self._judge)
+
+    async def _judge(self, case: int, place: Path) -> list[str]:
+        if case == 2:
+            raise self._error
+        return []
+
+
+async def test_a_drill_that_ends_by_an_error_is_told_and_the_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drills = (
+        Stops("engine", IndexError("no such page")),
+        Stops("blobs", OSError(errno.ENOSPC, "full")),
+        Stops("server", IndexError()),
+    )
+    monkeypatch.setattr(proving_torture, "DRILLS", drills)
+    report = await torture(order(tmp_path), untold)
+    (wrong,), (), (_,) = (row.violations for row in report.rows)
+    assert wrong.case == 2
+    assert "IndexError('no such page') in test_torture.py" in wrong.what
+    assert report.rows[0].again is not None
+    assert "no space left" in str(report.rows[1].lacks)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-5", "0"])
+def test_no_time_is_refused(tmp_path: Path, seconds: str) -> None:
+    path = f"sqlite:///{tmp_path}/state.db"
+    refused = CliRunner().invoke(app, ["torture", "--engine", path, "--seconds", seconds])
+    assert isinstance(refused.exception, Invalid)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_one_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    arguments = ("--engine", f"sqlite:///{tmp_path}/state.db", "--faults", "process-crash")
+    running = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).with_name("perdure")), "torture", *arguments),
+        *("--subject", "process"),
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+    )
+    assert running.stderr is not None
+    assert b"process-crash" in await asyncio.wait_for(running.stderr.readline(), 30)
+    running.terminate()
+    await asyncio.wait_for(running.wait(), 60)
+    assert running.returncode != 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -69,10 +69,10 @@ BANS = (
 CATCH_ALL = ("Exception", "BaseException")
 CATCH_ALL_HOMES = (
     *("services/supervisor.py", "frontends/http/errors.py"),
-    *("proving/conformance.py", "proving/fuzz.py"),
+    *("proving/conformance.py", "proving/fuzz.py", "proving/torture.py"),
 )
 """Who may catch everything and go on, recording it: the task supervisor, the HTTP error wrapper,
-and the suite that reports every rule which does not hold."""
+and the proofs that report whatever does not hold."""
 
 
 def banned(tree: Tree) -> list[str]:

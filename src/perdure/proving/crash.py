@@ -24,6 +24,7 @@ import msgspec
 
 from perdure.core.disk import Disk
 from perdure.proving.campaign import Campaign, Life, Stage
+from perdure.proving.ending import told_as_interrupted
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check
 from perdure.proving.planted import PLANTS
@@ -201,4 +202,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_as_interrupted():
+        main()

@@ -6,10 +6,12 @@ choice comes from the seed; how far a drill gets depends on the time it is given
 
 from __future__ import annotations
 
+import errno
 import platform
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -141,6 +143,8 @@ def chosen(order: Order) -> list[Drill]:
     ]
     if not drills:
         raise Invalid(f"no drill puts {', '.join(order.faults)} to {order.subject}.")
+    if not order.seconds > 0:
+        raise Invalid(f"--seconds {order.seconds:g} leaves no time to judge anything.")
     if order.case is not None and len(drills) != 1:
         raise Invalid("a case belongs to one drill: name its fault and its subject too.")
     return drills
@@ -188,7 +192,12 @@ async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, 
     try:
         await drill.run(trial)
     except TooLate as late:
-        trial.judged(trial.cases + 1, [f"a hang: {late}"], trial.home)
+        trial.judged(trial.at, [f"a hang: {late}"], trial.home)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            Disk().remove_tree(trial.home)
+            return _named(drill, lacks=f"{trial.home.parent} has no space left for it")
+        trial.judged(trial.at, [f"it ended by {_told(error)}"], trial.home)
     if not trial.violations:
         Disk().remove_tree(trial.home)
     return _named(
@@ -201,6 +210,12 @@ async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, 
         violations=tuple(trial.violations),
         again=_again(drill, order, trial.violations[0]) if trial.violations else None,
     )
+
+
+def _told(error: Exception) -> str:
+    """An error that nobody expected, and where it came from."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{error!r} in {Path(last.filename).name}:{last.lineno}"
 
 
 def _named(drill: Drill, **what: object) -> Row:

@@ -10,11 +10,12 @@ from typing import Annotated
 
 import typer
 
-from perdure.core.disk import Disk
+from perdure.core.disk import Disk, translated
 from perdure.core.errors import Invalid
 from perdure.frontends.cli.options import AsJson
 from perdure.frontends.cli.output import complaints, console, say_json, shown_progress, table
 from perdure.proving.drills.drill import Subject
+from perdure.proving.ending import told_as_interrupted
 from perdure.proving.faults import FAULTS
 from perdure.proving.torture import Order, Progress, Report, covered
 from perdure.proving.torture import torture as run
@@ -54,7 +55,7 @@ def torture(
     )
     kept = False
     try:
-        with _progress() as progress:
+        with told_as_interrupted(), _progress() as progress:
             report = asyncio.run(run(order, progress))
         kept = any(row.violations for row in report.rows)
     finally:
@@ -92,8 +93,9 @@ def _home(engine: str) -> Path:
             "with its process, and it promises nothing else."
         )
     beside = Path(engine.removeprefix(prefix)).absolute().parent
-    Disk().make_directory(beside)
-    return Disk().private_directory(beside)
+    with translated(beside):
+        Disk().make_directory(beside)
+        return Disk().private_directory(beside)
 
 
 def _show(report: Report) -> None:
@@ -133,4 +135,4 @@ def _conclusion(report: Report) -> str:
         return "nothing was tested: give it more --seconds, or what it lacks"
     idle = sum(row.lacks is None and not row.cases for row in report.rows)
     more = f"; {idle} drill{'s' * (idle > 1)} judged nothing: give more --seconds" if idle else ""
-    return f"every promise that was tested holds{more}"
+    return f"every promise that was tested holds, in the cases above{more}"

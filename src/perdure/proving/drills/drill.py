@@ -55,6 +55,8 @@ class Trial:
         self.case = case
         self.enough = enough
         self.cases = 0
+        self.at = 1
+        """The case that was looked at last."""
         self.planned: int | None = None
         """How many cases there are, where they can be counted."""
         self.violations: list[Violation] = []
@@ -88,6 +90,7 @@ class Trial:
 
     def wants(self, case: int) -> bool:
         """Whether this case is to be judged."""
+        self.at = case
         return self.case in (None, case)
 
     @contextmanager
@@ -102,7 +105,7 @@ class Trial:
 
     async def each(self, judge: Callable[[int, Path], Awaitable[Iterable[str]]]) -> None:
         """Judge one case after another, each in a place of its own, until the trial is over."""
-        case = 0
+        case = 0 if self.case is None else self.case - 1
         while not self.over and case != self.case:
             case += 1
             if self.wants(case):
