@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,69 @@ class Recording(Disk):
     def sync_directory(self, path: Path) -> None:
         self.edges.append(("sync_directory", path.name))
         super().sync_directory(path)
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What the system is asked for, and for which inode. The proofs of other modules record and
+    refuse at the methods of `Disk`: that these do what they say is proven here."""
+    told: list[tuple[str, int]] = []
+    write, fsync, replace = os.write, os.fsync, os.replace
+
+    def short_write(fd: int, data: memoryview) -> int:
+        told.append(("write", os.fstat(fd).st_ino))
+        return write(fd, data[:3])
+
+    def noted_fsync(fd: int) -> None:
+        told.append(("fsync", os.fstat(fd).st_ino))
+        fsync(fd)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        told.append(("replace", source.stat().st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "write", short_write)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    return told
+
+
+# proves C4, C5
+def test_the_system_is_asked_for_every_sync_and_a_short_write_goes_on(
+    tmp_path: Path, called: list[tuple[str, int]]
+) -> None:
+    path = tmp_path / "a"
+    Disk().write_file(path, b"eight by")
+    file, directory = path.stat().st_ino, tmp_path.stat().st_ino
+    assert path.read_bytes() == b"eight by"
+    assert called == [
+        *[("write", file)] * 3,
+        *(("fsync", file), ("replace", file), ("fsync", directory)),
+    ]
+    called.clear()
+    Disk().sync_file(path)
+    Disk().remove(path)
+    Disk().make_directory(tmp_path / "b")
+    assert called == [("fsync", file), ("fsync", directory), ("fsync", directory)]
+
+
+# proves C9
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_sync_that_the_system_refuses_is_not_kept_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path, fsync = tmp_path / "a", os.fsync
+    Disk().write_file(path, b"old")
+
+    def refusing(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode) == (what == "directory"):
+            raise OSError(errno.EIO, "planned")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with pytest.raises(OSError, match="planned"):
+        Disk().write_file(path, b"new")
+    assert path.read_bytes() == (b"old" if what == "file" else b"new")
 
 
 class Full(Disk):

@@ -32,6 +32,7 @@ from perdure.engines import (
     sqlite_schema,
 )
 from perdure.engines.sqlite import SqliteEngine
+from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.wrapping import Wrapping
 from perdure.proving import conformance
@@ -191,6 +192,10 @@ def _forget_latch(committer: Committer, why: str) -> None:
     pass
 
 
+def _deaf(checkpointer: Checkpointer, *arguments: Any, **options: Any) -> None:
+    _make_checkpointer(checkpointer, *arguments, **options | {"failed": lambda why: None})
+
+
 async def _with_a_plant(plant: str, stage: Stage, home: Path) -> str | None:
     """A server with a bug whose disk refuses a sync, twice: the second life reads of the first."""
     drill = FailingServer(FULL_DISK, "", [_REFUSED_SYNC] * 2)
@@ -235,6 +240,7 @@ async def _hasty(engine: SqliteEngine, batch: Batch) -> Committed:
 
 
 _commit = SqliteEngine.commit
+_make_checkpointer = Checkpointer.__init__
 _under_way: set[asyncio.Future[Committed]] = set()
 
 
@@ -248,6 +254,10 @@ _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
         _synchronous(1),
     ),
     ("after a failed sync the engine goes on", FailedCalls(), Committer, "latch", _forget_latch),
+    (
+        "what a checkpoint's failed sync means for later commits is not seen",
+        *(FailedCalls(), Checkpointer, "__init__", _deaf),
+    ),
     (
         "a full disk is taken for a disk that failed",
         *(FullDisk(), sqlite_commit, "leaves_doubt", lambda error: True),

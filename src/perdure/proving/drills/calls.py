@@ -66,6 +66,14 @@ class Injection(msgspec.Struct, frozen=True):
         where = f"{self.call} {self.n} of {self.name or 'the directory'}"
         return f"{self.what} at {where}" + (" and after it" if self.for_ever else "")
 
+    @property
+    def is_failed_sync(self) -> bool:
+        """Whether a sync fails that something durable hangs on. SQLite syncs the directory too, and
+        does not look at what comes of it; the engine does so itself, by fsync."""
+        return self.what.startswith("error") and (
+            self.call == "fsync" or (self.call == "fdatasync" and self.name != "")
+        )
+
     def told(self, place: Path) -> tuple[str, ...]:
         """The same in strace's words."""
         when = f"{self.n}{'+' * self.for_ever}"
@@ -134,7 +142,10 @@ class KilledCalls:
                     if injection.kept:
                         shutil.copytree(store, place, dirs_exist_ok=True)
                     wrong = await self._judge(trial, injection, place)
-                    trial.judged(case, (f"{injection}: {it}" for it in wrong), place)
+                    if wrong is None:
+                        trial.count("writers that did not come to it")
+                    else:
+                        trial.judged(case, (f"{injection}: {it}" for it in wrong), place)
 
     async def _watched(self, trial: Trial, store: Path, kept: bool) -> Counter[tuple[str, str]]:
         """How often each call is made on each file, by the thread that makes it most often, while
@@ -163,13 +174,17 @@ class KilledCalls:
             most[kind, name] = max(most[kind, name], count)
         return most
 
-    async def _judge(self, trial: Trial, injection: Injection, place: Path) -> list[str]:
+    async def _judge(self, trial: Trial, injection: Injection, place: Path) -> list[str] | None:
+        """What does not hold after it; None where the writer did not come to that call."""
         log = trial.home / "calls"
         ended = await self._write(place, injection.kept, ("-o", str(log), *injection.told(place)))
         hit = ended.status in _KILLED or "(INJECTED)" in log.read_text(errors="replace")
         trial.disk.remove(log)
-        trial.count("writers hit", int(hit))
+        if not hit:
+            return None
         wrong = ended.wrong
+        if injection.is_failed_sync and not ended.word.startswith("refused"):
+            wrong.append(f"a sync failed, and the writer was told {ended.word!r}")
         try:
             engine = await open_engine(f"sqlite:///{place}/state.db", LAYOUTS, clock=SystemClock())
         except PerdureError as error:

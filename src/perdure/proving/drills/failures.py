@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -16,6 +17,7 @@ from perdure.engines.sqlite import SqliteEngine
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import FAILED_SYNC, FULL_DISK, Fault
 from perdure.proving.steps import LAYOUTS, Unsound, last_step, step, troubles
+from perdure.proving.waiting import TooLate, wait_until
 from perdure.proving.watched import (
     DISK_FULL,
     SYNC_FAILED,
@@ -27,6 +29,8 @@ from perdure.proving.watched import (
 
 _WRITERS = 2
 _STEPS = 5
+_LATCHES_S = 5.0
+"""How long the thread that met a failure may take to say so."""
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -59,6 +63,11 @@ class History:
         self._path = path
         self._refusal = refusal
         self._calls = 0
+
+    @property
+    def synced(self) -> bool:
+        """Whether it is syncs that are refused."""
+        return self._refusal.call == "sync"
 
     async def run(self) -> tuple[SqliteEngine, list[str]]:
         """Commit, whatever happens; the engine, and what did not hold while it was open."""
@@ -166,9 +175,16 @@ class FailedCalls:
         return wrong
 
     async def _afterwards(self, history: History, engine: SqliteEngine) -> list[str]:
-        """A disk that failed is not believed again, though it works by now."""
-        if not history.reached or not history.errors:
+        """A disk that failed is not believed again, though it works by now. A sync that failed
+        stands for all that was written before it, whoever asked for it, and whatever was answered
+        meanwhile; a write that failed does where something was refused."""
+        if not history.reached or not (history.errors or history.synced):
             return []
+        if not history.errors:
+            try:
+                await wait_until(partial(_is_latched, engine), _LATCHES_S, "a latch")
+            except TooLate:
+                return ["a sync failed, nothing was refused, and it is not latched"]
         try:
             await engine.commit(step(_WRITERS, 1))
         except Latched:
@@ -207,6 +223,10 @@ class FullDisk(FailedCalls):
         except PerdureError as error:
             wrong.append(f"there is space again, and a write got {error!r}")
         return wrong
+
+
+async def _is_latched(engine: SqliteEngine) -> bool:
+    return engine.latched is not None
 
 
 async def opened(path: Path, disk: WatchedDisk) -> SqliteEngine:
