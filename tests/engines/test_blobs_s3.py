@@ -170,6 +170,19 @@ async def test_a_connection_that_ends_in_mid_read_gives_no_wrong_byte(
     assert await read(blobs, blob.digest) == LARGE
 
 
+# proves C4
+async def test_a_drop_is_given_up_sooner_than_others_are_held_off(
+    server: Server, wire: Wire
+) -> None:
+    blobs = await open_blobs(server.url("p", port=wire.port, timeout_s="600"))
+    blob = await put(blobs, b"stays")
+    wire.silent_after = 0
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(blobs.drop(blob.digest), 60)
+    wire.silent_after = None
+    assert await listed(await open_blobs(server.url("p"))) in ([blob], [])
+
+
 # proves C7, C8
 async def test_bytes_that_change_on_their_way_or_there_are_not_believed(
     server: Server, wire: Wire

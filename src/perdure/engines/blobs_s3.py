@@ -59,16 +59,21 @@ _INCOMING = "incoming"
 _ABANDONED_S = 24 * 3600
 _CONNECT_S = 5
 _RETRIES = 3
+_DROP_S = 2
+"""Who drops a blob holds off everybody who wants the same bytes, and for 3 seconds at most; so a
+drop is asked for once, and given up sooner."""
+
 _FULL = ("StorageFull", "QuotaExceeded", "507 ")
 
 
 class S3Blobs:
     """See `core.blobs.Blobs`; made by `open`."""
 
-    def __init__(self, url: str, store: S3Store, clock: Clock, *, read_only: bool) -> None:
+    def __init__(self, url: str, clock: Clock, *, read_only: bool) -> None:
         self.url = url
         self.recovered: tuple[Finding, ...] = ()
-        self._store = store
+        self._store = _connect(url)
+        self._dropping = _connect(url, timeout_s=_DROP_S, retries=0)
         self._clock = clock
         self._read_only = read_only
         self._closed = False
@@ -83,7 +88,7 @@ class S3Blobs:
         Raises `Invalid` where the bucket does not exist, the place is another store's or the URL is
         not understood, and `Unavailable`.
         """
-        blobs = cls(url, _connect(url), clock, read_only=read_only)
+        blobs = cls(url, clock, read_only=read_only)
         await blobs._require_bucket()
         if not read_only:
             if owner is not None:
@@ -214,7 +219,7 @@ class S3Blobs:
 
     async def _delete(self, path: str) -> None:
         with _translated(self.url), suppress(FileNotFoundError):
-            await self._store.delete_async(path)
+            await self._dropping.delete_async(path)
 
     async def _take(self, owner: str) -> None:
         """Be the one store that keeps its bytes here. Raises `Invalid` where another does."""
@@ -291,32 +296,31 @@ class _Arriving:
             await self._store.delete_async(self._path)
 
 
-def _connect(url: str) -> S3Store:
-    """The client of `s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME&timeout_s=N]`."""
+def _connect(url: str, *, timeout_s: int | None = None, retries: int = _RETRIES) -> S3Store:
+    """A client of `s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME&timeout_s=N]`, or one of another
+    patience."""
     parts = urlsplit(url)
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     endpoint, region = options.pop("endpoint", None), options.pop("region", None)
-    timeout_s = options.pop("timeout_s", "60")
-    known = timeout_s.isdecimal() and 1 <= int(timeout_s) <= 3600 and not options
+    asked_s = options.pop("timeout_s", "60")
+    known = asked_s.isdecimal() and 1 <= int(asked_s) <= 3600 and not options
     if not parts.netloc or "@" in parts.netloc or parts.fragment or not known:
         raise Invalid(
             "blobs in S3 are named s3://BUCKET/PREFIX?endpoint=URL&region=NAME&timeout_s=60, of "
             "which the bucket is needed. Keys are not part of it: put them into AWS_ACCESS_KEY_ID "
             "and AWS_SECRET_ACCESS_KEY."
         )
+    patience = timedelta(seconds=timeout_s or int(asked_s))
     more: dict[str, Any] = {"endpoint": endpoint, "region": region}
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
         client_options={
             "allow_http": (endpoint or "").startswith("http://"),
-            "connect_timeout": timedelta(seconds=_CONNECT_S),
-            "timeout": timedelta(seconds=int(timeout_s)),
+            "connect_timeout": min(patience, timedelta(seconds=_CONNECT_S)),
+            "timeout": patience,
         },
-        retry_config={
-            "max_retries": _RETRIES,
-            "retry_timeout": timedelta(seconds=int(timeout_s)),
-        },
+        retry_config={"max_retries": retries, "retry_timeout": patience},
         **{name: value for name, value in more.items() if value is not None},
     )
 
