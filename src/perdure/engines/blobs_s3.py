@@ -72,8 +72,8 @@ class S3Blobs:
     def __init__(self, url: str, clock: Clock, *, read_only: bool) -> None:
         self.url = url
         self.recovered: tuple[Finding, ...] = ()
-        self._store = _connect(url)
-        self._dropping = _connect(url, timeout_s=_DROP_S, retries=0)
+        self._store = _connect(url, retries=_RETRIES)
+        self._dropping = _connect(url, retries=0, timeout_s=_DROP_S)
         self._clock = clock
         self._read_only = read_only
         self._closed = False
@@ -296,7 +296,7 @@ class _Arriving:
             await self._store.delete_async(self._path)
 
 
-def _connect(url: str, *, timeout_s: int | None = None, retries: int = _RETRIES) -> S3Store:
+def _connect(url: str, *, retries: int, timeout_s: int | None = None) -> S3Store:
     """A client of `s3://BUCKET[/PREFIX][?endpoint=URL&region=NAME&timeout_s=N]`, or one of another
     patience."""
     parts = urlsplit(url)
