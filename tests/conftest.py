@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from perdure.proving.postgres import remove_shared
+from perdure.proving.s3 import KEYS, Server, serving_s3
 
 # What tests import and start is compiled once, as it is wherever people run it.
 sys.dont_write_bytecode = False
@@ -25,6 +27,15 @@ settings.load_profile(os.environ.get("PERDURE_HYPOTHESIS", "repeat"))
 
 PROVEN_ON = "engine that a rule holds on"
 """The property under which a test of the conformance suite reports its engine."""
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An S3 server for whoever keeps blobs in it, each under a prefix of its own."""
+    with serving_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, key in KEYS.items():
+            patch.setenv(name, key)
+        yield server
 
 
 def pytest_sessionfinish() -> None:

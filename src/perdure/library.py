@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from perdure.core.blobs import Blob
 from perdure.core.clock import SystemClock
 from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine
@@ -76,7 +77,9 @@ async def copy(source: str, target: str, blobs: str, blobs_to: str, progress: Pr
         stack.push_async_callback(engine.close)
         read = await open_blobs(blobs, read_only=True)
         stack.push_async_callback(read.close)
-        kept = await open_blobs(blobs_to, read_only=blobs_to == blobs)
+        kept = await open_blobs(
+            blobs_to, read_only=blobs_to == blobs, owner=engine.store_id, shared=engine.shared
+        )
         stack.push_async_callback(kept.close)
         keeper = BlobKeeper(engine, kept, clock, clock.new_id("boot"))
         return await copying.copy(state.engine, engine, read, keeper, progress)
@@ -103,13 +106,13 @@ async def verify(url: str, blobs: str) -> Verified:
 async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Manifest:
     """Make the store at `url`, and the blobs at the URL `blobs`, of the backup at `source`. Neither
     may be there. Raises `Invalid`, and what `backups.check_backup` and `restore_engine` raise."""
-    if not _is_empty(blobs):
+    if not await _is_empty(blobs):
         raise Invalid(f"{blobs} is not empty. A backup is restored into an empty place only.")
     manifest = await backups.check_backup(source, progress)
     try:
         await _restore(url, blobs, source, progress, manifest)
     except BaseException:
-        Disk().remove_tree(_place_of(blobs))  # it was empty, and the next restore finds it so
+        await _clear(blobs)  # it was empty, and the next restore finds it so
         raise
     return manifest
 
@@ -187,13 +190,37 @@ async def _looking(engine: Engine, blobs: str) -> AsyncIterator[BlobKeeper]:
         await kept.close()
 
 
-def _place_of(blobs: str) -> Path:
-    return Path(blobs.removeprefix("file:///"))
+def _directory(blobs: str) -> Path | None:
+    """The directory that blobs are kept in, if it is one."""
+    path = blobs.removeprefix("file:///")
+    return None if path == blobs else Path(path)
 
 
-def _is_empty(blobs: str) -> bool:
-    directory = _place_of(blobs)
-    return not directory.exists() or not any(directory.iterdir())
+async def _is_empty(blobs: str) -> bool:
+    directory = _directory(blobs)
+    if directory is not None:
+        return not directory.exists() or not any(directory.iterdir())
+    return not await _listed(blobs)
+
+
+async def _clear(blobs: str) -> None:
+    directory = _directory(blobs)
+    if directory is not None:
+        return Disk().remove_tree(directory)
+    kept = await open_blobs(blobs)
+    try:
+        for blob in await _listed(blobs):
+            await kept.drop(blob.digest)
+    finally:
+        await kept.close()
+
+
+async def _listed(blobs: str) -> list[Blob]:
+    kept = await open_blobs(blobs, read_only=True)
+    try:
+        return [blob async for blob in kept.list()]
+    finally:
+        await kept.close()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What both kinds of blobs must do, and what a directory of them must do besides."""
+"""What every kind of blobs must do, and what a directory of them must do besides."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from perdure.core.values import Finding
 from perdure.engines import blobs_local, open_blobs
 from perdure.engines.blobs_local import CHUNK_BYTES, LocalBlobs
 from perdure.proving import hostile
+from perdure.proving.s3 import Server
 
 MANY = 1 << 40
 
@@ -63,11 +64,22 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.fixture(params=["memory", "file"])
-async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Blobs]:
-    opened = await open_blobs(
-        "memory://" if request.param == "memory" else f"file:///{tmp_path / 'blobs'}"
-    )
+@pytest.fixture(params=["memory", "file", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place for blobs that nobody else has used."""
+    match request.param:
+        case "memory":
+            return "memory://"
+        case "file":
+            return f"file:///{tmp_path / 'blobs'}"
+        case _:
+            server: Server = request.getfixturevalue("s3")
+            return server.url(tmp_path.name)
+
+
+@pytest.fixture
+async def blobs(url: str) -> AsyncIterator[Blobs]:
+    opened = await open_blobs(url)
     yield opened
     assert await found(opened) == []
     await opened.close()
@@ -186,9 +198,8 @@ async def test_without_its_claim_nothing_is_published(blobs: Blobs) -> None:
     assert await listed(blobs) == []
 
 
-@pytest.mark.parametrize("kind", ["memory", "file"])
-async def test_after_closing_everything_says_so(kind: str, tmp_path: Path) -> None:
-    closed = await open_blobs("memory://" if kind == "memory" else f"file:///{tmp_path}")
+async def test_after_closing_everything_says_so(url: str) -> None:
+    closed = await open_blobs(url)
     digest = (await put(closed, b"x")).digest
     await closed.close()
     await closed.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from perdure.engines import open_blobs, open_engine
 from perdure.engines.blobs_memory import MemoryBlobs
 from perdure.engines.checked import Checked
 from perdure.engines.failing import Edge, Failing, Fault, raising
+from perdure.proving.s3 import Server
 from perdure.proving.sweeping import lost_to_a_sweep
 from perdure.services.blobs import BlobKeeper
 from perdure.surfaces.blobs import CLAIM_KEPT_S, BlobUses, Claim
@@ -48,12 +49,26 @@ async def digests(blobs: Blobs) -> list[str]:
     return [blob.digest async for blob in blobs.list()]
 
 
+places = ["memory://"]
+"""Where keepers keep blobs; the last one is in force."""
+
+
+@pytest.fixture(params=["memory", "s3"], autouse=True)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A place for blobs that nobody else has used."""
+    if request.param == "s3":
+        server: Server = request.getfixturevalue("s3")
+        places.append(server.url(tmp_path.name))
+    yield places[-1]
+    del places[1:]
+
+
 async def open_keeper(
     around: Callable[[Engine], Engine] = lambda engine: engine, blobs: Blobs | None = None
 ) -> tuple[BlobKeeper, Clock, Checked]:
     clock = Clock()
     engine = Checked(around(await open_engine("memory://", BlobUses.promise.layouts, clock=clock)))
-    kept = blobs or await open_blobs("memory://")
+    kept = blobs or await open_blobs(places[-1])
     return BlobKeeper(engine, kept, clock, BOOT), clock, engine
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from perdure.engines.postgres import PostgresEngine
 
 _SCHEMES = "memory://, sqlite:///PATH, postgresql://HOST/DATABASE?schema=NAME"
-_BLOB_SCHEMES = "memory://, file:///DIRECTORY"
+_BLOB_SCHEMES = "memory://, file:///DIRECTORY, s3://BUCKET/PREFIX"
 
 
 async def open_engine(
@@ -169,11 +169,13 @@ async def open_blobs(
     disk: Disk | None = None,
     read_only: bool = False,
     shared: bool = False,
+    owner: str | None = None,
 ) -> Blobs:
     """Open the blobs at `url`, removing what a crash left unpublished unless `read_only`. They may
-    be `shared` by processes of one host where the engine is.
+    be `shared` by processes where the engine is: of one host in a directory, of any in S3. `owner`
+    is the id of the store they belong to, where it is known.
 
-    Raises `Invalid` for a URL that names no place for blobs, and `StoreLocked`.
+    Raises `Invalid` for a URL that names no place for blobs or another store's, and `StoreLocked`.
     """
     scheme, separator, path = url.partition("://")
     if url == "memory://":
@@ -190,4 +192,12 @@ async def open_blobs(
             read_only=read_only,
             shared=shared,
         )
-    raise Invalid(f"no blobs are kept at {url!r}; the known forms are {_BLOB_SCHEMES}.")
+    if scheme == "s3" and separator:
+        try:
+            from perdure.engines.blobs_s3 import S3Blobs
+        except ModuleNotFoundError as error:
+            raise Invalid(f"s3:// needs {error.name}: install perdure[s3].") from None
+        clock = clock or SystemClock()
+        return await S3Blobs.open(url, clock=clock, owner=owner, read_only=read_only, shared=shared)
+    where = without_credentials(url)
+    raise Invalid(f"no blobs are kept at {where!r}; the known forms are {_BLOB_SCHEMES}.")

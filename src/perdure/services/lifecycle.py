@@ -172,7 +172,11 @@ class Node:
 
     async def _open_blobs(self, engine: Engine) -> Blobs:
         return await open_blobs(
-            self.config.blobs_url, clock=self.clock, disk=self._disk, shared=engine.shared
+            self.config.blobs_url,
+            clock=self.clock,
+            disk=self._disk,
+            shared=engine.shared,
+            owner=engine.store_id,
         )
 
     async def _once_unseen(self, open_it: Callable[[], Awaitable[T]]) -> T:
