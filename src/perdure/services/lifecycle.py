@@ -41,7 +41,7 @@ from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
 from perdure.services.fleet import HEARTBEAT_S as FLEET_HEARTBEAT_S
-from perdure.services.fleet import WATCH_S, Fleet
+from perdure.services.fleet import LEASE_S, WATCH_S, Fleet
 from perdure.services.gateway import Gateway, Store
 from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
@@ -304,6 +304,8 @@ class Node:
             return Readiness(False, (Check("recovery", False, f"starting: {running}"),))
         latched = self.state.engine.latched
         failing = self._supervisor.failing.get("heartbeat")
+        if not failing and self.fleet.silent_s > LEASE_S / 2:
+            failing = f"it has not answered for {self.fleet.silent_s:.1f} s"
         checks = (
             Check("engine", not (latched or failing), latched or failing or "writable"),
             Check("recovery", True, f"done in {self.startup.duration_s:.3f} s"),
