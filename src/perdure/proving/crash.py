@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.ending import told_as_interrupted
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check
-from perdure.proving.pair import Pair, PairStage
+from perdure.proving.pair import TAKEN_OVER_S, Pair, PairStage
 from perdure.proving.pair import life_of as pair_life_of
 from perdure.proving.planted import PLANTS
 from perdure.proving.workload import Actor
@@ -96,6 +97,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ready_max_s: float
     taken_over_p50_s: float = 0.0
     taken_over_max_s: float = 0.0
+    taken_over: int = 0
     violations: list[str]
     evidence: str
     again: str
@@ -122,6 +124,7 @@ def report(campaign: Campaign | Pair, cycles: int, again: str) -> Report:
         ready_max_s=round(ready_s[-1], 3),
         taken_over_p50_s=round(taken_s[len(taken_s) // 2], 3),
         taken_over_max_s=round(taken_s[-1], 3),
+        taken_over=len(campaign.moved) if isinstance(campaign, Pair) else 0,
         violations=list(dict.fromkeys(map(str, verdict.violations))),
         evidence=str(campaign.home),
         again=again,
@@ -163,12 +166,14 @@ async def run_pair(
     *,
     quiet: bool,
     seconds: float = math.inf,
+    patience_s: float = TAKEN_OVER_S,
 ) -> Report:
     """The same of two servers on one database."""
     Disk().make_directory(home)
     ends_s = time.monotonic() + seconds
     async with PairStage(home) as stage:
-        with Pair(stage, home, seed=seed, plant=plant, more=official()) as pair:
+        pair = Pair(*(stage, home), seed=seed, plant=plant, more=official(), patience_s=patience_s)
+        with pair:
             for cycle in range(1, cycles + 1):
                 life = pair_life_of(random.Random(f"{seed}/{cycle}"), cycle)
                 sound = await pair.live(life)
@@ -197,7 +202,8 @@ def show(told: Report) -> str:
     lines.append(f"ready      in {told.ready_p50_s} s (median), {told.ready_max_s} s at most")
     if told.taken_over_max_s:
         median_s, max_s = told.taken_over_p50_s, told.taken_over_max_s
-        lines.append(f"taken over in {median_s} s (median), {max_s} s at most")
+        work = f"{told.taken_over} responses and jobs that a dead server had begun"
+        lines.append(f"taken over in {median_s} s (median), {max_s} s at most: {work}")
     if told.ok:
         lines.append(f"{told.cycles} cycles, seed {told.seed}: no violation")
     else:
@@ -218,6 +224,9 @@ def main() -> None:
     parser.add_argument("--seed", default="1")
     parser.add_argument("--engine", choices=("sqlite", "postgres"), help="[default: by servers]")
     parser.add_argument("--servers", type=int, choices=(1, 2), default=1)
+    parser.add_argument(
+        "--patience", type=float, default=TAKEN_OVER_S, help="seconds for a takeover, of two"
+    )
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug that should be caught")
     parser.add_argument("--home", type=Path, help="where data and evidence go [default: temporary]")
     parser.add_argument("--json", action="store_true", help="print the report as JSON only")
@@ -225,8 +234,11 @@ def main() -> None:
     if options.engine not in (None, "sqlite" if options.servers == 1 else "postgres"):
         parser.error("one server is killed on sqlite, two are on postgres")
     home = options.home or Path(tempfile.mkdtemp(prefix="perdure-crash-"))
+    running = run
+    if options.servers == 2:
+        running = partial(run_pair, patience_s=options.patience)
     told = asyncio.run(
-        (run if options.servers == 1 else run_pair)(
+        running(
             home,
             options.cycles,
             options.seed,

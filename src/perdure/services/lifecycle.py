@@ -275,8 +275,11 @@ class Node:
                 _log.error("the lease could not be given back", error=str(error))
 
     def _blobs_at(self) -> str:
-        """Where the bytes of files are, so that processes of several hosts can compare."""
+        """Where the bytes of files are, so that processes of several hosts can compare: what one
+        has in memory is nobody else's."""
         url = self.config.blobs_url
+        if url.startswith("memory:"):
+            return f"{self.boot_id}:{url}"
         return f"{socket.gethostname()}:{url}" if url.startswith("file:") else url
 
     async def _recovered(self) -> list[SurfaceRecovery]:
