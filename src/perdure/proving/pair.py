@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -185,9 +185,12 @@ class Pair(Judging):
                 asyncio.create_task(self._labour(pair, life, number))
                 for number in range(life.workers)
             ]
-            await asyncio.wait(workers, timeout=life.after_s)
-            await self._strike(life.strike, *pair)
-            await asyncio.gather(*workers)
+            try:
+                await asyncio.wait(workers, timeout=life.after_s)
+                await self._strike(life.strike, *pair)
+                await asyncio.gather(*workers)
+            finally:
+                await _over(*workers)
         before = await self._snapshot(settled=False)
         async with self._both() as pair:
             rng = random.Random(f"{self.seed}/{self.history.cycle}/judge")
@@ -353,20 +356,19 @@ class Pair(Judging):
         async def unready() -> bool:
             return await client.status("/readyz") == 503
 
+        op = self.history.intend(RUNNER, "create", creates="conversation")
+        body = {"metadata": {"mark": op.mark}}
+        writing = asyncio.create_task(client.do(op, "POST", "/v1/conversations", body))
         try:
-            op = self.history.intend(RUNNER, "create", creates="conversation")
-            body = {"metadata": {"mark": op.mark}}
-            writing = asyncio.create_task(client.do(op, "POST", "/v1/conversations", body))
             await wait_until(unready, self._patience_s, "a server that is cut off and says so")
             alive = await client.status("/livez")
             holds(Check.LIVE, RUNNER, alive == 200, f"it is cut off, and /livez says {alive}")
             done = writing.done() and writing.exception() is None
             holds(Check.KEPT, RUNNER, not done, "it is cut off, and acknowledges a write")
-            writing.cancel()
-            await asyncio.wait((writing,))
         except Gone as gone:
             holds(Check.LIVE, RUNNER, False, f"it is cut off, and {gone}")
         finally:
+            await _over(writing)
             await client.close()
 
     async def _taken_over(self, dead: Served, living: Served) -> None:
@@ -453,3 +455,10 @@ class Pair(Judging):
     async def _snapshot(self, *, settled: bool) -> Snapshot:
         store = await Snapshot.of(self.data, self.home / "copy", verify=settled, url=self._url)
         return self.audit(store, settled=settled)
+
+
+async def _over(*tasks: asyncio.Task[Any]) -> None:
+    """End what may still go on; how it ends is known elsewhere, or of no interest."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
