@@ -7,6 +7,7 @@ ENGINE ?= sqlite
 HOST ?= 127.0.0.1
 PORT ?= 8420
 CYCLES ?= 200
+SERVERS ?= 1
 SEED ?= 1
 SECONDS ?= 120
 BUDGET ?= 7200
@@ -74,8 +75,9 @@ proof: .venv/.dev  ## the same by count instead of time: the cases that every ch
 fuzz: .venv/.dev  ## SECONDS of hostile bytes for each reader of what others wrote
 	$(BIN)/python -m perdure.proving.fuzz --seconds $(SECONDS) --seed $(SEED)
 
-crash: .venv/.dev  ## a longer crash campaign: CYCLES kills of a real server, judged from outside
-	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED)
+crash: .venv/.dev  ## CYCLES kills of a real server, or of SERVERS=2 on PostgreSQL, and the verdict
+	$(BIN)/python -m perdure.proving.crash --cycles $(CYCLES) --seed $(SEED) \
+		--servers $(SERVERS)
 
 evidence: .venv/.dev  ## torture, crash campaign and planted bugs in SECONDS, and their page
 	$(BIN)/python -m docs.evidence --seconds $(SECONDS) --seed $(SEED)

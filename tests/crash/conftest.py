@@ -9,7 +9,8 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from perdure.proving.campaign import Campaign, Stage
+from perdure.proving.campaign import Stage
+from perdure.proving.judging import Judging
 from perdure.proving.launcher import Death, Plan
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.victim import Victim
@@ -77,6 +78,6 @@ async def sdk(stage: Stage, request: pytest.FixtureRequest) -> AsyncIterator[Asy
         yield client
 
 
-def violations(campaign: Campaign) -> list[str]:
+def violations(campaign: Judging) -> list[str]:
     """What did not hold, for an assertion that shows it."""
     return list(dict.fromkeys(map(str, campaign.verdict.violations)))

@@ -87,7 +87,8 @@ async def join(
 
         async def join(**more: Any) -> Driver:
             usual = {"engine": url, "data": str(tmp_path), "upstream.url": upstream.url}
-            flags = usual | {"profile": "shared"} | more
+            usual |= {"profile": "shared", "blobs": f"file:///{tmp_path}/blobs"}
+            flags = usual | more
             node = Node(
                 load(environment={}, flags=flags),
                 environment={},
@@ -176,6 +177,10 @@ async def test_a_job_is_cancelled_wherever_it_runs(join: Join) -> None:
 async def test_a_process_that_would_keep_files_elsewhere_is_refused(
     join: Join, tmp_path: Path
 ) -> None:
+    first = await join(blobs="memory://")
+    with pytest.raises(PromiseBroken, match="Give all of them one place"):
+        await join(blobs="memory://")
+    await first.node.close()
     await join(blobs=f"file:///{tmp_path}/blobs")
     with pytest.raises(PromiseBroken, match="Give all of them one place"):
         await join(blobs=f"file:///{tmp_path}/elsewhere")

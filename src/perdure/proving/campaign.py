@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,23 +22,20 @@ import msgspec
 from perdure.core.disk import FULL
 from perdure.core.errors import PerdureError
 from perdure.core.promises import Promise
-from perdure.proving.actors import actors
 from perdure.proving.client import Client, Gone, Refused
+from perdure.proving.judging import RUNNER, Judging
 from perdure.proving.jumping import Jumps
 from perdure.proving.launcher import GAVE_UP, Death, Plan, Power
-from perdure.proving.oracle import Check, History, Verdict
+from perdure.proving.oracle import Check
 from perdure.proving.ports import kept_port
 from perdure.proving.refusing import Trouble
 from perdure.proving.snapshot import Snapshot
 from perdure.proving.upstream import ScriptedUpstream
 from perdure.proving.victim import Nursery, Victim
 from perdure.proving.waiting import TooLate, wait_until
-from perdure.proving.workload import Actor, Scene, Start, cover
+from perdure.proving.workload import Actor, Start
 from perdure.services.continuing import Continues
 from perdure.surfaces.state import PROMISES
-
-RUNNER = "server"
-"""Under which name the verdict counts what belongs to no surface."""
 
 _RESUMES_S = 15.0
 """How long writes may be refused when there is space again."""
@@ -110,10 +106,9 @@ class Stage:
         await self._stack.aclose()
 
 
-class Campaign:
-    """Runs lives in a directory of its own: `data` is the server's, all else the oracle's.
-    `more` are actors beyond those that the promises need; `edges` is where the servers tell which
-    durable edges they come by. Use it as a context."""
+class Campaign(Judging):
+    """Runs lives of one server. `edges` is where the servers tell which durable edges they come
+    by."""
 
     def __init__(
         self,
@@ -126,33 +121,14 @@ class Campaign:
         more: Sequence[Actor] = (),
         edges: Path | None = None,
     ) -> None:
-        home.mkdir(parents=True, exist_ok=True)
-        self.home = home
-        self.data = home / "data"
-        self.history = History(home / "history.jsonl")
-        self.verdict = Verdict()
-        self.actors = [*cover(promises, actors()), *more]
-        self.surfaces = tuple(actor.surface for actor in self.actors)
-        self.deaths: Counter[str] = Counter()
-        self.ready_s: list[float] = []
+        super().__init__(home, seed=seed, promises=promises, more=more)
         self.reached = False
         """Whether the planned death of the last life happened, or its disk failed."""
-        self.seed = seed
         self._plant = plant
         self._edges = edges
         self._stage = stage
-        self._stopped: set[int] = set()
-        self._given_up: set[int] = set()
-        self._last: Snapshot | None = None
         self._starts = 0
         self._continues: Continues = "no"
-        self._written: str | None = None
-
-    def __enter__(self) -> Campaign:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.history.close()
 
     async def live(self, life: Life) -> bool:
         """One life, death and judgement; whether everything has held so far."""
@@ -325,43 +301,12 @@ class Campaign:
         rng = random.Random(f"{self.seed}/{self.history.cycle}/judge")
         client = Client(victim.url, self.history, -1, rng)
         start = Start(victim.pid, frozenset(self._stopped), frozenset(self._given_up))
-        scene = Scene(client, before, start, self.history, self.verdict)
-        try:
-            if await self._write_at_once(client):
-                for actor in self.actors:
-                    await actor.judge(scene)
-        except Gone as gone:
-            self.verdict.holds(Check.LIVE, RUNNER, False, f"it died while it was judged: {gone}")
-        finally:
-            await client.close()
-
-    async def _write_at_once(self, client: Client) -> bool:
-        """The first write after readiness works, and the one of the life before is still there."""
-        holds = self.verdict.holds
-        op = self.history.intend(RUNNER, "create", creates="conversation")
-        body = {"metadata": {"mark": op.mark}}
-        first = await client.do(op, "POST", "/v1/conversations", body)
-        works = first.status == 200
-        if not holds(Check.OPENS, RUNNER, works, f"ready, and a write got {first.status}"):
-            return False
-        if self._written is not None:
-            kept = await client.get(f"/v1/conversations/{self._written}")
-            holds(Check.GOES_ON, RUNNER, kept.status == 200, f"{self._written}: {kept.status}")
-        self._written = first.json()["id"]
-        return True
+        await self.judge(client, before, start)
 
     async def _snapshot(self, *, settled: bool) -> Snapshot:
         """Read the dead store, and judge what lies in it."""
         store = await Snapshot.of(self.data, self.home / "copy", verify=settled)
-        self.verdict.none(Check.SOUND, RUNNER, store.findings)
-        leftover = [name for name in store.files if name.endswith(".tmp")]
-        self.verdict.holds(Check.CLEAN, RUNNER, not (settled and leftover), f"files {leftover}")
-        if self._last is not None:
-            self.verdict.none(Check.VERSIONS, RUNNER, list(store.fell_behind(self._last)))
-        self._last = store
-        for actor in self.actors:
-            actor.audit(store, self.history, self.verdict, settled=settled)
-        return store
+        return self.audit(store, settled=settled)
 
     async def _start(
         self,

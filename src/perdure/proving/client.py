@@ -28,8 +28,8 @@ class Gone(Exception):
 
 
 class Refused(Exception):
-    """A server whose disk fails refused to write; the text is the code. What it was asked for is
-    unknown: some of it may have been done before."""
+    """A server whose disk fails refused to write, or one that is excused refused anything; the text
+    is the code. What it was asked for is unknown: some of it may have been done before."""
 
 
 class Harmed(Exception):
@@ -63,10 +63,12 @@ class Event(msgspec.Struct):
 
 
 class Client:
-    """One worker's connection. Its choices come from `rng` alone, so that a seed repeats them."""
+    """One worker's connection. Its choices come from `rng` alone, so that a seed repeats them.
+    While its server is `excused`, that may refuse by 503, or answer nothing."""
 
     def __init__(self, url: str, history: History, worker: int, rng: random.Random) -> None:
         self.url = url
+        self.excused = False
         self.history = history
         self.worker = worker
         self.rng = rng
@@ -184,7 +186,7 @@ class Client:
 
     def _look_at_error(self, what: str, event: bytes) -> None:
         """A stream whose store fails, or whose events are damaged, ends with the reason."""
-        if self.history.failing:
+        if self.history.failing or self.excused:
             raise Refused(what)
         if harm(event, self.history.harmed):
             raise Harmed(what)
@@ -198,6 +200,8 @@ class Client:
             self.history.settle(op, "unknown", status)
 
     def _look(self, what: str, response: httpx.Response) -> None:
+        if response.status_code == 503 and self.excused:
+            raise Refused(what)
         if response.status_code == 503 and self.history.stopping:
             return
         refused = self.history.failing and refusal(response.status_code, response.content)
@@ -212,7 +216,7 @@ class Client:
             self.history.complaints.append(f"{what} was answered {response.status_code}: {told}")
 
     def _gone(self, what: str, error: Exception) -> Gone:
-        if isinstance(error, httpx.TimeoutException | TimeoutError):
+        if isinstance(error, httpx.TimeoutException | TimeoutError) and not self.excused:
             self.history.complaints.append(f"{what} had no answer within {DEADLINE_S:g} s")
         return Gone(f"{what}: {str(error) or type(error).__name__}")
 

@@ -1,4 +1,5 @@
-"""The crash campaign as a command: `python -m perdure.proving.crash --cycles 200 --seed 1`.
+"""The crash campaign as a command: `python -m perdure.proving.crash --cycles 200 --seed 1`; with
+`--servers 2`, of two servers on one PostgreSQL (see `pair`).
 
 Every choice comes from the seed: what the workers do, where and how the server dies, what survives
 a power cut. It prints what was judged, and ends with 1 and the command that repeats it if anything
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +29,8 @@ from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.ending import told_as_interrupted
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check
+from perdure.proving.pair import TAKEN_OVER_S, Pair, PairStage
+from perdure.proving.pair import life_of as pair_life_of
 from perdure.proving.planted import PLANTS
 from perdure.proving.workload import Actor
 
@@ -91,14 +95,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     operations: dict[str, int]
     ready_p50_s: float
     ready_max_s: float
+    taken_over_p50_s: float = 0.0
+    taken_over_max_s: float = 0.0
+    taken_over: int = 0
     violations: list[str]
     evidence: str
     again: str
 
 
-def report(campaign: Campaign, cycles: int, again: str) -> Report:
+def report(campaign: Campaign | Pair, cycles: int, again: str) -> Report:
     """The numbers of a campaign so far."""
     verdict, ready_s = campaign.verdict, sorted(campaign.ready_s) or [0.0]
+    taken_s = sorted(campaign.taken_s if isinstance(campaign, Pair) else ()) or [0.0]
     checks: Counter[str] = Counter()
     surfaces: Counter[str] = Counter()
     for (check, surface), count in verdict.judged.items():
@@ -114,6 +122,9 @@ def report(campaign: Campaign, cycles: int, again: str) -> Report:
         operations=dict(Counter(op.outcome for op in campaign.history.ops)),
         ready_p50_s=round(ready_s[len(ready_s) // 2], 3),
         ready_max_s=round(ready_s[-1], 3),
+        taken_over_p50_s=round(taken_s[len(taken_s) // 2], 3),
+        taken_over_max_s=round(taken_s[-1], 3),
+        taken_over=len(campaign.moved) if isinstance(campaign, Pair) else 0,
         violations=list(dict.fromkeys(map(str, verdict.violations))),
         evidence=str(campaign.home),
         again=again,
@@ -147,7 +158,35 @@ async def run(
     return report(campaign, cycle, again)
 
 
-def _told(campaign: Campaign) -> str:
+async def run_pair(
+    home: Path,
+    cycles: int,
+    seed: str,
+    plant: str | None,
+    *,
+    quiet: bool,
+    seconds: float = math.inf,
+    patience_s: float = TAKEN_OVER_S,
+) -> Report:
+    """The same of two servers on one database."""
+    Disk().make_directory(home)
+    ends_s = time.monotonic() + seconds
+    async with PairStage(home) as stage:
+        pair = Pair(*(stage, home), seed=seed, plant=plant, more=official(), patience_s=patience_s)
+        with pair:
+            for cycle in range(1, cycles + 1):
+                life = pair_life_of(random.Random(f"{seed}/{cycle}"), cycle)
+                sound = await pair.live(life)
+                if not quiet:
+                    print(f"{cycle:4}/{cycles} {life}: {_told(pair)}", flush=True)
+                if not sound or time.monotonic() > ends_s:
+                    break
+    planted = f" --plant {plant}" if plant else ""
+    again = f"python -m perdure.proving.crash --servers 2 --cycles {cycle} --seed {seed}{planted}"
+    return report(pair, cycle, again)
+
+
+def _told(campaign: Campaign | Pair) -> str:
     verdict = campaign.verdict
     ready = f"ready in {campaign.ready_s[-1]:.2f} s" if campaign.ready_s else "not ready"
     return f"{ready}, {sum(verdict.judged.values())} judged, {len(verdict.violations)} violations"
@@ -161,6 +200,10 @@ def show(told: Report) -> str:
         lines.append("the package openai is not installed, so its client took no part")
     lines += ["operations " + _listed(told.operations), "deaths     " + _listed(told.deaths)]
     lines.append(f"ready      in {told.ready_p50_s} s (median), {told.ready_max_s} s at most")
+    if told.taken_over_max_s:
+        median_s, max_s = told.taken_over_p50_s, told.taken_over_max_s
+        work = f"{told.taken_over} responses and jobs that a dead server had begun"
+        lines.append(f"taken over in {median_s} s (median), {max_s} s at most: {work}")
     if told.ok:
         lines.append(f"{told.cycles} cycles, seed {told.seed}: no violation")
     else:
@@ -179,13 +222,23 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=math.inf, help="end after these")
     parser.add_argument("--seed", default="1")
+    parser.add_argument("--engine", choices=("sqlite", "postgres"), help="[default: by servers]")
+    parser.add_argument("--servers", type=int, choices=(1, 2), default=1)
+    parser.add_argument(
+        "--patience", type=float, default=TAKEN_OVER_S, help="seconds for a takeover, of two"
+    )
     parser.add_argument("--plant", choices=sorted(PLANTS), help="a bug that should be caught")
     parser.add_argument("--home", type=Path, help="where data and evidence go [default: temporary]")
     parser.add_argument("--json", action="store_true", help="print the report as JSON only")
     options = parser.parse_args()
+    if options.engine not in (None, "sqlite" if options.servers == 1 else "postgres"):
+        parser.error("one server is killed on sqlite, two are on postgres")
     home = options.home or Path(tempfile.mkdtemp(prefix="perdure-crash-"))
+    running = run
+    if options.servers == 2:
+        running = partial(run_pair, patience_s=options.patience)
     told = asyncio.run(
-        run(
+        running(
             home,
             options.cycles,
             options.seed,

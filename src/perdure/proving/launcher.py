@@ -70,13 +70,15 @@ class Power(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One start of a server, and how it is to end; without `death` it runs until it is killed. Its
+    """One start of a server, and how it is to end; without `death` it runs until it is killed. It
+    uses the `engine`, which it may share with others, SQLite in its data directory if none. Its
     disk may be in `trouble`, and then no power is cut; its `clock` may jump. Which durable edges it
     comes by is told in the file `edges`."""
 
     data: str
     port: int
     upstream: str
+    engine: str | None = None
     continues: Continues = "no"
     death: Death | None = None
     power: Power | None = None
@@ -115,6 +117,8 @@ def run(plan: Plan) -> None:
     """Be the server of a plan, until it is stopped or dies."""
     flags = {
         "data": plan.data,
+        "engine": plan.engine,
+        "profile": None if plan.engine is None else "shared",
         "port": plan.port,
         "upstream.url": plan.upstream,
         "upstream.continues": plan.continues,

@@ -101,6 +101,9 @@ class History:
         """Whether the server was asked to stop, so that it may refuse work."""
         self.failing = False
         """Whether its disk fails, so that it may refuse to write."""
+        self.fenced = False
+        """Whether one was taken for dead that was not: the bytes of what it could not commit any
+        more are left to the next sweep."""
         self.harmed: tuple[str, ...] = ()
         """What is damaged in its store, by the names it must use when it says so."""
         self.complaints: list[str] = []

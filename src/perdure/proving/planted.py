@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perdure.core import disk
 from perdure.core.batch import Append, Batch, Op, Put, RecordOp, layout_of, put
+from perdure.core.batch import Check as BatchCheck
 from perdure.core.disk import Lock, Writer
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, Damaged, Latched, Unavailable
@@ -34,12 +35,13 @@ from perdure.engines.sqlite_wal import stamp
 from perdure.engines.wrapping import Wrapping
 from perdure.services import background, gateway, lifecycle, sweeper
 from perdure.services.continuing import Continuation
+from perdure.services.fleet import Fleet
 from perdure.surfaces.blobs import BlobUses, Claim
 from perdure.surfaces.boots import BOOTS
 from perdure.surfaces.conversations import CONVERSATIONS, Conversation, Conversations
 from perdure.surfaces.files import FILES
 from perdure.surfaces.idempotency import IDEMPOTENCY
-from perdure.surfaces.jobs import JOB_EVENTS, JOBS
+from perdure.surfaces.jobs import JOB_EVENTS, JOBS, Job, Jobs
 
 T = TypeVar("T")
 
@@ -193,6 +195,14 @@ class Changes(Wrapping):
 
     async def commit(self, batch: Batch) -> Committed:
         return await super().commit(Batch(tuple(map(self._change, batch.ops)), batch.operation_id))
+
+
+class WritesOn(Wrapping):
+    """Looks at nothing that a commit is made on condition of, its own lease included."""
+
+    async def commit(self, batch: Batch) -> Committed:
+        ops = tuple(_without_precondition(op) for op in batch.ops if not isinstance(op, BatchCheck))
+        return await super().commit(Batch(ops, batch.operation_id))
 
 
 class HidesFailures(Wrapping):
@@ -349,6 +359,25 @@ class _Forgetful(WeakSet[Lock]):
         pass
 
 
+async def _never(*args: object) -> bool:
+    return False
+
+
+def _keep_epoch() -> None:
+    """Take a job over under the number that its last owner had."""
+    begin = Jobs.begin
+
+    def begins(
+        self: Jobs, held: Record[Job], runner: str, *, at_s: int, continued: bool = False
+    ) -> tuple[Batch, Record[Job]]:
+        job = held.value
+        again = msgspec.structs.replace(job, attempt=max(job.attempt - 1, 0))
+        had = msgspec.structs.replace(held, value=again)
+        return begin(self, had, runner, at_s=at_s, continued=continued)
+
+    _replace("begin", begins, Jobs)
+
+
 def _write_over() -> None:
     """A conversation is read, changed and written, whatever was written to it meanwhile."""
 
@@ -456,6 +485,12 @@ PLANTS: dict[str, Plant] = {
     "reads-behind": Plant(
         "who reads waits behind those whose uploads are synced",
         patch=lambda: _replace("off_loop_to_write", off_loop, blobs_local),
+    ),
+    "writes-on": Plant("who was taken for dead writes on", engine=WritesOn),
+    "keeps-epoch": Plant("a takeover does not raise the epoch", patch=_keep_epoch),
+    "leaves-the-dead": Plant(
+        "nobody ends the lease of a process that is dead",
+        patch=lambda: _replace("_end", _never, Fleet),
     ),
     "ready-too-soon": Plant("readiness does not wait for recovery", app=ReadyTooSoon),
 }

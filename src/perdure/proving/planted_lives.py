@@ -63,9 +63,13 @@ CASES: dict[str, Case] = {
     ),
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
+PAIRS = {"writes-on": "pause", "keeps-epoch": "kill", "leaves-the-dead": "kill"}
+"""Plants that show where two servers use one database, and the strike that shows each."""
+
 ELSEWHERE = {
     *("trusts-rows", "hides-damage", "hides-failures", "stops-reading", "trusts-clock"),
     *("writes-beside", "keeps-lock", "writes-over", "reads-behind", "starts-in-line"),
+    *PAIRS,
 }
 """Plants that need a damaged store, a failing or slow disk, a clock that jumps, a second owner or
 clients that contend, and so other cases than lives."""

@@ -4,7 +4,8 @@ the one answer that matters.
 Faults that an engine must survive, each at a COMMIT or at any moment:
 - the connection is cut before the server has the COMMIT: it never happened, and is tried again;
 - it is cut after the server committed and before the client hears of it: it happened once;
-- both sides stay connected and nothing arrives any more, so that only time tells;
+- both sides stay connected and nothing arrives any more, so that only time tells; or it arrives
+  when the network is back;
 - everything is late.
 
 It understands no more of the protocol than that a COMMIT is a message which holds that word.
@@ -36,6 +37,10 @@ class Proxy:
         self.delay_s = 0.0
         self.refusing = False
         self.then_refuse = False
+        self.passing = asyncio.Event()
+        """Unset, everything is held back, and who connects hears nothing."""
+
+        self.passing.set()
         self._target = target
         self._open: set[asyncio.StreamWriter] = set()
 
@@ -49,6 +54,7 @@ class Proxy:
         if self.refusing:
             answers.transport.abort()
             return
+        await self.passing.wait()
         server, asks = await asyncio.open_unix_connection(str(self._target))
         self._open |= {answers, asks}
         struck: list[At] = []
@@ -72,6 +78,7 @@ class Proxy:
         with suppress(OSError):
             while piece := await client.read(_PIECE_BYTES):
                 await asyncio.sleep(self.delay_s)
+                await self.passing.wait()
                 if b"COMMIT\0" in piece and (fault := self._fault()) is not None:
                     struck.append(fault)
                     if fault == "before":
@@ -95,6 +102,7 @@ class Proxy:
                     continue
                 if struck:
                     return
+                await self.passing.wait()
                 answers.write(piece)
                 await answers.drain()
 

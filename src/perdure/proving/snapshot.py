@@ -56,13 +56,22 @@ class Snapshot:
 
     @classmethod
     async def of(
-        cls, data: Path, scratch: Path, *, verify: bool, layouts: Sequence[Layout] = LAYOUTS
+        cls,
+        data: Path,
+        scratch: Path,
+        *,
+        verify: bool,
+        layouts: Sequence[Layout] = LAYOUTS,
+        url: str | None = None,
     ) -> Snapshot:
-        """Copy the store of a process that is dead, open the copy, read it. Raises what opening
-        or reading raises."""
+        """Copy the store of a process that is dead, open the copy, read it. A store that is
+        elsewhere, at `url`, is read as it is. Raises what opening or reading raises."""
         found = cls()
         found.files = _copy(data, scratch)
-        engine = await open_engine(f"sqlite:///{scratch / STORE}", layouts)
+        if url is None:
+            engine = await open_engine(f"sqlite:///{scratch / STORE}", layouts)
+        else:
+            engine = await open_engine(url, layouts, read_only=True)
         try:
             if verify:
                 async for finding in engine.verify():
@@ -139,7 +148,7 @@ def _copy(data: Path, scratch: Path) -> dict[str, bytes]:
     """Copy the directory; returns what is in it."""
     if scratch.exists():
         shutil.rmtree(scratch)
-    shutil.copytree(data, scratch, ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(data, scratch, ignore=shutil.ignore_patterns("*.sock*"))
     return {
         str(path.relative_to(scratch)): path.read_bytes()
         for path in sorted(scratch.rglob("*"))

@@ -26,12 +26,14 @@ OLDER = 6
 
 class Start(msgspec.Struct, frozen=True):
     """What the runner itself knows: the process that was started, and the pids of those before it
-    that were asked to stop and did. Those `given_up` ended by themselves, as their disk failed,
-    and may have closed their store or not."""
+    that were asked to stop and did. Those `given_up` ended by themselves, as their disk failed or
+    others took them for dead, and may have closed their store or not. Those `beside` serve the same
+    store at the same time, and do some of the work of a start."""
 
     pid: int
     stopped: frozenset[int]
     given_up: frozenset[int] = frozenset()
+    beside: frozenset[int] = frozenset()
 
 
 class Scene:

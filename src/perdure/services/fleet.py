@@ -68,6 +68,12 @@ class Fleet:
         """What goes with every commit by which this boot begins something of its own."""
         return self._state.boots.alive(self.boot_id) if self._shared else Batch()
 
+    @property
+    def silent_s(self) -> float:
+        """How long ago this boot gave its last sign of life. After half a lease it may still write,
+        and must not be asked to: by the end of it others will have taken over."""
+        return self._clock.monotonic_s() - self._beat_at_s if self._shared else 0.0
+
     async def lives(self, boot_id: str | None) -> bool:
         """Whether a boot is alive. Who is not known is looked for in the store, after the record
         that names it was read: it may have begun a moment ago."""

@@ -41,7 +41,7 @@ from perdure.services.context import Context
 from perdure.services.conversations import Conversations
 from perdure.services.files import Files
 from perdure.services.fleet import HEARTBEAT_S as FLEET_HEARTBEAT_S
-from perdure.services.fleet import WATCH_S, Fleet
+from perdure.services.fleet import LEASE_S, WATCH_S, Fleet
 from perdure.services.gateway import Gateway, Store
 from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
@@ -279,8 +279,11 @@ class Node:
                 _log.error("the lease could not be given back", error=str(error))
 
     def _blobs_at(self) -> str:
-        """Where the bytes of files are, so that processes of several hosts can compare."""
+        """Where the bytes of files are, so that processes of several hosts can compare: what one
+        has in memory is nobody else's."""
         url = self.config.blobs_url
+        if url.startswith("memory:"):
+            return f"{self.boot_id}:{url}"
         return f"{socket.gethostname()}:{url}" if url.startswith("file:") else url
 
     async def _recovered(self) -> list[SurfaceRecovery]:
@@ -308,6 +311,8 @@ class Node:
             return Readiness(False, (Check("recovery", False, f"starting: {running}"),))
         latched = self.state.engine.latched
         failing = self._supervisor.failing.get("heartbeat")
+        if not failing and self.fleet.silent_s > LEASE_S / 2:
+            failing = f"it has not answered for {self.fleet.silent_s:.1f} s"
         checks = (
             Check("engine", not (latched or failing), latched or failing or "writable"),
             Check("recovery", True, f"done in {self.startup.duration_s:.3f} s"),

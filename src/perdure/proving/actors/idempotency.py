@@ -27,13 +27,14 @@ _RETRIED_WITHIN_S = 45.0
 class Named(msgspec.Struct):
     """A request that will be sent again: under a key of its own, or without one and counting, as
     the official SDKs do. `answer` is the first one that arrived whole; of one that was not to be
-    stored, only the process that gave it can give it again."""
+    stored, only the process that gave it can give it again, which answered at `url`."""
 
     op: Op
     key: str | None
     path: str
     body: dict[str, Any]
     sent_s: float
+    url: str
     answer: bytes | None = None
 
     @property
@@ -71,7 +72,7 @@ class IdempotencyActor:
             return
         op = client.history.intend(SURFACE, "create")
         key = f"key {op.mark}" if client.rng.random() < 0.7 else None
-        named = Named(op, key, "/v1/responses", {}, time.monotonic())
+        named = Named(op, key, "/v1/responses", {}, time.monotonic(), client.url)
         kind = client.rng.randrange(3)
         if kind == 0:
             named.path, named.body = "/v1/conversations", {"metadata": {"mark": op.mark}}
@@ -91,7 +92,8 @@ class IdempotencyActor:
         if not named.may_be_sent_again(client.history):
             return
         answer = await named.send(client)
-        alive = named.stored or named.op.cycle == client.history.cycle
+        sent = (named.op.cycle, named.url)
+        alive = named.stored or sent == (client.history.cycle, client.url)
         if alive and answer.body != named.answer:
             client.history.complaints.append(f"{named.op}: a repeat got another answer")
         if named.key is None:

@@ -52,7 +52,7 @@ class OfficialActor:
         except openai.APIConnectionError as error:
             raise Gone(f"the official client: {error}") from error
         except (openai.APIStatusError, RuntimeError) as error:
-            if not (client.history.stopping or client.history.failing):
+            if not (client.history.stopping or client.history.failing or client.excused):
                 client.history.complaints.append(f"the official client refuses: {error!r}")
             return
         client.history.settle(op, "acknowledged", 200)

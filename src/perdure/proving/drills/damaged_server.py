@@ -27,10 +27,11 @@ from perdure.engines import open_engine
 from perdure.engines.blobs_local import LocalBlobs
 from perdure.engines.sqlite_driver import connect
 from perdure.engines.sqlite_schema import STREAM_SHIFT
-from perdure.proving.campaign import RUNNER, Campaign, Life, Stage
+from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.client import Client, Gone, Harmed
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import DAMAGE
+from perdure.proving.judging import RUNNER
 from perdure.proving.launcher import Death, Plan
 from perdure.proving.oracle import Check, History, Op, Verdict
 from perdure.proving.snapshot import BLOBS, STORE, Snapshot
