@@ -25,11 +25,11 @@ class Ordered:
         self._orders.update({index: [] for index in records.indexes})
 
     def fill(self, columns: Mapping[str, Columns]) -> None:
-        """Take many places at once, into an empty one: sorting is cheaper than as many `set`s."""
-        self.columns.update(columns)
+        """Hold these places and no others: to sort many is cheaper than as many `set`s."""
+        self.columns = dict(columns)
         for index, order in self._orders.items():
             found = (self._sort_key(index, place, own) for place, own in columns.items())
-            order.extend(sorted(key for key in found if key is not None))
+            order[:] = sorted(key for key in found if key is not None)
 
     def set(self, place: str, columns: Columns | None) -> None:
         """Put a place where its columns belong; None takes it away."""
