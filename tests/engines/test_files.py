@@ -26,7 +26,14 @@ from perdure.core.errors import (
 )
 from perdure.core.layouts import Index, Records
 from perdure.core.values import Tip
-from perdure.engines import files, files_commit, files_format, open_engine, restore_engine
+from perdure.engines import (
+    accept_engine,
+    files,
+    files_commit,
+    files_format,
+    open_engine,
+    restore_engine,
+)
 from perdure.engines.files_format import Identity, StreamFile, entry_line
 from perdure.engines.files_names import encoded, log_path, record_path
 from perdure.proving import hostile
@@ -134,6 +141,40 @@ async def test_what_a_hand_changed_is_damaged_and_the_rest_goes_on(
     await engine.commit(put(FACTS, A, Note()) + drop(EVENTS, A) + append(EVENTS, A, [Note()]))
     assert [it async for it in engine.verify()] == []
     await engine.close()
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=EDITS)
+async def test_what_a_hand_changed_is_taken_when_it_is_accepted(edit: str, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    engine = await opened(root)
+    await engine.commit(put(FACTS, A, Note(body="old"), attachment=b"kept"))
+    await engine.commit(append(EVENTS, A, [Note(body="first"), Note(body="second"), Note()]))
+    await engine.commit(put(FACTS, A, Note(body="old"), attachment=b"kept"))
+    await engine.close()
+    EDITS[edit](root)
+    accepted = await accept_engine(f"file:///{root}", LAYOUTS)
+    assert [one.kind for one in accepted] == ["accepted"]
+    assert await findings(root) == []
+    assert await accept_engine(f"file:///{root}", LAYOUTS) == []
+    engine = await opened(root)
+    record = await engine.get(FACTS, A)
+    bodies = [entry.value.body for entry in await engine.read(EVENTS, A, limit=9)]
+    tip = await engine.tip(EVENTS, A)
+    await engine.close()
+    if edit in ("another key", "a file that is gone"):
+        assert record is None
+    else:
+        body = "new" if edit == "a value" else "old"
+        assert (there(record).value.body, there(record).attachment) == (body, b"kept")
+    changed = {"an entry": "SECOND", "an entry that is gone": None, "a log that is gone": None}
+    second = [changed.get(edit, "second")] if changed.get(edit, "second") else []
+    assert bodies == ([] if edit == "a log that is gone" else ["first", *second, None])
+    assert tip.incarnation == (2 if edit in changed else 1)
+
+
+async def test_only_files_are_changed_by_hand(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="plain files"):
+        await accept_engine(f"sqlite:///{tmp_path}/state.db", LAYOUTS)
 
 
 async def test_a_file_that_nobody_asked_for_is_named(tmp_path: Path) -> None:

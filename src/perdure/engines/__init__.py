@@ -15,6 +15,7 @@ from perdure.core.engine import Engine, Progress, Salvaged
 from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
 from perdure.core.offload import steps_off_loop
+from perdure.core.values import Finding
 
 if TYPE_CHECKING:
     from perdure.engines.postgres import PostgresEngine
@@ -152,6 +153,24 @@ def _restoring(
     from perdure.engines.sqlite_recovery import Place as Database
 
     return sqlite_backup.restore_steps(Database(path, clock, disk), source, layouts)
+
+
+async def accept_engine(url: str, layouts: Sequence[Layout]) -> list[Finding]:
+    """Take what hands changed in the files of the store at `url` for what is stored there, and say
+    what that was. Raises `Invalid` where a store has no such files, and what `open_engine` does."""
+    scheme, separator, path = url.partition("://")
+    if scheme != "file" or not separator or len(path) < 2:
+        raise Invalid(
+            f"only what is kept in plain files is changed by hand: file:///DIRECTORY, and not "
+            f"{without_credentials(url)!r}."
+        )
+    from perdure.engines.files import FilesEngine
+
+    engine = await FilesEngine.open(path[1:], layouts, clock=SystemClock(), disk=Disk())
+    try:
+        return [finding async for finding in engine.accept()]
+    finally:
+        await engine.close()
 
 
 async def salvage_engine(

@@ -40,6 +40,7 @@ from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.rows import At, Row, Rows, check_known, fill, sections
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
+from perdure.engines.files_accept import acceptances
 from perdure.engines.files_backup import Moment, backup_steps
 from perdure.engines.files_commit import Committer
 from perdure.engines.files_read import stored_entries
@@ -281,6 +282,23 @@ class FilesEngine:
             found = await off_loop(list, strays(self._root, known))
         for finding in found:
             yield finding
+
+    async def accept(self) -> AsyncIterator[Finding]:
+        """Take for what is stored what somebody changed in the files, and say what that was; see
+        `files_accept`. Nobody else may use the store meanwhile."""
+        self._check_open()
+        if self._committer is not None:
+            await self._committer.flush()
+        records = [row for row in self._state.records.values() if row.version > 0]
+        streams = [row for row in self._state.streams.values() if row.size_bytes]
+        layouts = {layout.name: layout for layout in self._layouts}
+        steps = acceptances(self._root, layouts, records, streams)
+        async with aclosing(steps_off_loop(steps)) as found:
+            async for accepted in found:
+                if accepted is not None:
+                    for batch in accepted[1]:
+                        await self.commit(batch)
+                    yield accepted[0]
 
     async def usage(self) -> Usage:
         self._check_open()
