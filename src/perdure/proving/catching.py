@@ -351,7 +351,11 @@ BUGS: tuple[Bug, ...] = (
             *(part, f"two-owners / {drill.subject}"),
             partial(_by_drill, drill, Disk, "lock", _lock_nothing),
         )
-        for part, drill in (("SQLite engine", OwnedEngine()), ("blob store", OwnedBlobs()))
+        for part, drill in (
+            ("SQLite engine", OwnedEngine()),
+            ("files engine", OwnedEngine(subject="files")),
+            ("blob store", OwnedBlobs()),
+        )
     ),
     Bug(
         PLANTS["writes-beside"].says,

@@ -31,6 +31,7 @@ _PARTS: tuple[Subject, ...] = ("engine", "blobs", "server")
 
 PER_CHANGE = {
     "process-crash / engine": 50,
+    "process-crash / files": 20,
     "process-crash / process": 5,
     "process-crash / server": 10,
     "process-crash / postgres": 30,

@@ -28,6 +28,7 @@ from perdure.proving.drills.slow_server import SlowServer
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
+    KilledWriter("files"),
     KilledCalls(),
     ContendingClients(),
     KilledBlobs(),
@@ -57,6 +58,7 @@ DRILLS: tuple[Drill, ...] = (
     JumpedBlobs(),
     JumpedServer(),
     OwnedEngine(),
+    OwnedEngine(subject="files"),
     OwnedBlobs(),
     OwnedServer(),
     SlowEngine(),

@@ -22,6 +22,13 @@ process of its own, seen from the kernel's side; a `history` is what several cli
 were told, `http` what those of a server were, `ext4` that file system under engine and blobs, and
 `postgres` a database of its own under an engine."""
 
+STORES: dict[str, tuple[str, str]] = {
+    "engine": ("sqlite:///{}/state.db", "state.db.lock"),
+    "files": ("file:///{}/state", "state/.perdure/lock"),
+}
+"""Of subjects that are engines with one owner: the URL of a store in a directory, and its lock
+file."""
+
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""
 
