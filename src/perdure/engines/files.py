@@ -99,7 +99,11 @@ class FilesEngine:
         store = await off_loop(
             open_store, place, layouts, read_only=read_only, note=note, copy_of=copy_of
         )
-        return cls(store, layouts, read_only=read_only)
+        try:
+            return cls(store, layouts, read_only=read_only)
+        except BaseException:
+            store.release()
+            raise
 
     @property
     def latched(self) -> str | None:
@@ -305,7 +309,9 @@ class FilesEngine:
         if self._committer is not None:
             await self._committer.flush()
         async with self._still():
-            return await off_loop(usage_of, self._root, self._state)
+            usage = await off_loop(usage_of, self._root, self._state)
+        self.stats.stored_size_bytes = usage.total_bytes
+        return usage
 
     async def backup(self, into: Path, progress: Progress) -> Snapshot:
         self._check_open()

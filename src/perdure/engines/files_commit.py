@@ -83,7 +83,8 @@ class Committer:
         self._hurry = asyncio.Event()
         self._round = asyncio.Event()
         """Set, and replaced, at the end of each attempt to write the files."""
-        self._files_full: StorageFull | None = None
+        self._kept_behind: Unavailable | None = None
+        """What the last attempt to write the files failed with."""
         self._holders = 0
         self._writing_files = asyncio.Lock()
         self._writing_journal = asyncio.Lock()
@@ -242,8 +243,8 @@ class Committer:
         self._hurry.set()
         await ended.wait()
         self._check_latch()
-        if self._files_full is not None:
-            raise self._files_full
+        if self._kept_behind is not None:
+            raise self._kept_behind
 
     async def _apply_all(self) -> None:
         while True:
@@ -275,10 +276,11 @@ class Committer:
             size_bytes = journal.size_bytes if journal is not None else 0
             if size_bytes > max(JOURNAL_BYTES, 2 * self._store.manifest_bytes):
                 await self._start_over()
-            self._files_full = None
+            self._kept_behind = None
         except StorageFull as full:
-            self._files_full = full
+            self._kept_behind = full
         except (OSError, Unavailable) as error:
+            self._kept_behind = Unavailable(f"{self._where}: a file could not be written: {error}.")
             self.latch(f"a file could not be written ({error})")
 
     async def _start_over(self) -> None:
