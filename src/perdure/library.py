@@ -21,7 +21,14 @@ from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Invalid, Unavailable
 from perdure.core.offload import off_loop
-from perdure.engines import open_blobs, open_engine, restore_engine, salvage_engine
+from perdure.core.values import Finding
+from perdure.engines import (
+    accept_engine,
+    open_blobs,
+    open_engine,
+    restore_engine,
+    salvage_engine,
+)
 from perdure.services import backups, copying, verification
 from perdure.services.backups import Manifest, Progress
 from perdure.services.blobs import BlobKeeper
@@ -101,6 +108,12 @@ async def verify(url: str, blobs: str) -> Verified:
     change nothing; see `services.verification`. A server verifies its own: ask that."""
     async with open(url, read_only=True) as state, _looking(state.engine, blobs) as keeper:
         return await verification.verify(state.engine, keeper)
+
+
+async def accept(url: str) -> list[Finding]:
+    """Take what somebody changed by hand in a store of plain files, which no process holds, for
+    what is stored, and say what that was. Raises `Invalid` for another store."""
+    return await accept_engine(url, LAYOUTS)
 
 
 async def restore(url: str, blobs: str, source: Path, progress: Progress) -> Manifest:

@@ -42,9 +42,10 @@ SURFACE_REGISTRY = "perdure.surfaces.state"
 PARTS = {
     *("perdure.surfaces.items", "perdure.surfaces.proofs"),
     *("perdure.engines.wrapping", "perdure.engines.group"),
+    *("perdure.engines.ordered", "perdure.engines.waiting"),
 }
 """What neighbours may share: items belong to responses and to conversations; wrappers are alike;
-what groups batches is of no single engine."""
+what groups batches, keeps order in memory or lets tails wait is of no single engine."""
 
 
 def imports(source: Source, modules: set[str]) -> list[tuple[int, str]]:

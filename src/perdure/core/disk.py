@@ -91,11 +91,15 @@ class Writer:
 
     def publish(self, path: Path) -> None:
         """Give the file its name, durably, replacing what had it."""
+        self.move_to(path)
+        self._disk.sync_directory(path.parent)
+
+    def move_to(self, path: Path) -> None:
+        """The same, but that whoever renames many files syncs their directory once."""
         self._disk.sync(self._fd, self._temporary)
         os.close(self._fd)
         self._fd = -1
         self._disk.replace(self._temporary, path)
-        self._disk.sync_directory(path.parent)
 
     def discard(self) -> None:
         """Forget the file unless it was published. Safe to call in a `finally`."""
@@ -193,6 +197,16 @@ class Disk:
         with full_disk(path):
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
+    def open_end(self, path: Path) -> int:
+        """Open a file for writing at its end; created where it is absent."""
+        with full_disk(path):
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def cut(self, fd: int, size_bytes: int) -> None:
+        """Cut an open file to a size, and write on from there; durable only after `sync`."""
+        os.ftruncate(fd, size_bytes)
+        os.lseek(fd, size_bytes, os.SEEK_SET)
+
     def open_fixed(self, path: Path, size_bytes: int) -> int:
         """Open a file of fixed size for overwriting in place; created durably, zero-filled."""
         if not path.exists():
@@ -251,6 +265,11 @@ class Disk:
     def unlink(self, path: Path) -> None:
         """Remove a name if it is there; durable only after `sync_directory`."""
         path.unlink(missing_ok=True)
+
+    def discard(self, path: Path) -> None:
+        """The same, and for what a crash left of a file that was to have the name."""
+        self.unlink(path)
+        self.unlink(path.with_name(path.name + TEMPORARY))
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""

@@ -27,6 +27,23 @@ async def off_loop_to_write(function: Callable[P, T], *args: P.args, **kwargs: P
     return await loop.run_in_executor(_WRITERS, partial(function, *args, **kwargs))
 
 
+class Lane:
+    """A thread of one's own, for work that must be done in the order in which it was given."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function` after all that was given before. Cancelling the caller does not stop
+        it."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, partial(function, *args, **kwargs))
+
+    def close(self) -> None:
+        """Finish what was given, then end the thread."""
+        self._thread.shutdown()
+
+
 async def steps_off_loop(
     steps: Generator[T, None, None], run: Callable[..., Awaitable[Any]] = off_loop
 ) -> AsyncGenerator[T, None]:

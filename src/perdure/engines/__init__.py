@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,12 @@ from perdure.core.engine import Engine, Progress, Salvaged
 from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
 from perdure.core.offload import steps_off_loop
+from perdure.core.values import Finding
 
 if TYPE_CHECKING:
     from perdure.engines.postgres import PostgresEngine
 
-_SCHEMES = "memory://, sqlite:///PATH, postgresql://HOST/DATABASE?schema=NAME"
+_SCHEMES = "memory://, sqlite:///PATH, file:///DIRECTORY, postgresql://HOST/DATABASE?schema=NAME"
 _BLOB_SCHEMES = "memory://, file:///DIRECTORY, s3://BUCKET/PREFIX"
 
 
@@ -54,6 +55,18 @@ async def open_engine(
         from perdure.engines.sqlite import SqliteEngine
 
         return await SqliteEngine.open(
+            path[1:],
+            layouts,
+            clock=clock,
+            disk=disk or Disk(),
+            read_only=read_only,
+            note=note,
+            copy_of=copy_of,
+        )
+    if scheme == "file" and separator and len(path) > 1:
+        from perdure.engines.files import FilesEngine
+
+        return await FilesEngine.open(
             path[1:],
             layouts,
             clock=clock,
@@ -109,25 +122,55 @@ async def restore_engine(
             url, source, layouts, progress, clock=clock, disk=disk, check=check
         )
         return
-    if scheme != "sqlite" or not separator or len(path) < 2:
+    if scheme not in ("sqlite", "file") or not separator or len(path) < 2:
         where = without_credentials(url)
         raise Invalid(f"a backup is restored to {_SCHEMES.partition(', ')[2]}; not to {where!r}.")
-    from perdure.engines.sqlite_backup import restore_steps
-    from perdure.engines.sqlite_recovery import Place
-
-    steps = restore_steps(
-        Place(Path(path[1:]), clock or SystemClock(), disk or Disk()), source, layouts
-    )
-    async with aclosing(steps_off_loop(steps)) as restoring:
+    clock, disk = clock or SystemClock(), disk or Disk()
+    async with aclosing(
+        steps_off_loop(_restoring(scheme, Path(path[1:]), source, layouts, clock, disk))
+    ) as restoring:
         async for step in restoring:
             if not isinstance(step, Path):
                 progress(*step)
             elif check is not None:
-                made = await open_engine(f"sqlite:///{step}", layouts, read_only=True)
+                made = await open_engine(f"{scheme}:///{step}", layouts, read_only=True)
                 try:
                     await check(made)
                 finally:
                     await made.close()
+
+
+def _restoring(
+    scheme: str, path: Path, source: Path, layouts: Sequence[Layout], clock: Clock, disk: Disk
+) -> Generator[tuple[int, int] | Path, None, None]:
+    """The steps of a restore, and at last where what it made may be looked at."""
+    if scheme == "file":
+        from perdure.engines import files_backup
+        from perdure.engines.files_recovery import Place as Directory
+
+        return files_backup.restore_steps(Directory(path, clock, disk), source, layouts)
+    from perdure.engines import sqlite_backup
+    from perdure.engines.sqlite_recovery import Place as Database
+
+    return sqlite_backup.restore_steps(Database(path, clock, disk), source, layouts)
+
+
+async def accept_engine(url: str, layouts: Sequence[Layout]) -> list[Finding]:
+    """Take what hands changed in the files of the store at `url` for what is stored there, and say
+    what that was. Raises `Invalid` where a store has no such files, and what `open_engine` does."""
+    scheme, separator, path = url.partition("://")
+    if scheme != "file" or not separator or len(path) < 2:
+        raise Invalid(
+            f"only what is kept in plain files is changed by hand: file:///DIRECTORY, and not "
+            f"{without_credentials(url)!r}."
+        )
+    from perdure.engines.files import FilesEngine
+
+    engine = await FilesEngine.open(path[1:], layouts, clock=SystemClock(), disk=Disk())
+    try:
+        return [finding async for finding in engine.accept()]
+    finally:
+        await engine.close()
 
 
 async def salvage_engine(

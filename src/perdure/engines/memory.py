@@ -8,7 +8,6 @@ so a commit is atomic because nothing else can run.
 from __future__ import annotations
 
 import asyncio
-import bisect
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
@@ -25,7 +24,7 @@ from perdure.core.deciding import Facts, LogWrite, RecordWrite, Write, decide
 from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
 from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
-from perdure.core.layouts import Column, Columns, Index, Layout, Log, Records
+from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.limits import OPERATION_KEPT_S
 from perdure.core.loading import Present, decide_load
 from perdure.core.rows import (
@@ -52,6 +51,7 @@ from perdure.core.values import (
     Tip,
     entry_sum,
 )
+from perdure.engines.ordered import Listed, Ordered
 
 T = TypeVar("T")
 
@@ -60,47 +60,12 @@ class _Row(msgspec.Struct, frozen=True, gc=False):
     version: int
     value: bytes
     attachment: bytes | None
-    columns: Columns
 
 
 class _Done(msgspec.Struct, frozen=True):
     digest: int
     committed: Committed
     at_s: float
-
-
-class _Collection:
-    """Rows by joined key, and every order they can be scanned in, kept sorted."""
-
-    def __init__(self, records: Records[Any]) -> None:
-        self.records = records
-        self.rows: dict[str, _Row] = {}
-        self.orders: dict[Index | None, list[tuple[Any, ...]]] = {None: []}
-        self.orders.update({index: [] for index in records.indexes})
-
-    def set(self, place: str, row: _Row | None) -> None:
-        before = self.rows.pop(place, None)
-        if row is not None:
-            self.rows[place] = row
-        for index, order in self.orders.items():
-            old = None if before is None else self.sort_key(index, place, before.columns)
-            new = None if row is None else self.sort_key(index, place, row.columns)
-            if old == new:
-                continue
-            if old is not None:
-                del order[bisect.bisect_left(order, old)]
-            if new is not None:
-                bisect.insort(order, new)
-
-    def sort_key(self, index: Index | None, place: str, columns: Columns) -> tuple[Any, ...] | None:
-        """Where a row stands in an order; None where an index leaves it out."""
-        if index is None:
-            return (place,)
-        own = self.records.column_of(index, columns)
-        if own[0] is None:
-            return None
-        tenant = () if index.every_tenant else (keys.split(place)[0],)
-        return (*tenant, *map(_sortable, own), place)
 
 
 class MemoryEngine:
@@ -120,13 +85,12 @@ class MemoryEngine:
         self._clock = clock
         self._layouts = {layout.name: layout for layout in layouts}
         self._facts = Facts()
-        self._collections = {
-            layout.name: _Collection(layout) for layout in layouts if isinstance(layout, Records)
+        self._held: dict[str, dict[str, _Row]] = {layout.name: {} for layout in layouts}
+        self._orders = {
+            layout.name: Ordered(layout) for layout in layouts if isinstance(layout, Records)
         }
         self._entries: dict[tuple[str, str], dict[int, bytes]] = defaultdict(dict)
-        self._streams: dict[str, list[str]] = {
-            layout.name: [] for layout in layouts if isinstance(layout, Log)
-        }
+        self._streams = {layout.name: Listed() for layout in layouts if isinstance(layout, Log)}
         self._operations: dict[tuple[str | None, str], _Done] = {}
         self._changed = asyncio.Event()
         self._closed = False
@@ -161,7 +125,7 @@ class MemoryEngine:
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
         self._check_open(records)
         place = keys.join(key)
-        row = self._collections[records.name].rows.get(place)
+        row = self._held[records.name].get(place)
         return None if row is None else _record(records, place, row)
 
     async def get_many(self, records: Records[T], keys: Sequence[Key]) -> list[Record[T] | None]:
@@ -183,43 +147,17 @@ class MemoryEngine:
         self._check_open(records)
         cursors.check_limit(limit)
         question = Question(self.store_id, records.name, prefix, index, tuple(where), descending)
-        declared = cursors.check_question(records, question)
-        collection = self._collections[records.name]
-        order = collection.orders[declared]
-        low, high = _bounds(order, declared, question)
-        if cursor is not None:
-            position = cursors.unpack(question, cursor)
-            seen = (*_lead(declared, question), *map(_sortable, position.columns), position.place)
-            if descending:
-                high = min(high, bisect.bisect_left(order, seen))
-            else:
-                low = max(low, bisect.bisect_right(order, seen))
-        wanted = range(high - 1, low - 1, -1) if descending else range(low, high)
-        items = [
-            _record(records, place, collection.rows[place])
-            for place in (order[at][-1] for at in wanted[:limit])
-        ]
-        more = len(wanted) > limit and limit > 0
-        return Page(items, self._cursor(records, question, items[-1]) if more else None)
+        order, rows = self._orders[records.name], self._held[records.name]
+        places, more = order.page(question, cursor, limit)
+        items = [_record(records, place, rows[place]) for place in places]
+        return Page(items, order.cursor(question, places[-1]) if more else None)
 
     async def count(
         self, records: Records[Any], prefix: Key, *, index: str | None = None, group: int = 0
     ) -> dict[tuple[Column | None, ...], int]:
         self._check_open(records)
         question = Question(self.store_id, records.name, prefix, index)
-        declared = cursors.check_question(records, question)
-        cursors.check_group(records, declared, group)
-        collection = self._collections[records.name]
-        order = collection.orders[declared]
-        low, high = _bounds(order, declared, question)
-        counts: dict[tuple[Column | None, ...], int] = {}
-        for at in range(low, high):
-            own: Columns = ()
-            if declared is not None and group:
-                row = collection.rows[order[at][-1]]
-                own = records.column_of(declared, row.columns)[:group]
-            counts[own] = counts.get(own, 0) + 1
-        return counts
+        return self._orders[records.name].count(question, group)
 
     async def read(
         self,
@@ -259,15 +197,9 @@ class MemoryEngine:
         self._check_open(log)
         cursors.check_limit(limit)
         question = Question(self.store_id, log.name, prefix)
-        order = self._streams[log.name]
-        after, high = keys.span(prefix)
-        if cursor is not None:
-            after = cursors.unpack(question, cursor).place
-        low = bisect.bisect_right(order, after)
-        found = order[low : bisect.bisect_left(order, high)]
-        items = [keys.split(place) for place in found[:limit]]
-        more = len(found) > limit and limit > 0
-        return Page(items, cursors.pack(question, Position((), found[limit - 1])) if more else None)
+        found, more = self._streams[log.name].page(question, cursor, limit)
+        items = [keys.split(place) for place in found]
+        return Page(items, cursors.pack(question, Position((), found[-1])) if more else None)
 
     async def verify(self) -> AsyncIterator[Finding]:
         self._check_open()
@@ -279,8 +211,8 @@ class MemoryEngine:
     async def usage(self) -> Usage:
         self._check_open()
         taken = {
-            name: sum(len(row.value) + len(row.attachment or b"") for row in held.rows.values())
-            for name, held in self._collections.items()
+            name: sum(len(row.value) + len(row.attachment or b"") for row in held.values())
+            for name, held in self._held.items()
         }
         for (name, _), entries in self._entries.items():
             taken[name] = taken.get(name, 0) + sum(map(len, entries.values()))
@@ -380,7 +312,7 @@ class MemoryEngine:
     def _record_row(self, collection: str, place: str, version: int) -> RecordRow:
         if version < 0:
             return RecordRow(collection, place, -version)
-        row = self._collections[collection].rows[place]
+        row = self._held[collection][place]
         return RecordRow(collection, place, row.version, row.value, row.attachment)
 
     def _write(self, writes: Sequence[Write]) -> None:
@@ -393,10 +325,13 @@ class MemoryEngine:
         self._changed = asyncio.Event()
 
     def _write_record(self, write: RecordWrite) -> None:
-        row = None
-        if write.value is not None:
-            row = _Row(write.version, write.value, write.attachment, write.columns)
-        self._collections[write.records.name].set(write.place, row)
+        rows, order = self._held[write.records.name], self._orders[write.records.name]
+        if write.value is None:
+            rows.pop(write.place, None)
+            order.set(write.place, None)
+        else:
+            rows[write.place] = _Row(write.version, write.value, write.attachment)
+            order.set(write.place, write.columns)
 
     def _write_log(self, write: LogWrite) -> None:
         entries = self._entries[(write.log.name, write.place)]
@@ -405,13 +340,7 @@ class MemoryEngine:
                 del entries[seq]
         first = write.tip.last - len(write.entries) + 1
         entries.update(enumerate(write.entries, first))
-        order = self._streams[write.log.name]
-        at = bisect.bisect_left(order, write.place)
-        listed = at < len(order) and order[at] == write.place
-        if entries and not listed:
-            order.insert(at, write.place)
-        elif listed and not entries:
-            del order[at]
+        self._streams[write.log.name].set(write.place, kept=bool(entries))
 
     def _forget_old_operations(self) -> None:
         """Ids are in the order they were committed, so the old ones stand first."""
@@ -419,17 +348,6 @@ class MemoryEngine:
         for operation, done in tuple(islice(self._operations.items(), 2)):
             if done.at_s < oldest_s:
                 del self._operations[operation]
-
-    def _cursor(self, records: Records[Any], question: Question, record: Record[Any]) -> str:
-        return cursors.at_record(
-            self.store_id,
-            records,
-            question.prefix,
-            record,
-            index=question.index,
-            where=question.where,
-            descending=question.descending,
-        )
 
     def _check_open(self, *layouts: Layout) -> None:
         if self._closed:
@@ -442,31 +360,3 @@ class MemoryEngine:
 def _record(records: Records[T], place: str, row: _Row) -> Record[T]:
     key = keys.split(place)
     return Record(key, row.version, records.decode(key, row.value), row.attachment)
-
-
-def _sortable(column: Column | None) -> tuple[int, Column]:
-    """None before numbers before text, so that mixed columns compare."""
-    if column is None:
-        return (0, 0)
-    return (1, column) if isinstance(column, int) else (2, column)
-
-
-def _lead(index: Index | None, question: Question) -> tuple[Any, ...]:
-    if index is None:
-        return ()
-    return (*question.prefix, *map(_sortable, question.where))
-
-
-def _bounds(
-    order: list[tuple[Any, ...]], index: Index | None, question: Question
-) -> tuple[int, int]:
-    """Positions in `order` that a question covers, before its cursor."""
-    if index is None:
-        low, high = keys.span(question.prefix)
-        return bisect.bisect_right(order, (low,)), bisect.bisect_left(order, (high,))
-    lead = _lead(index, question)
-    size = len(lead)
-    return (
-        bisect.bisect_left(order, lead, key=lambda at: at[:size]),
-        bisect.bisect_right(order, lead, key=lambda at: at[:size]),
-    )

@@ -8,7 +8,6 @@ Every row carries a checksum over all that identifies it, and every read looks a
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -42,6 +41,7 @@ from perdure.engines.sqlite_scan import count_rows, scan_page
 from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip
 from perdure.engines.sqlite_usage import usage_steps
 from perdure.engines.sqlite_verify import verify_store
+from perdure.engines.waiting import Waiting
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -72,7 +72,7 @@ class SqliteEngine:
         self._readers: set[apsw.Connection] = set()
         self._idle: list[apsw.Connection] = []
         self._reading: set[asyncio.Future[Any]] = set()
-        self._waiting: dict[Touched, set[asyncio.Future[Tip | None]]] = defaultdict(set)
+        self._waiting = Waiting(store.place.clock)
         self._backing_up = False
         self._closing: asyncio.Future[None] | None = None
         self._reader = self._open_reader()
@@ -198,21 +198,7 @@ class SqliteEngine:
 
     async def wait(self, log: Log[Any], stream: Key, after: int, *, timeout_s: float) -> Tip:
         place = (log.name, keys.join(stream))
-        deadline_s = self._store.place.clock.monotonic_s() + timeout_s
-        tip = await self.tip(log, stream)
-        while tip.last <= after:
-            left_s = deadline_s - self._store.place.clock.monotonic_s()
-            if left_s <= 0:
-                break
-            changed: asyncio.Future[Tip | None] = self._loop.create_future()
-            self._waiting[place].add(changed)
-            try:
-                await asyncio.wait((changed,), timeout=left_s)
-            finally:
-                self._forget_waiter(place, changed)
-            told = changed.result() if changed.done() else None
-            tip = told or await self.tip(log, stream)
-        return tip
+        return await self._waiting.wait(place, after, timeout_s, lambda: self.tip(log, stream))
 
     async def streams(
         self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
@@ -322,10 +308,7 @@ class SqliteEngine:
     async def close(self) -> None:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
-            for waiting in list(self._waiting.values()):
-                for changed in waiting:
-                    if not changed.done():
-                        changed.set_result(None)
+            self._waiting.end()
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
@@ -393,17 +376,7 @@ class SqliteEngine:
                 future.set_result(outcome)
             else:
                 future.set_exception(outcome)
-        for place, tip in tips.items():
-            for changed in self._waiting.pop(place, ()):
-                if not changed.done():
-                    changed.set_result(tip)
-
-    def _forget_waiter(self, place: Touched, changed: asyncio.Future[Tip | None]) -> None:
-        waiting = self._waiting.get(place)
-        if waiting is not None:
-            waiting.discard(changed)
-            if not waiting:
-                del self._waiting[place]
+        self._waiting.tell(tips)
 
     def _open_reader(self) -> apsw.Connection:
         with translating(str(self._store.place.path)):

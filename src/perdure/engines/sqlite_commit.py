@@ -38,6 +38,7 @@ from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
 from perdure.core.loading import decide_load
+from perdure.core.mark import Mark
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
 from perdure.engines.group import (
@@ -60,7 +61,7 @@ from perdure.engines.sqlite_schema import (
     absent_tip,
     incarnations,
 )
-from perdure.engines.sqlite_wal import FRAME_BYTES, Mark, advance
+from perdure.engines.sqlite_wal import FRAME_BYTES, advance
 
 _GROUP_MAX = 512
 _GROUP_BYTES = 8 * 1024 * 1024

@@ -21,6 +21,7 @@ from perdure.core.disk import READ_ONLY, TEMPORARY, Disk, Lock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Damaged, Latched, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout, Records
+from perdure.core.mark import Mark, read_mark
 from perdure.core.stored import Lacking, check_layouts, check_whole
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
@@ -29,11 +30,9 @@ from perdure.engines.sqlite_schema import SQL
 from perdure.engines.sqlite_upgrade import Note, add_indexes, empty_log
 from perdure.engines.sqlite_wal import (
     FRAME_BYTES,
-    Mark,
     PostMortem,
     advance,
     examine,
-    read_mark,
     read_stamp,
     stamp,
 )

@@ -1,25 +1,21 @@
 """What is left of the write-ahead log after a crash, and the mark that tells loss from a torn tail.
 
 Each transaction writes its commit number, as a *stamp*, into page 2 of the database; after its
-fsync the same number goes, un-synced, into the *mark* beside the database. SQLite recovers the
-log up to the first frame whose cumulative checksum fails. What follows that frame is either
+fsync the same number goes, un-synced, into the *mark* beside the database (core/mark.py). SQLite
+recovers the log up to the first frame whose cumulative checksum fails. What follows it is either
 - the last group, whose fsync never returned: legal, nobody was told; it is cut and reported; or
 - more, because an earlier, synced transaction was damaged: acknowledged commits are gone, and
   which keys they changed cannot be known. Then a stamp two above the recovered one may still
   stand in the log (its group was written only after the one before it was durable), or the mark
   is above the recovered number.
 
-Invariants
-- The mark never exceeds a number whose fsync has returned, so a power cut may lower it and never
-  raise it.
-- A transaction writes its number only over the one before it. So an owner whose lock file was
-  removed, and whose store another process took since, can write nothing more.
+Invariant: a transaction writes its number only over the one before it. So an owner whose lock file
+was removed, and whose store another process took since, can write nothing more.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +23,6 @@ import apsw
 import msgspec
 import xxhash
 
-from perdure.core.disk import Disk
 from perdure.core.values import Finding
 from perdure.engines.sqlite_driver import PAGE_BYTES
 from perdure.engines.sqlite_schema import SQL
@@ -35,7 +30,6 @@ from perdure.engines.sqlite_schema import SQL
 _STAMP = b"perdure\x01"
 _STAMP_BYTES = len(_STAMP) + 16
 _STAMP_PAGE = 2
-_SLOT_BYTES = 512
 _WAL_HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
 FRAME_BYTES = _FRAME_HEADER_BYTES + PAGE_BYTES
@@ -59,38 +53,6 @@ def advance(connection: apsw.Connection, number: int) -> bool:
     """Stamp the transaction as commit `number`; whether the commit before it is the last one."""
     connection.execute(SQL["next_stamp"], (stamp(number), stamp(number - 1)))
     return connection.changes() == 1
-
-
-class Mark:
-    """The last durable commit number in `<database>.mark`: two slots, written in turn, so that a
-    torn write leaves the other. Bound to the store, so a mark of another one counts for nothing."""
-
-    def __init__(self, disk: Disk, path: Path, store_id: str) -> None:
-        self._disk = disk
-        self._store = store_id.encode()
-        self._fd = disk.open_fixed(path, 2 * _SLOT_BYTES)
-
-    def write(self, number: int) -> None:
-        """Record that `number` is durable. Not synced: its loss is legal."""
-        slot = _slot(number, self._store)
-        self._disk.overwrite(self._fd, slot, number % 2 * _SLOT_BYTES)
-
-    def close(self) -> None:
-        """Release the file."""
-        os.close(self._fd)
-
-
-def read_mark(path: Path, store_id: str) -> int:
-    """The highest number in a mark's sound slots; 0 where there is none."""
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
-    found = 0
-    for start in (0, _SLOT_BYTES):
-        number = int.from_bytes(data[start : start + 8])
-        if data[start : start + 16] == _slot(number, store_id.encode()):
-            found = max(found, number)
-    return found
 
 
 class PostMortem(msgspec.Struct, frozen=True):
@@ -130,8 +92,3 @@ def _stamps(page: bytes) -> Iterator[int]:
         if number is not None:
             yield number
         at = page.find(_STAMP, at + 1)
-
-
-def _slot(number: int, store: bytes) -> bytes:
-    body = number.to_bytes(8)
-    return body + xxhash.xxh3_64_digest(body + store)

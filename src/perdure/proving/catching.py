@@ -25,17 +25,19 @@ from perdure.core.offload import off_loop
 from perdure.core.values import Committed
 from perdure.engines import (
     blobs_local,
+    files_commit,
     sqlite,
     sqlite_commit,
     sqlite_driver,
     sqlite_recovery,
     sqlite_schema,
 )
+from perdure.engines.files_recovery import Store
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.wrapping import Wrapping
-from perdure.proving import conformance
+from perdure.proving import conformance, planted_files
 from perdure.proving.campaign import Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
@@ -45,6 +47,8 @@ from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.file_cuts import CutFiles, Met
+from perdure.proving.drills.file_failures import FAILING_FILES
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.drills.read_only import ReadOnlyEngine
@@ -155,6 +159,15 @@ async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) 
     return await _shown(CutBlobs(disk), home)
 
 
+async def _on_files(disk: Callable[[], Met], stage: Stage, home: Path) -> str | None:
+    return await _shown(CutFiles(disk), home)
+
+
+async def _past_the_overlay(stage: Stage, home: Path) -> str | None:
+    with replaced(Store, "value", planted_files.read_past_the_overlay):
+        return await conformance.first_broken(KNOWN["files"], home)
+
+
 async def _shown(drill: Drill, home: Path) -> str | None:
     trial = Trial(home, "1", seconds=_SECONDS, wrong_max=1)
     try:
@@ -188,7 +201,7 @@ def _synchronous(level: int) -> Callable[[Any, str, Any], None]:
     return forced
 
 
-def _forget_latch(committer: Committer, why: str) -> None:
+def _forget_latch(committer: object, why: str) -> None:
     pass
 
 
@@ -273,6 +286,25 @@ _IN_SQLITE: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ),
 )
 
+_IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
+    (
+        "the journal starts over without the commits that the files lack",
+        *(CutFiles(), Store, "start_journal", planted_files.drop_frames),
+    ),
+    (
+        "what a write without space left in the journal is written after",
+        *(FAILING_FILES[1], Disk, "cut", planted_files.never_cut),
+    ),
+    (
+        "entries are written behind what a crash left of others",
+        *(CutFiles(), Disk, "cut", planted_files.never_cut),
+    ),
+    (
+        "after a failed sync the engine goes on",
+        *(FAILING_FILES[0], files_commit.Committer, "latch", _forget_latch),
+    ),
+)
+
 BUGS: tuple[Bug, ...] = (
     *(
         Bug(PLANTS[plant].says, "server", "lives that end in a death", partial(_in_lives, plant))
@@ -286,6 +318,23 @@ BUGS: tuple[Bug, ...] = (
             partial(_by_drill, drill, owner, name, bug),
         )
         for says, drill, owner, name, bug in _IN_SQLITE
+    ),
+    *(
+        Bug(
+            says,
+            "files engine",
+            f"{drill.fault.name} / {drill.subject}",
+            partial(_by_drill, drill, owner, name, bug),
+        )
+        for says, drill, owner, name, bug in _IN_FILES
+    ),
+    *(
+        Bug(says, "files engine", "power-cut / files", partial(_on_files, disk))
+        for says, disk in planted_files.DISKS.items()
+    ),
+    Bug(
+        "a read does not look for what is committed and not in the files yet",
+        *("files engine", "conformance rules", _past_the_overlay),
     ),
     Bug(
         "after a failed sync the store is reopened and goes on in the same log",
@@ -312,7 +361,11 @@ BUGS: tuple[Bug, ...] = (
             *(part, f"two-owners / {drill.subject}"),
             partial(_by_drill, drill, Disk, "lock", _lock_nothing),
         )
-        for part, drill in (("SQLite engine", OwnedEngine()), ("blob store", OwnedBlobs()))
+        for part, drill in (
+            ("SQLite engine", OwnedEngine()),
+            ("files engine", OwnedEngine(subject="files")),
+            ("blob store", OwnedBlobs()),
+        )
     ),
     Bug(
         PLANTS["writes-beside"].says,

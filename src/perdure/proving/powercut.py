@@ -172,6 +172,17 @@ class PlatterDisk(Disk):
         self._platter.changed(path, 0)
         return fd
 
+    def open_end(self, path: Path) -> int:
+        fd = super().open_end(path)
+        self._paths[fd], self._ends[fd] = path, path.stat().st_size
+        self._platter.opened(path)
+        return fd
+
+    def cut(self, fd: int, size_bytes: int) -> None:
+        super().cut(fd, size_bytes)
+        self._platter.changed(self._paths[fd], size_bytes)
+        self._ends[fd] = size_bytes
+
     def write_all(self, fd: int, data: bytes, path: Path) -> None:
         super().write_all(fd, data, path)
         self._platter.changed(path, (self._ends[fd], data))
@@ -197,6 +208,7 @@ class PlatterDisk(Disk):
     def replace(self, source: Path, target: Path) -> None:
         super().replace(source, target)
         self._platter.named(target, source)
+        self._paths = {fd: target if at == source else at for fd, at in self._paths.items()}
 
     def unlink(self, path: Path) -> None:
         there = path.exists()

@@ -27,6 +27,7 @@ Call = Literal[
     "disk.create",
     "disk.write",
     "disk.overwrite",
+    "disk.cut",
     "disk.sync",
     "disk.replace",
     "disk.directory",
@@ -39,6 +40,7 @@ CHANGES: tuple[Call, ...] = (
     "disk.create",
     "disk.write",
     "disk.overwrite",
+    "disk.cut",
     "disk.replace",
     "disk.directory",
     "disk.unlink",
@@ -116,6 +118,15 @@ class RefusingDisk(Disk):
     def open_new(self, path: Path) -> int:
         self._meet("disk.create", path)
         return super().open_new(path)
+
+    def open_end(self, path: Path) -> int:
+        self._meet("disk.create", path)
+        return super().open_end(path)
+
+    def cut(self, fd: int, size_bytes: int) -> None:
+        if self._refusing.meets("disk.cut"):
+            raise self._error()
+        super().cut(fd, size_bytes)
 
     def write_all(self, fd: int, data: bytes, path: Path) -> None:
         if self._refusing.meets("disk.write"):

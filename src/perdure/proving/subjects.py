@@ -16,6 +16,7 @@ from perdure.core.engine import Engine
 from perdure.core.keys import Key, join
 from perdure.core.layouts import Layout
 from perdure.engines import open_engine, restore_engine
+from perdure.engines.files_names import record_path
 from perdure.proving import postgres
 from perdure.proving.subject import LAYOUTS, Subject
 
@@ -44,6 +45,29 @@ def _damage_sqlite(directory: Path, key: Key) -> None:
 async def _restore_sqlite(copy: Path, directory: Path) -> None:
     url = f"sqlite:///{directory / 'state.db'}"
     await restore_engine(url, copy, LAYOUTS, lambda done, total: None)
+
+
+async def _files(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
+    return await open_engine(f"file:///{directory / 'store'}", layouts, clock=clock)
+
+
+def _damage_files(directory: Path, key: Key) -> None:
+    """The same, as somebody would with an editor."""
+    path = record_path(directory / "store", "notes", key)
+    text = bytearray(path.read_bytes())
+    text[text.index(b"sound")] ^= 1
+    Disk().write_file(path, bytes(text))
+
+
+async def _restore_files(copy: Path, directory: Path) -> None:
+    await restore_engine(f"file:///{directory / 'store'}", copy, LAYOUTS, lambda done, total: None)
+
+
+async def _copy_files(
+    directory: Path, layouts: Sequence[Layout], clock: Clock, store_id: str
+) -> Engine:
+    url = f"file:///{directory / 'store'}"
+    return await open_engine(url, layouts, clock=clock, copy_of=store_id)
 
 
 async def _postgres(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
@@ -108,6 +132,7 @@ KNOWN = {
     for subject in (
         Subject("memory", _memory, copy=_copy_memory),
         Subject("sqlite", _sqlite, _damage_sqlite, _restore_sqlite, _copy_sqlite),
+        Subject("files", _files, _damage_files, _restore_files, _copy_files),
         Subject("postgres", _postgres, _damage_postgres, _restore_postgres, _copy_postgres),
     )
 }

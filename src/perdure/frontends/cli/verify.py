@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import typer
 from rich.filesize import decimal
@@ -17,13 +18,26 @@ from perdure.services.verification import FINDINGS_MAX, Verified
 
 
 def verify(
-    data: Data = None, engine: Engine = None, config: ConfigFile = None, json: AsJson = False
+    data: Data = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            help="Of a stopped file:/// store, first take what was changed by hand in its files "
+            "for what is stored."
+        ),
+    ] = False,
+    json: AsJson = False,
 ) -> None:
     """List all damage: rows, the bytes of files, and rows that name bytes which are gone.
 
     Exits with 0 when there is none and with 6 when there is.
     """
     settings = configured(config, data=data, engine=engine)
+    accepted = asyncio.run(library.accept(settings.engine_url)) if accept else []
+    for one in accepted if not json else ():
+        console.print(f"[yellow]{one.kind}[/] {one.where}: {one.why}")
     found = asyncio.run(_verify(settings))
     if json:
         say_json(found)

@@ -15,6 +15,9 @@ from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_blobs import FAILING_BLOBS
 from perdure.proving.drills.failing_server import FAILING_SERVERS
 from perdure.proving.drills.failures import FailedCalls, FullDisk
+from perdure.proving.drills.file_cuts import CutFiles
+from perdure.proving.drills.file_damage import DamagedFiles
+from perdure.proving.drills.file_failures import FAILING_FILES
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
@@ -25,6 +28,7 @@ from perdure.proving.drills.slow_server import SlowServer
 
 DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
+    KilledWriter("files"),
     KilledCalls(),
     ContendingClients(),
     KilledBlobs(),
@@ -32,6 +36,7 @@ DRILLS: tuple[Drill, ...] = (
     KilledServer(),
     FailingDatabase(),
     CutEngine(),
+    CutFiles(),
     CutBlobs(),
     CutServer(),
     CutExt4(),
@@ -39,18 +44,21 @@ DRILLS: tuple[Drill, ...] = (
     FailedSystemCalls(),
     FullDisk(),
     FullSystem(),
+    *FAILING_FILES,
     *FAILING_BLOBS,
     *FAILING_SERVERS,
     ReadOnlyEngine(),
     LookedAtEngine(),
     ReadOnlyExt4(),
     DamagedEngine(),
+    DamagedFiles(),
     DamagedBlobs(),
     DamagedServer(),
     JumpedEngine(),
     JumpedBlobs(),
     JumpedServer(),
     OwnedEngine(),
+    OwnedEngine(subject="files"),
     OwnedBlobs(),
     OwnedServer(),
     SlowEngine(),

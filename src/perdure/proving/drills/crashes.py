@@ -13,7 +13,7 @@ from perdure.core.errors import PerdureError, StoreLocked
 from perdure.engines import open_engine
 from perdure.proving.campaign import Campaign, Stage
 from perdure.proving.crash import life_of
-from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.drill import STORES, Subject, Trial
 from perdure.proving.faults import PROCESS_CRASH
 from perdure.proving.steps import LAYOUTS, last_step, troubles
 
@@ -28,11 +28,13 @@ class KilledWriter:
     """See `says`."""
 
     fault = PROCESS_CRASH
-    subject: Subject = "engine"
     says = (
         "a writer of several streams is killed at random; while it is paused nobody else may open "
         "the store; then every acknowledged step is there, whole, and work goes on"
     )
+
+    def __init__(self, subject: Subject = "engine") -> None:
+        self.subject = subject
 
     def lacks(self) -> str | None:
         return None
@@ -53,7 +55,7 @@ class KilledWriter:
         self, trial: Trial, case: int, place: Path, acknowledged: dict[int, int]
     ) -> list[str]:
         """One life of the writer, killed somewhere; what does not hold after it."""
-        url = f"sqlite:///{place}/state.db"
+        url = STORES[self.subject][0].format(place)
         rng = trial.rng("killed writer", case)
         writer = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perdure.proving.writer", url, str(_WRITERS)),

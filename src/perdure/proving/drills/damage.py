@@ -171,7 +171,9 @@ class DamagedEngine:
 
     async def run(self, trial: Trial) -> None:
         stores = await self._stores(trial.home)
-        right = await answers(await _opened(_laid(stores["closed"], trial.home / "right")))
+        right = await answers(
+            await _opened(laid(stores["closed"], trial.home / "right") / "state.db")
+        )
         cases = {
             kind: Harms(files, partial(trial.rng, kind), "state.db" * (kind == "closed"))
             for kind, files in stores.items()
@@ -189,7 +191,7 @@ class DamagedEngine:
             with trial.place(case) as place:
                 files = stores[kind]
                 hurt = files | {harm.file: harm.apply(files)}
-                outcome, wrong = await judge(_laid(hurt, place), right)
+                outcome, wrong = await judge(laid(hurt, place) / "state.db", right)
                 trial.count(outcome)
                 trial.judged(case, (f"{kind} store, {harm}: {it}" for it in wrong), place)
 
@@ -205,9 +207,9 @@ class DamagedEngine:
             + put(NOTES, _GONE, Note("gone"))
         )
         await engine.commit(delete(NOTES, _GONE))
-        killed = _files(path.parent)
+        killed = files_in(path.parent)
         await engine.close()
-        return {"closed": _files(path.parent), "killed": killed}
+        return {"closed": files_in(path.parent), "killed": killed}
 
 
 async def judge(path: Path, right: Sequence[object]) -> tuple[str, list[str]]:
@@ -311,7 +313,7 @@ class DamagedBlobs:
             (await blobs.put(_chunks(data), size_bytes_max=10_000)).digest for data in self.stored
         ]
         await blobs.close()
-        files = _files(trial.home / "blobs")
+        files = files_in(trial.home / "blobs")
         cases = Harms(files, partial(trial.rng, "sectors"))
         trial.planned = len(cases)
         for case, number in enumerate(shuffled(len(cases), trial.rng("order")), 1):
@@ -322,7 +324,7 @@ class DamagedBlobs:
             harm = cases[number]
             with trial.place(case) as place:
                 hurt = harm.apply(files)
-                _laid(files | {harm.file: hurt}, place)
+                laid(files | {harm.file: hurt}, place)
                 blob = harm.file.rpartition("/")[2] in digests
                 wrong = await self._judge(place, digests, harmed=blob and hurt != files[harm.file])
                 trial.judged(case, (f"{harm}: {it}" for it in wrong), place)
@@ -349,7 +351,7 @@ class DamagedBlobs:
         return wrong
 
 
-def _files(directory: Path) -> dict[str, bytes]:
+def files_in(directory: Path) -> dict[str, bytes]:
     """The files below a directory with their bytes, but not the shared memory of a living owner.
     Who holds a lock is noted alike in every run, as a case is told by how long the files are."""
     return {
@@ -363,13 +365,13 @@ def _is_lock(path: Path) -> bool:
     return path.name.endswith("lock")
 
 
-def _laid(files: dict[str, bytes], place: Path) -> Path:
-    """Make a directory hold these files; the path of the store in it."""
+def laid(files: dict[str, bytes], place: Path) -> Path:
+    """Make a directory hold these files."""
     for name, data in files.items():
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    return place / "state.db"
+    return place
 
 
 async def _opened(path: Path) -> SqliteEngine:

@@ -14,10 +14,20 @@ import msgspec
 from perdure.core.disk import Disk
 from perdure.proving.faults import Fault
 
-Subject = Literal["engine", "process", "history", "http", "ext4", "blobs", "server", "postgres"]
-"""A `process` is an engine in a process of its own, seen from the kernel's side; a `history` is
-what several clients of an engine were told, `http` what those of a server were, `ext4` that file
-system under engine and blobs, and `postgres` a database of its own under an engine."""
+Subject = Literal[
+    "engine", "files", "process", "history", "http", "ext4", "blobs", "server", "postgres"
+]
+"""The `engine` is that of sqlite, `files` that of plain files. A `process` is an engine in a
+process of its own, seen from the kernel's side; a `history` is what several clients of an engine
+were told, `http` what those of a server were, `ext4` that file system under engine and blobs, and
+`postgres` a database of its own under an engine."""
+
+STORES: dict[str, tuple[str, str]] = {
+    "engine": ("sqlite:///{}/state.db", "state.db.lock"),
+    "files": ("file:///{}/state", "state/.perdure/lock"),
+}
+"""Of subjects that are engines with one owner: the URL of a store in a directory, and its lock
+file."""
 
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""

@@ -24,7 +24,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError, StoreLocked, Unavailable
 from perdure.engines import open_engine, sqlite_driver
 from perdure.engines.blobs_local import LocalBlobs
-from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.drill import STORES, Subject, Trial
 from perdure.proving.faults import PROCESS_CRASH, TWO_OWNERS
 from perdure.proving.putter import BLOB_BYTES_MAX, chunks, content, digest_of
 from perdure.proving.steps import LAYOUTS, Unsound, last_step, troubles
@@ -117,7 +117,6 @@ class OwnedEngine:
     """See `says`. `program` is the writer; a proof may give one that is wrong."""
 
     fault = TWO_OWNERS
-    subject: Subject = "engine"
     says = (
         "a writer has the store, works or is paused and goes on, and may have forked a child: a "
         "second process is refused by the name of the first and gets in when that is killed. "
@@ -125,7 +124,8 @@ class OwnedEngine:
         "nothing more; what either was told is there"
     )
 
-    def __init__(self, *program: str) -> None:
+    def __init__(self, *program: str, subject: Subject = "engine") -> None:
+        self.subject = subject
         self._program = program or ("perdure.proving.writer",)
 
     def lacks(self) -> str | None:
@@ -144,16 +144,16 @@ class OwnedEngine:
                     trial.judged(case, (f"{meeting}: {it}" for it in wrong), place)
 
     async def _meet(self, trial: Trial, case: int, place: Path, meeting: Meeting) -> list[str]:
-        url = f"sqlite:///{place}/state.db"
+        url, lock = STORES[self.subject][0].format(place), place / STORES[self.subject][1]
         acknowledged = dict.fromkeys(range(_WRITERS), 0)
         fork = ("--fork",) * meeting.forked
         async with owner(*self._program, *fork, url, str(_WRITERS)) as first:
             for _ in range(trial.rng(case).randrange(1, _ACKNOWLEDGED_MAX)):
                 note(acknowledged, [await first.line()])
             if meeting.lock == "removed":
-                trial.disk.remove(place / "state.db.lock")
+                trial.disk.remove(lock)
             elif meeting.lock == "replaced":
-                trial.disk.write_file(place / "state.db.lock", b"")
+                trial.disk.write_file(lock, b"")
             if meeting.paused:
                 os.kill(first.pid, signal.SIGSTOP)
             second, wrong = await _second(url, first.pid, meeting)
