@@ -38,6 +38,7 @@ from perdure.frontends.http import (
     operations,
     responses,
     uploads,
+    workers,
 )
 from perdure.frontends.http.app import Context, Gate, Perimeter, routed
 from perdure.frontends.http.exposed import exposition
@@ -60,6 +61,7 @@ ROUTES = (
     *chat.ROUTES,
     *models.ROUTES,
     *jobs.ROUTES,
+    *workers.ROUTES,
     *operations.ROUTES,
 )
 """The table, hot paths first."""
