@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import msgspec
 import pytest
 
@@ -244,6 +245,32 @@ async def test_a_stale_run_writes_nothing(place: Place, state: Embedded) -> None
     await agree(state)
 
 
+class Between(Wrapping):
+    """An engine in whose readers' way somebody stops the worker: after its record, before its
+    state."""
+
+    def __init__(self, state: Embedded) -> None:
+        super().__init__(state.engine)
+        self._stop: Any = state.workers.stop
+
+    async def get(self, records: Records[Any], key: tuple[str, ...]) -> Any:
+        if records is STATES and self._stop is not None:
+            stop, self._stop = self._stop, None
+            await stop(*AT)
+        return await super().get(records, key)
+
+
+# proves W5, W7
+async def test_what_was_read_before_a_worker_ended_decides_nothing(state: Embedded) -> None:
+    run = (await state.workers.start(*AT)).generation
+    with pytest.raises(StaleGeneration):
+        await Embedded(Between(state), SystemClock()).workers.progress(*AT, {"generation": run})
+    await state.workers.restore(*AT)
+    with pytest.raises(WorkerEnded):
+        await Embedded(Between(state), SystemClock()).workers.input(*AT, {"content": "late"})
+    await agree(state)
+
+
 def test_the_table_leads_everywhere_and_out_of_every_end() -> None:
     assert set(MOVES) == set(Status)
     reached = {status for moves in MOVES.values() for status in moves.values()}
@@ -279,6 +306,29 @@ async def test_one_damaged_worker_is_told_once_and_the_others_work(
         (told,) = (await state.workers.diagnostics("lab", ListQuery())).items
         assert (told.type, told.worker_id) == ("damaged", "scout")
         assert (told.where, told.why) == ("workers lab/scout", "its checksum does not match")
+
+
+# proves W8
+async def test_a_changed_byte_is_damage_of_one_worker(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    async with perdure.open(url) as state:
+        await state.workers.create_runtime({"id": "lab"})
+        for name in ("scout", "other"):
+            await state.workers.create("lab", {"id": name})
+    connection = apsw.Connection(str(tmp_path / "state.db"), vfs="cksmvfs")
+    changed = ("UPDATE records_workers SET value = ? WHERE key = ?", (b"{}", "\x1f".join(KEY)))
+    connection.execute(*changed)
+    connection.close()
+    for _ in range(2):
+        async with perdure.open(url) as state:
+            with pytest.raises(Damaged):
+                await state.workers.start(*AT)
+            page = await state.workers.page("lab", ListQuery())
+            assert [one.id for one in page.items] == ["other"]
+            assert [one.where for one in page.damaged] == ["workers lab/scout"]
+            (told,) = (await state.workers.diagnostics("lab", ListQuery())).items
+            assert (told.worker_id, told.where) == ("scout", "workers lab/scout")
+            await state.workers.input("lab", "other", {"content": "hi"})
 
 
 # proves W9
