@@ -40,3 +40,22 @@ def test_a_script_needs_no_event_loop(tmp_path: Path) -> None:
         assert state.conversations.get(*KEY).version == 1
         assert list(state.items.all(KEY, "items")) == []
         assert list(state.engine.verify()) == []
+
+
+# proves W1, W2
+@pytest.mark.parametrize("where", ["memory://", "sqlite:///{}/state.db"])
+def test_an_agent_needs_no_server_and_no_event_loop(where: str, tmp_path: Path) -> None:
+    with perdure.blocking(where.format(tmp_path)) as state:
+        workers = state.workers
+        workers.create_runtime({"id": "lab"})
+        workers.create("lab", {"id": "scout"})
+        assert workers.input("lab", "scout", {"content": "look around"}).number == 1
+        run = workers.start("lab", "scout").generation
+        (given,) = workers.inputs("lab", "scout").data
+        said = [{"role": "assistant", "content": f"done: {given.content}"}]
+        workers.progress("lab", "scout", {"generation": run, "taken": 1, "transcript": said})
+        said_of_all = [one.content for one in workers.transcript("lab", "scout").data]
+        assert said_of_all == ["look around", "done: look around"]
+        for ((_, told),) in workers.follow("lab", "scout"):
+            assert told.overview.taken == 1
+            break

@@ -10,13 +10,13 @@ import asyncio
 import inspect
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.core.blobs import Blob
-from perdure.core.clock import SystemClock
+from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Invalid, Unavailable
@@ -33,23 +33,47 @@ from perdure.services import backups, copying, verification
 from perdure.services.backups import Manifest, Progress
 from perdure.services.blobs import BlobKeeper
 from perdure.services.copying import Copied
+from perdure.services.recovery import free, unfinished
 from perdure.services.salvage import Salvaging, complete_salvage
+from perdure.services.tail import Tail
 from perdure.services.verification import Verified
+from perdure.services.workers import Workers
 from perdure.surfaces.state import LAYOUTS, State
 
 T = TypeVar("T")
 
 
+class Embedded(State):
+    """The state in a program of one's own: surfaces, whose writes are batches for `commit`, and the
+    worker runtime of the default tenant, whose operations commit by themselves."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        super().__init__(engine)
+        runner = None if engine.shared else _EMBEDDED
+        self.workers = Workers(self, clock, Tail(engine), runner=runner)
+
+
+_EMBEDDED = "embedded"
+"""Who vouches for a run that begins in a program that alone has the store: whoever opens that next
+knows the run is over. Where others share the store nobody does, and `restore` takes it over."""
+
+
 @asynccontextmanager
-async def open(url: str, *, read_only: bool = False) -> AsyncIterator[State]:
+async def open(url: str, *, read_only: bool = False) -> AsyncIterator[Embedded]:
     """The state kept at `url` (`sqlite:///state.db`, `memory://`), closed cleanly at the end;
     `read_only` changes nothing in it, not even what a crash left to be recovered.
 
     Raises what `open_engine` raises; `StoreLocked` where a server or another program has it.
     """
+    clock = SystemClock()
     engine = await open_engine(url, LAYOUTS, read_only=read_only)
     try:
-        yield State(engine)
+        state = Embedded(engine, clock)
+        if not (read_only or engine.shared):
+            findings: list[Finding] = []
+            async for held in unfinished(state.runtimes.vouched_for, findings):
+                await free(state, held, clock, findings)
+        yield state
     finally:
         await engine.close()
 
@@ -263,15 +287,18 @@ class _Portal:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+    def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
         async def following() -> tuple[T] | None:
             try:
                 return (await anext(source),)
             except StopAsyncIteration:
                 return None
 
-        while (item := self.run(following())) is not None:
-            yield item[0]
+        try:
+            while (item := self.run(following())) is not None:
+                yield item[0]
+        finally:
+            self.run(source.aclose())
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

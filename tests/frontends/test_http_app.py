@@ -300,6 +300,8 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         "idempotency",
         "seals",
         "boots",
+        "workers",
+        "worker_views",
     }
     for surface in report["surfaces"]:
         assert surface["acknowledgement"]
@@ -307,14 +309,16 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         assert surface["retention"]
         assert surface["engine"] == server.node.state.engine.url
         assert surface["version"] >= 1
-        assert surface["survives"]["process_crash"] is True
+        derived = surface["durability"] == "derived_projection_state"
+        assert surface["survives"]["process_crash"] is not derived
         assert surface["collections"]
         assert surface["proofs"]
         assert all(tests for tests in surface["proofs"].values())
     recovered = {one["surface"] for one in report["surfaces"] if one["last_recovery"]}
-    assert recovered == {"responses", "jobs", "blobs"}, "the others need no recovery"
+    assert recovered == {"responses", "jobs", "workers", "blobs"}, "the others need no recovery"
     if server.node.state.engine.url == "memory://":
-        assert all(surface["surface"] in report["warnings"][0] for surface in report["surfaces"])
+        promised = [one["surface"] for one in report["surfaces"] if one["survives"]["damage"]]
+        assert all(surface in report["warnings"][0] for surface in promised)
 
 
 # proves C15

@@ -74,6 +74,12 @@ async def owned(client: httpx.AsyncClient) -> dict[str, str]:
     jobs = await client.get("/v1/jobs", headers=key(OWNER))
     form = {"purpose": "assistants"}
     file = await made("/v1/files", data=form, files={"file": ("a.txt", b"mine")})
+    runtime = await made("/v1/runtimes", json={"id": "mine_runtime"})
+    worker = await made(f"/v1/runtimes/{runtime}/workers", json={"id": "mine_worker"})
+    await made(f"/v1/runtimes/{runtime}/workers/{worker}/stop")
+    gone = {"operation_id": "mine_operation", "mode": "archive"}
+    operation = await made(f"/v1/runtimes/{runtime}/workers/{worker}/retain", json=gone)
+    worker = await made(f"/v1/runtimes/{runtime}/workers", json={"id": "mine_worker"})
     upload = {"filename": "b.txt", "purpose": "assistants", "bytes": 4, "mime_type": "text/plain"}
     return {
         "conversation_id": conversation,
@@ -81,6 +87,9 @@ async def owned(client: httpx.AsyncClient) -> dict[str, str]:
         "response_id": response,
         "job_id": jobs.json()["data"][0]["id"],
         "file_id": file,
+        "runtime_id": runtime,
+        "worker_id": worker,
+        "operation_id": operation,
         "upload_id": await made("/v1/uploads", json=upload),
     }
 

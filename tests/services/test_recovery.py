@@ -108,7 +108,7 @@ async def test_every_boot_says_what_it_found(opened: Open) -> None:
     boot = driver.node.boot
     assert (boot.number, boot.previous_ended_clean) == (2, False)
     found = {one.surface: one for one in boot.recovery}
-    assert list(found) == ["engine", "responses", "jobs", "blobs"]
+    assert list(found) == ["engine", "responses", "jobs", "workers", "blobs"]
     assert found["responses"].interrupted == 1
     assert all(one.duration_s > 0 for one in boot.recovery)
     await driver.node.drain(0)

@@ -42,6 +42,7 @@ from perdure.surfaces.conversations import CONVERSATIONS, Conversation, Conversa
 from perdure.surfaces.files import FILES
 from perdure.surfaces.idempotency import IDEMPOTENCY
 from perdure.surfaces.jobs import JOB_EVENTS, JOBS, Job, Jobs
+from perdure.surfaces.workers import TRANSCRIPTS, Workers
 
 T = TypeVar("T")
 
@@ -393,6 +394,10 @@ def _replace(name: str, by: object, *modules: ModuleType | type) -> None:
         setattr(module, name, by)
 
 
+def _without_workers(op: Op) -> Op | None:
+    return None if layout_of(op) in Workers.promise.layouts else op
+
+
 class Plant(msgspec.Struct, frozen=True):
     """One bug: what it is, and what puts it in."""
 
@@ -440,6 +445,14 @@ PLANTS: dict[str, Plant] = {
     "notes-steps-later": Plant(
         "a step of a job is noted in another commit than what it made",
         engine=lambda engine: Splits(engine, lambda op: not _is_step(op)),
+    ),
+    "says-inputs-later": Plant(
+        "an input joins the transcript in another commit than the state that counts it",
+        engine=lambda engine: Splits(engine, lambda op: layout_of(op) is not TRANSCRIPTS),
+    ),
+    "keeps-runs": Plant(
+        "recovery leaves workers to the runs of dead processes",
+        engine=lambda engine: ChangesRecovery(engine, _without_workers),
     ),
     "leaves-open": Plant(
         "a takeover leaves open what the attempt before had open", patch=_leave_open

@@ -49,6 +49,8 @@ CASES: dict[str, Case] = {
     "keeps-jobs": Case({Check.CLEAN}, "jobs", edges(7, 16)),
     "accepts-jobs-later": Case({Check.ATOMIC}, "jobs", edges(4, 6)),
     "notes-steps-later": Case({Check.ATOMIC}, "jobs", edges(8, 30), choices="e"),
+    "says-inputs-later": Case({Check.ATOMIC}, "workers", edges(5, 12), 8),
+    "keeps-runs": Case({Check.CLEAN}, "workers", edges(7, 14), 10),
     "leaves-open": Case({Check.WHOLE}, "jobs", edges(9, 14), choices="f"),
     "takes-it-for-more": Case(
         {Check.WHOLE, Check.KEPT}, "jobs", edges(9, 14), choices="f", continues=True

@@ -184,7 +184,7 @@ def shown(held: Held) -> WireConversation:
     )
 
 
-async def decided(attempt: Callable[[], Awaitable[T]]) -> T:
+async def decided(attempt: Callable[[], Awaitable[T]], what: str = "the conversation") -> T:
     """Run a read-then-commit until no other writer comes between. Bounded: a conversation that
     is written to without pause raises `Unavailable` rather than holding a request for ever."""
     for _ in range(_TRIES_MAX):
@@ -193,7 +193,7 @@ async def decided(attempt: Callable[[], Awaitable[T]]) -> T:
         except Conflict as conflict:
             if not getattr(conflict, "should_retry", True):
                 raise
-    raise Unavailable("the conversation is written to by too many requests at once; try again.")
+    raise Unavailable(f"{what} is written to by too many requests at once; try again.")
 
 
 def _list(items: Sequence[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:

@@ -59,6 +59,7 @@ from perdure.services.upstream import Upstream
 from perdure.services.upstreams import Member, Upstreams
 from perdure.services.usage import PERIOD_S as MEASURE_S
 from perdure.services.usage import Measuring
+from perdure.services.workers import Workers
 from perdure.surfaces.boots import Boot, Instance, SurfaceRecovery
 from perdure.surfaces.state import LAYOUTS, PROMISES, State
 
@@ -120,6 +121,7 @@ class Node:
         self.tokens: TokenCounter
         self.compactor: Compactor
         self.upstreams = Upstreams(())
+        self.tail: Tail
         self.blobs: BlobKeeper
         self.files: Files
         self.uploads: Uploads
@@ -330,6 +332,15 @@ class Node:
         if self.opened:
             await asyncio.gather(self.gateway.drain(timeout_s), self.jobs.drain(timeout_s))
 
+    def workers_of(self, tenant: str) -> Workers:
+        """The worker runtime of one tenant; this boot vouches for the runs that begin in it."""
+        return Workers(
+            *(self.state, self.clock, self.tail),
+            tenant=tenant,
+            runner=self.boot_id,
+            lease=lambda: self.fleet.lease,
+        )
+
     async def back_up(self, target: Path, progress: Progress) -> Manifest:
         """Copy everything as it is now to `target`, while requests go on. See `backups`."""
         return await back_up(
@@ -402,7 +413,8 @@ class Node:
         context = Context(self.state, sealing, attachments, self.config.tools.orphans)
         self.tokens = TokenCounter(self.state, context, self.upstreams, self.clock)
         self.uploads = Uploads(self.state, self.blobs, self.files, stored, self.clock)
-        tail, jobs = Tail(self.state.engine), self.config.jobs
+        self.tail = tail = Tail(self.state.engine)
+        jobs = self.config.jobs
         holds = Holds(self.state, self.files)
         self.jobs = Jobs(
             *(self.state, holds, self.clock),

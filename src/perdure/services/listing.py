@@ -1,4 +1,5 @@
-"""What operators list: responses, conversations and jobs, the newest first, damaged ones by name.
+"""What operators list: responses, conversations, jobs, runtimes and workers, the newest first,
+damaged ones by name.
 
 A page goes on after the id of the last object seen, as every list of the API does. Damage does not
 end a list: what cannot be read is named beside what can, as often as it is met.
@@ -13,6 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from perdure.core.errors import Damaged, Missing
+from perdure.core.keys import Key
 from perdure.core.paging import Slice
 from perdure.core.values import Finding, Page, Record
 from perdure.surfaces.conversations import Conversation
@@ -20,6 +22,8 @@ from perdure.surfaces.jobs import Job
 from perdure.surfaces.jobs import Status as JobStatus
 from perdure.surfaces.responses import Response, Status
 from perdure.surfaces.state import State
+from perdure.surfaces.workers import Diagnostic, Runtime, Worker
+from perdure.surfaces.workers import Status as WorkerStatus
 from perdure.wire.lists import ListQuery, no_such_after
 
 T = TypeVar("T")
@@ -55,6 +59,28 @@ async def jobs(
     """A page of jobs. Raises `WireError` for an `after` that is not there."""
     asked = await _slice(query, "job", partial(state.jobs.get, tenant))
     return await _readable(asked, partial(state.jobs.page, tenant, status=status, kind=kind))
+
+
+async def runtimes(state: State, tenant: str, query: ListQuery) -> Listed[Runtime]:
+    """A page of runtimes. Raises `WireError` for an `after` that is not there."""
+    asked = await _slice(query, "runtime", lambda one: state.runtimes.runtime((tenant, one)))
+    return await _readable(asked, partial(state.runtimes.page_of_runtimes, tenant))
+
+
+async def workers(
+    state: State, home: Key, query: ListQuery, status: WorkerStatus | None
+) -> Listed[Worker]:
+    """A page of the workers of the runtime `home`. Raises `WireError` for an `after` that is not
+    there."""
+    asked = await _slice(query, "worker", lambda one: state.runtimes.get((*home, one)))
+    return await _readable(asked, partial(state.runtimes.page, home, status=status))
+
+
+async def diagnostics(state: State, home: Key, query: ListQuery) -> Listed[Diagnostic]:
+    """A page of what there is to know of the workers of the runtime `home`. Raises `WireError` for
+    an `after` that is not there."""
+    asked = await _slice(query, "diagnostic", lambda one: state.runtimes.diagnostic((*home, one)))
+    return await _readable(asked, partial(state.runtimes.diagnostics, home))
 
 
 async def _slice(

@@ -27,6 +27,8 @@ from perdure.surfaces.boots import SurfaceRecovery
 from perdure.surfaces.jobs import Held as HeldJob
 from perdure.surfaces.responses import EVENTS, Held, wire_body
 from perdure.surfaces.state import State
+from perdure.surfaces.workers import Diagnostic
+from perdure.surfaces.workers import Held as Worker
 from perdure.wire.events import Event
 from perdure.wire.fold import View, apply
 from perdure.wire.responses import Body, Outcome, failed
@@ -79,7 +81,11 @@ class Recovery:
 
     async def run(self, progress: Callable[[str], None]) -> list[SurfaceRecovery]:
         """Recover surface by surface; `progress` is told how far it is."""
-        return [await self._recover_responses(progress), await self._recover_jobs(progress)]
+        return [
+            await self._recover_responses(progress),
+            await self._recover_jobs(progress),
+            await self._recover_workers(progress),
+        ]
 
     async def _recover_responses(self, progress: Callable[[str], None]) -> SurfaceRecovery:
         """A response that has not ended and whose runner is not alive was left by it."""
@@ -114,6 +120,18 @@ class Recovery:
         lost = await end_orphans(self._state, self._clock, findings, stuck)
         return self._told("jobs", findings, began_s, requeued=requeued, interrupted=lost)
 
+    async def _recover_workers(self, progress: Callable[[str], None]) -> SurfaceRecovery:
+        """A worker is taken from a runner that is not alive, to be ready for another."""
+        began_s = self._clock.monotonic_s()
+        interrupted = 0
+        findings: list[Finding] = []
+        async for held in unfinished(self._state.runtimes.vouched_for, findings):
+            if await self._fleet.lives(held.value.runner):
+                continue
+            interrupted += await free(self._state, held, self._clock, findings)
+            progress(f"workers: {interrupted} interrupted, {len(findings)} damaged")
+        return self._told("workers", findings, began_s, interrupted=interrupted)
+
     async def _requeue(self, held: HeldJob) -> None:
         at_s = int(self._clock.now_s())
         with suppress(Conflict):  # another process was here
@@ -132,6 +150,34 @@ class Recovery:
             findings=tuple(findings),
             **counts,
         )
+
+
+async def free(state: State, held: Worker, clock: Clock, findings: list[Finding]) -> int:
+    """Take a worker from a run whose process is dead, or note what of it is damaged; tell of
+    either. How many were freed."""
+    surface, at_s = state.runtimes, int(clock.now_s())
+    tenant, runtime_id, worker_id = held.key
+    try:
+        counts = await surface.state(held.key)
+        batch, _ = surface.move(
+            held, counts, "interrupted", clock.new_id("evt"), at_s=at_s, reason="process_restart"
+        )
+    except Missing:  # another process has removed it
+        return 0
+    except Damaged as damage:
+        findings.append(Finding(damage.where, damage.why))
+        told = Diagnostic("damaged", damage.where, damage.why, at_s, worker_id)
+        batch, freed = surface.diagnose(tenant, runtime_id, told), 0
+    else:
+        where = f"worker {show(held.key)}, generation {held.value.generation}"
+        why = "the process that vouched for its run is dead; start it to go on"
+        told = Diagnostic("interrupted", where, why, at_s, worker_id)
+        batch, freed = batch + surface.diagnose(tenant, runtime_id, told, expect=None), 1
+    try:
+        await state.commit(batch)
+    except Conflict:  # another process is at it, or this was told before
+        return 0
+    return freed
 
 
 async def unfinished(

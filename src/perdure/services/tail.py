@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from itertools import islice
 from typing import Any
 
@@ -110,7 +110,7 @@ class Tail:
         *,
         after: int,
         ended: Ended,
-    ) -> AsyncIterator[list[Entry[Any]]]:
+    ) -> AsyncGenerator[list[Entry[Any]], None]:
         """Entries above `after` in order, in groups as they become durable; it stops behind the
         entry that `ended` says is the last, whether or not `after` is beyond it. Raises what the
         engine raises, and what `fail` is told."""

@@ -19,6 +19,7 @@ from perdure.surfaces.items import Items
 from perdure.surfaces.jobs import Jobs
 from perdure.surfaces.responses import Responses
 from perdure.surfaces.seals import Seals
+from perdure.surfaces.workers import Workers
 
 PROMISES: tuple[Promise, ...] = (
     Responses.promise,
@@ -29,6 +30,8 @@ PROMISES: tuple[Promise, ...] = (
     BlobUses.promise,
     Idempotency.promise,
     Seals.promise,
+    Workers.promise,
+    Workers.views,
     Boots.promise,
 )
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -50,6 +53,7 @@ class State:
         self.uploads = Uploads(engine)
         self.idempotency = Idempotency(engine)
         self.seals = Seals(engine)
+        self.runtimes = Workers(engine)
         self.boots = Boots(engine)
 
     async def commit(self, batch: Batch) -> Committed:

@@ -20,6 +20,7 @@ from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
 from perdure.frontends.cli.torture import torture
 from perdure.frontends.cli.verify import verify
+from perdure.frontends.cli.workers import workers
 
 app = typer.Typer(
     name="perdure",
@@ -33,7 +34,7 @@ app = typer.Typer(
 COMMANDS = (serve, demo, status, contract, verify, salvage, backup, restore, copy, prune, torture)
 for command in COMMANDS:
     app.command()(command)
-for group in (responses, conversations, files, jobs):
+for group in (responses, conversations, files, jobs, workers):
     app.add_typer(group)
 
 

@@ -6,7 +6,7 @@ only: nothing is recovered, cut or recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, TypeVar
 
 import httpx
@@ -159,6 +159,27 @@ async def work(
     except httpx.HTTPError as error:
         raise Unavailable(f"process {held.pid} stopped answering ({error}).") from None
     raise Unavailable(f"process {held.pid} stopped before it was done. Nothing was kept of it.")
+
+
+async def stream(held: Held, path: str, type: type[T]) -> AsyncGenerator[T, None]:
+    """What a stream of the server tells, as it comes. Raises what it refuses with, and
+    `Unavailable` where it stops."""
+    transport = httpx.AsyncHTTPTransport(uds=held.control_socket, verify=False)
+    client = httpx.AsyncClient(transport=transport, base_url="http://control", timeout=None)
+    try:
+        async with client, client.stream("GET", path) as answer:
+            if answer.status_code != 200:
+                refusal = _decode(held, await answer.aread(), _Refusal).error
+                raise _raised(refusal.code, refusal.message, answer.status_code)
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    found: T = _decode(held, line[6:].encode(), type)
+                    yield found
+    except httpx.HTTPError as error:
+        raise Unavailable(f"process {held.pid} stopped answering ({error}).") from None
+    raise Unavailable(
+        f"process {held.pid} ended the stream: it stops, or what was followed is gone."
+    )
 
 
 def _raised(code: str | None, message: str, status: int = 503) -> PerdureError:

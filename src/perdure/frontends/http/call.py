@@ -57,11 +57,13 @@ class Answer(msgspec.Struct, frozen=True):
 class EventStream(msgspec.Struct, frozen=True):
     """Groups of JSON events, sent as they come; the stream ends after the last. `left` is done
     when the client goes away before that. `framed` ones are server-sent events already, whole ones,
-    of another's grammar than ours."""
+    of another grammar than that of responses. `farewell` is sent where the server stops before the
+    last; without one, what such a stream of its kind always sends."""
 
     groups: AsyncGenerator[list[bytes], None]
     left: Callable[[], Awaitable[None]] | None = None
     framed: bool = False
+    farewell: bytes | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 

@@ -12,6 +12,7 @@ from perdure.wire.errors import WireError
 from perdure.wire.files import LIST_MAX
 from perdure.wire.jobs import JobStatus
 from perdure.wire.lists import LIMIT_DEFAULT, LIMIT_MAX, ListQuery, Order, parse_list_query
+from perdure.wire.workers import WorkerStatus
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 
@@ -50,6 +51,31 @@ class JobsQuery(ListedQuery, frozen=True):
 
     status: JobStatus | msgspec.UnsetType = msgspec.UNSET
     kind: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class WorkersQuery(ListedQuery, frozen=True):
+    """The same, of workers."""
+
+    status: WorkerStatus | msgspec.UnsetType = msgspec.UNSET
+
+
+class InputsQuery(msgspec.Struct, frozen=True):
+    """At most so many inputs."""
+
+    limit: Annotated[int, Meta(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT
+
+
+class TranscriptQuery(InputsQuery, frozen=True):
+    """A part of a log, behind the `cursor` of the one before."""
+
+    after: str | None = None
+
+
+class LogQuery(TranscriptQuery, frozen=True):
+    """The same; `stream` goes on with what comes, and begins with a snapshot unless `after`, or
+    the header `Last-Event-ID`, says behind what."""
+
+    stream: bool = False
 
 
 class RetrieveQuery(msgspec.Struct, frozen=True):

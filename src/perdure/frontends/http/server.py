@@ -39,6 +39,7 @@ from perdure.frontends.http import (
     operations,
     responses,
     uploads,
+    workers,
 )
 from perdure.frontends.http.app import Context, Gate, Perimeter, routed
 from perdure.frontends.http.exposed import exposition
@@ -61,6 +62,7 @@ ROUTES = (
     *chat.ROUTES,
     *models.ROUTES,
     *jobs.ROUTES,
+    *workers.ROUTES,
     *operations.ROUTES,
 )
 """The table, hot paths first."""

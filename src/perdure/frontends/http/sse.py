@@ -110,7 +110,7 @@ class Streams:
             await asyncio.wait((pump, watch), return_when=asyncio.FIRST_COMPLETED)
             if pump.cancelled():
                 self.stats.stopped += 1
-                farewell = _CUT if stream.framed else FAREWELL
+                farewell = stream.farewell or (_CUT if stream.framed else FAREWELL)
                 await call.write(farewell if events.whole else b"", last=True)
             elif not pump.done():
                 self.stats.disconnected += 1

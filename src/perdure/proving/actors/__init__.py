@@ -11,6 +11,7 @@ from perdure.proving.actors.items import ItemsActor
 from perdure.proving.actors.jobs import JobsActor
 from perdure.proving.actors.responses import ResponsesActor
 from perdure.proving.actors.seals import SealsActor
+from perdure.proving.actors.workers import WorkersActor
 from perdure.proving.workload import Actor
 
 
@@ -25,5 +26,6 @@ def actors() -> list[Actor]:
         BlobsActor(),
         IdempotencyActor(),
         SealsActor(),
+        WorkersActor(),
         BootsActor(),
     ]
