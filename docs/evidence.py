@@ -92,7 +92,7 @@ async def measure(home: Path, seconds: float, seed: str) -> Run:
     changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "src"))
     with shown_progress() as progress:
         caught = await catch_all(home / "planted", progress)
-        order = Order(home=home / "torture", seed=seed, seconds=seconds * _TORTURE)
+        order = Order(home=home / "torture", seed=seed, seconds=seconds * _TORTURE, thorough=True)
         tortured = await torture(order, progress)
         progress("crash campaign", 0, 0)
         left_s = seconds * (1 - _TORTURE)
@@ -149,7 +149,8 @@ def render(run: Run, record: Sequence[Found]) -> str:
     bugs = len(run.caught)
     parts = [
         "# Evidence",
-        "Made by `make evidence` from one run; not edited by hand. It says what was done to "
+        "Made by `make evidence` from one run; not edited by hand. Each drill judged at least what "
+        "every change of the program has to pass (`make proof`). It says what was done to "
         "Perdure, how often, and what came of it, so that you need not believe "
         "[the guarantees](guarantees.md). Do it on your own disk: `perdure torture`.",
         _facts(run),
@@ -172,9 +173,9 @@ def render(run: Run, record: Sequence[Found]) -> str:
         "say that p < 3/N with 95 % confidence. So:\n\n"
         + _table(("what", "cases", "p below"), _bounds(run))
         + "\n\nThat is about the failures these cases make, as often as they make them, and about "
-        "nothing else. Where a drill enumerated all of its cases, there is no p: no state of that "
-        "history fails. A planted bug says more than a small p: it shows that a failure of its "
-        "kind would have been seen.",
+        "nothing else. Where a drill got through all of its cases, there is no p: none of them "
+        "fails, and what a case is the drill says above. A planted bug says more than a small p: "
+        "it shows that a failure of its kind would have been seen.",
         "## Planted bugs",
         "A proof that cannot fail proves nothing. Each of these mistakes was put into the program "
         "on purpose, and what is to catch it was run against it.",
@@ -254,7 +255,8 @@ def _details(rows: Iterable[Row]) -> Iterable[str]:
             text += "."
         if row.lacks is not None:
             text += f" *Not tested here: {row.lacks}*"
-        yield text + "".join(f"\n- VIOLATED, case {it.case}: {it.what}" for it in row.violations)
+        text += "".join(f"\n- VIOLATED, case {it.case}: {it.what}" for it in row.violations)
+        yield text + (f"\n- again: `{row.again}`" if row.again else "")
 
 
 def _undrilled(rows: Iterable[Row]) -> str:
@@ -277,7 +279,8 @@ def _campaign(told: crash.Report) -> str:
     return (
         f"{told.cycles} lives of one server over one data directory, used by clients on every "
         f"surface{official}: {deaths}. Ready again in "
-        f"{told.ready_p50_s} s (median), {told.ready_max_s} s at most.\n\n{judged}{wrong}"
+        f"{told.ready_p50_s} s (median), {told.ready_max_s} s at most. Again: "
+        f"`make crash CYCLES={told.cycles} SEED={told.seed}`.\n\n{judged}{wrong}"
     )
 
 

@@ -62,8 +62,8 @@ Progress = Callable[[str, int, int], None]
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What to torture. `faults` and `subject` choose drills (empty: all); `seconds` are shared by
     them, or end the run where it is `counted`: then each drill judges what every change has to
-    pass. `case` repeats one case of one drill. `engine` is what the command that repeats one
-    names."""
+    pass. `thorough` is both: so much at least, and more where there is time. `case` repeats one
+    case of one drill. `engine` is what the command that repeats one names."""
 
     home: Path
     seed: str
@@ -72,6 +72,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     subject: str | None = None
     case: int | None = None
     counted: bool = False
+    thorough: bool = False
     engine: str | None = None
 
 
@@ -184,13 +185,15 @@ async def torture(order: Order, progress: Progress) -> Report:
 
 
 async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, int], None]) -> Row:
-    wanted = PER_CHANGE.get(_name(drill), _FEW) if order.counted and order.case is None else None
+    judged = order.counted or order.thorough
+    wanted = PER_CHANGE.get(_name(drill), _FEW) if judged and order.case is None else None
     trial = Trial(
         order.home / f"{drill.fault.name}-{drill.subject}",
         order.seed,
         seconds=seconds,
         case=order.case,
-        enough=wanted,
+        enough=wanted if order.counted else None,
+        least=wanted or 1,
         told=lambda done, planned: told(done, planned or 0),
     )
     told(0, 0)

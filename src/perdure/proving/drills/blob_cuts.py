@@ -119,8 +119,9 @@ class CutBlobs:
     fault = POWER_CUT
     subject: Subject = "blobs"
     says = (
-        "every combination of un-synced bytes and names that a directory of blobs may be left in, "
-        "after each step of puts and drops, some of them at once"
+        "after each step of puts and drops, some of them at once: what is not synced of a file is "
+        "there, absent or cut in its middle, in every combination with the un-synced names, of "
+        "which the last six count"
     )
 
     def __init__(self, disk: Callable[[], RecordingDisk] = RecordingDisk) -> None:

@@ -181,8 +181,9 @@ class CutEngine:
     fault = POWER_CUT
     subject: Subject = "engine"
     says = (
-        "every state that SQLite's un-synced writes may leave at each of its calls, checkpoints "
-        "and a log that starts over among them, and some of recovery itself cut in the same way"
+        "at each of SQLite's calls, checkpoints and a log that starts over among them, its "
+        "un-synced writes are lost from each one on, each one alone, all, two at random and torn "
+        "at a sector; and some of recovery itself is cut in the same way"
     )
 
     def lacks(self) -> str | None:

@@ -45,8 +45,8 @@ class Trial:
     """One run of a drill in a directory of its own. Every choice comes from `seed`.
 
     Cases are numbered from 1 in an order that the seed decides. A drill goes through them until
-    `over`: after so many that they are `enough`, or after its seconds. Where only one is asked for
-    it judges that one alone.
+    `over`: after so many that they are `enough`, or after its seconds and the `least` it has to
+    judge. Where only one is asked for it judges that one alone.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Trial:
         seconds: float,
         case: int | None = None,
         enough: int | None = None,
+        least: int = 1,
         wrong_max: int = _VIOLATIONS_MAX,
         told: Callable[[int, int | None], None] = lambda done, planned: None,
     ) -> None:
@@ -64,6 +65,7 @@ class Trial:
         self.seed = seed
         self.case = case
         self.enough = enough
+        self.least = least
         self.cases = 0
         self.at = 1
         """The case that was looked at last."""
@@ -81,12 +83,12 @@ class Trial:
 
     @property
     def over(self) -> bool:
-        """Whether the time is used up, by one case at least, or enough was judged or is known to be
+        """Whether the time is used up, by `least` cases, or enough was judged or is known to be
         wrong."""
         if len(self.violations) >= self._wrong_max:
             return True
         judged = self.enough is not None and self.cases >= self.enough
-        late = self.cases > 0 and time.monotonic() > self._ends_s
+        late = self.cases >= self.least and time.monotonic() > self._ends_s
         return self.case is None and (judged or late)
 
     @property
