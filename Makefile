@@ -49,7 +49,7 @@ test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path
 
 surfaces: .venv/.dev  ## the tests of services and of HTTP once more, on PostgreSQL
 	PERDURE_SURFACES_ON=postgres $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-		tests/services tests/frontends
+		tests/services tests/frontends $(TESTS)
 
 judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
 	$(BIN)/python -m pytest tests/e2e/node/openai_node.py
