@@ -357,6 +357,24 @@ async def test_a_process_stopped_inside_a_transaction_makes_nobody_else_look_dea
     await stopped.wait()
 
 
+# proves O2
+async def test_a_process_that_takes_long_to_stop_gives_signs_of_life_to_the_end(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await join(), await join()
+    close = first.node.jobs.close
+
+    async def slowly() -> None:
+        await wait_until(partial(more_signs, first, await signs(first) + 2), 30, "signs of life")
+        await close()
+
+    monkeypatch.setattr(first.node.jobs, "close", slowly)
+    await first.node.close()
+    boot, _ = await second.node.state.boots.newest(first.node.boot.instance_id)
+    assert boot is not None
+    assert boot.value.ended_clean
+
+
 async def is_stopped(status: Path) -> bool:
     return status.read_text().rsplit(")", 1)[1].split()[0] == "T"
 
