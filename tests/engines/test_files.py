@@ -322,15 +322,18 @@ async def test_so_many_places_are_kept_and_no_more(
     await engine.close()
 
 
+@pytest.mark.parametrize(
+    ("limit", "most"), [("OVERLAY_BYTES_MAX", 10_000), ("OVERLAY_FILES_MAX", 2)]
+)
 async def test_commits_wait_for_files_that_are_far_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limit: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files_commit, "OVERLAY_BYTES_MAX", 10_000)
+    monkeypatch.setattr(files_commit, limit, most)
     with small_journals():
         engine = await opened(tmp_path / "store")
         for number in range(20):
             await engine.commit(put(FACTS, ("t", f"{number}"), Note(body="x" * 5_000)))
-            assert engine._state.waiting_bytes < 16_000
+            assert engine._state.waiting_files <= 3
         await engine.close()
 
 

@@ -9,8 +9,8 @@ Invariants
   state holds a group only then.
 - The files are written from the state as of one commit. The journal starts over only when that is
   durable and the manifest says so, and keeps the frames of all commits after it.
-- What is committed and not in the files is bounded: beyond `OVERLAY_BYTES_MAX` a commit waits for
-  them.
+- What is committed and not in the files is bounded: beyond `OVERLAY_BYTES_MAX`, or so many files
+  to be written, a commit waits for them.
 - After a sync that failed, of the journal or of a file, nothing is written any more.
 """
 
@@ -48,6 +48,9 @@ GROUP_BYTES = 8 * 1024 * 1024
 OVERLAY_BYTES_MAX = 64 * 1024 * 1024
 """Of frames that the files do not hold yet. One group may exceed it."""
 
+OVERLAY_FILES_MAX = 4_000
+"""The same in files to be written. Each takes a sync, so this bounds how long a stop takes."""
+
 HELD_BYTES_MAX = 4 * OVERLAY_BYTES_MAX
 """The same while a backup keeps the files as they are."""
 
@@ -56,6 +59,7 @@ JOURNAL_BYTES = 16 * 1024 * 1024
 to be written for it."""
 
 _APPLY_BYTES = 1024 * 1024
+_APPLY_FILES = 256
 APPLY_AFTER_S = 0.05
 """How long the files wait for more, so that what changes often is written once."""
 
@@ -208,7 +212,7 @@ class Committer:
         self._stats.groups += 1
         self._stats.commits += sum(isinstance(done, Committed) for _, done in outcomes)
         self._behind.set()
-        if state.waiting_bytes > _APPLY_BYTES:
+        if state.waiting_bytes > _APPLY_BYTES or state.waiting_files > _APPLY_FILES:
             self._hurry.set()
         return outcomes, effects.tips
 
@@ -230,7 +234,8 @@ class Committer:
 
     async def _make_room(self) -> None:
         """Wait until the files have caught up, if they are far behind."""
-        while self._state.waiting_bytes > OVERLAY_BYTES_MAX:
+        state = self._state
+        while state.waiting_bytes > OVERLAY_BYTES_MAX or state.waiting_files > OVERLAY_FILES_MAX:
             if self._holders and not self.held_too_long:
                 return
             await self._next_round()

@@ -129,6 +129,11 @@ class State:
         """How much is remembered of whatever kind."""
         return len(self.records) + len(self.streams) + len(self.operations)
 
+    @property
+    def waiting_files(self) -> int:
+        """How many files lack something."""
+        return len(self.waiting_records) + len(self.waiting_streams)
+
     def open_orders(self, layouts: Sequence[Layout]) -> None:
         """Sort every live record where its columns say, and list every stream with entries."""
         live: dict[str, dict[str, Columns]] = defaultdict(dict)
