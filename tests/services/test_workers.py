@@ -428,7 +428,8 @@ async def test_an_ended_worker_is_archived_and_gone_and_its_id_is_free(
     with pytest.raises(CursorRefused):
         await workers.events(*AT, after=cursor)
     with pytest.raises(CursorRefused):
-        await anext(workers.follow(*AT, after=cursor))
+        async with asyncio.timeout(DEADLINE_S):
+            await anext(workers.follow(*AT, after=cursor))
     await workers.cancel(*AT)
     purged = await workers.retain(*AT, {"operation_id": "op2", "mode": "purge"})
     assert (purged.done, purged.digest) == (True, None)
