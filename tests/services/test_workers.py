@@ -128,6 +128,7 @@ async def test_an_input_is_one_commit_and_a_run_goes_on_from_it(state: Embedded)
         "state": {"turn": 1, "part": 0.5},
         "transcript": [{"role": "assistant", "content": "hello"}],
         "name": "turn",
+        "data": "any value",
         "usage": {"tokens": 7},
     }
     after = await workers.progress(*AT, step)
@@ -145,6 +146,7 @@ async def test_an_input_is_one_commit_and_a_run_goes_on_from_it(state: Embedded)
     rest = await workers.events(*AT, after=page.cursor)
     types = ["accepted", "started", "progressed", "progressed"]
     assert ([one.type for one in rest.data], rest.has_more) == (types, False)
+    assert [one.data for one in rest.data] == [None, None, "any value", None]
     told = await workers.transcript(*AT)
     assert [one.role for one in told.data] == ["user", "user", "assistant"]
     assert (await workers.transcript(*AT, after=told.cursor)).data == []
