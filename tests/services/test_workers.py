@@ -155,6 +155,19 @@ async def test_an_input_is_one_commit_and_a_run_goes_on_from_it(state: Embedded)
         await workers.events(*AT, limit=1_001)
 
 
+# proves W1
+async def test_every_kind_of_value_comes_back_as_it_was_given(state: Embedded) -> None:
+    workers, run = state.workers, (await state.workers.start(*AT)).generation
+    for given in (None, True, 2**62, -1.5, "\0é", [], {}, {"a": [1, {"b": None}]}):
+        await workers.input(*AT, {"content": given})
+        said = [{"role": "assistant", "content": given}]
+        step = {"generation": run, "taken": 1, "state": given, "data": given, "transcript": said}
+        assert (await workers.progress(*AT, step)).value == given
+        assert (await workers.state(*AT)).value == given
+        assert (await workers.events(*AT)).data[-1].data == given
+        assert [one.content for one in (await workers.transcript(*AT)).data[-2:]] == [given] * 2
+
+
 # proves W4, C4
 async def test_many_writers_at_once_are_one_after_another(state: Embedded) -> None:
     sent = [{"content": number, "submission_id": f"s{number % 6}"} for number in range(8)]
