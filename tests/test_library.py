@@ -43,7 +43,7 @@ def test_a_script_needs_no_event_loop(tmp_path: Path) -> None:
 
 
 # proves W1, W2
-@pytest.mark.parametrize("where", ["memory://", "sqlite:///{}/state.db"])
+@pytest.mark.parametrize("where", ["memory://", "file:///{}/state", "sqlite:///{}/state.db"])
 def test_an_agent_needs_no_server_and_no_event_loop(where: str, tmp_path: Path) -> None:
     with perdure.blocking(where.format(tmp_path)) as state:
         workers = state.workers

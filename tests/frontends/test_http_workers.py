@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from perdure.proving.waiting import wait_until
 from tests.frontends.conftest import Serve, Served
 
 ONE = "/v1/runtimes/lab/workers/scout"
@@ -120,3 +121,27 @@ async def test_a_stream_begins_with_all_there_is_and_resumes(serve: Serve) -> No
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "cursor_refused")
     nobody = await server.client.get("/v1/runtimes/lab/workers/nobody/events?stream=true")
     assert nobody.status_code == 404
+
+
+# proves W10
+async def test_a_reader_that_takes_nothing_delays_no_writer_and_resumes(serve: Serve) -> None:
+    server = await serve(limits__stall_timeout_s=0.3)
+    await made(server)
+    run = {"generation": (await server.json("POST", f"{ONE}/start"))["generation"]}
+    cursor = (await server.json("GET", f"{ONE}/events"))["cursor"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+    reader._transport.pause_reading()  # type: ignore[attr-defined]
+    asked = f"GET {ONE}/events?stream=true&after={cursor} HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    writer.write(asked.encode())
+    steps = 12
+    for _ in range(steps):
+        await server.json("POST", f"{ONE}/progress", run | {"data": "x" * 1_000_000})
+
+    async def dropped() -> bool:
+        return server.service.connections.stalled == 1
+
+    await wait_until(dropped, WITHIN_S, "the drop of a reader that takes nothing")
+    writer.close()
+    async with followed(server, {"last-event-id": cursor}) as told:
+        resumed = [(await anext(told))[2]["number"] for _ in range(steps)]
+    assert resumed == list(range(3, 3 + steps))

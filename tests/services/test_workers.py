@@ -128,6 +128,7 @@ async def test_an_input_is_one_commit_and_a_run_goes_on_from_it(state: Embedded)
         "state": {"turn": 1, "part": 0.5},
         "transcript": [{"role": "assistant", "content": "hello"}],
         "name": "turn",
+        "data": "any value",
         "usage": {"tokens": 7},
     }
     after = await workers.progress(*AT, step)
@@ -145,12 +146,26 @@ async def test_an_input_is_one_commit_and_a_run_goes_on_from_it(state: Embedded)
     rest = await workers.events(*AT, after=page.cursor)
     types = ["accepted", "started", "progressed", "progressed"]
     assert ([one.type for one in rest.data], rest.has_more) == (types, False)
+    assert [one.data for one in rest.data] == [None, None, "any value", None]
     told = await workers.transcript(*AT)
     assert [one.role for one in told.data] == ["user", "user", "assistant"]
     assert (await workers.transcript(*AT, after=told.cursor)).data == []
     assert (await workers.events(*AT, limit=0)).data == []
     with pytest.raises(LimitExceeded):
         await workers.events(*AT, limit=1_001)
+
+
+# proves W1
+async def test_every_kind_of_value_comes_back_as_it_was_given(state: Embedded) -> None:
+    workers, run = state.workers, (await state.workers.start(*AT)).generation
+    for given in (None, True, 2**62, -1.5, "\0é", [], {}, {"a": [1, {"b": None}]}):
+        await workers.input(*AT, {"content": given})
+        said = [{"role": "assistant", "content": given}]
+        step = {"generation": run, "taken": 1, "state": given, "data": given, "transcript": said}
+        assert (await workers.progress(*AT, step)).value == given
+        assert (await workers.state(*AT)).value == given
+        assert (await workers.events(*AT)).data[-1].data == given
+        assert [one.content for one in (await workers.transcript(*AT)).data[-2:]] == [given] * 2
 
 
 # proves W4, C4
@@ -428,7 +443,8 @@ async def test_an_ended_worker_is_archived_and_gone_and_its_id_is_free(
     with pytest.raises(CursorRefused):
         await workers.events(*AT, after=cursor)
     with pytest.raises(CursorRefused):
-        await anext(workers.follow(*AT, after=cursor))
+        async with asyncio.timeout(DEADLINE_S):
+            await anext(workers.follow(*AT, after=cursor))
     await workers.cancel(*AT)
     purged = await workers.retain(*AT, {"operation_id": "op2", "mode": "purge"})
     assert (purged.done, purged.digest) == (True, None)

@@ -80,7 +80,7 @@ def event_object(entry: Entry[WorkerEvent]) -> wire.WorkerEventObject:
         taken=event.taken,
         name=event.name,
         reason=event.reason,
-        data=None if event.data is None else plain(event.data),
+        data=plain(event.data),
         usage=event.usage,
     )
 

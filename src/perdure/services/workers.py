@@ -255,7 +255,7 @@ class Workers:
             added=len(said),
             taken=body.taken,
             name=body.name,
-            data=None if body.data is None else _raw(body.data),
+            data=_raw(body.data),
             usage=body.usage,
         )
         value = None if body.state is msgspec.UNSET else _raw(body.state)

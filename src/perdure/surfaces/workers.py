@@ -42,6 +42,8 @@ from perdure.wire.workers import (
 
 V = TypeVar("V")
 
+NULL = msgspec.Raw(b"null")  # no `Raw | None`, which reads nothing but null
+
 
 class Status(enum.Enum):
     """Where a worker stands. `retired` ones are being archived or purged."""
@@ -138,7 +140,7 @@ class WorkerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     taken: int = 0
     name: str | None = None
     reason: str | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = NULL
     usage: dict[str, int] = {}
 
 
@@ -230,7 +232,8 @@ class Usage(msgspec.Struct, frozen=True):
 def overviewed(view: Overview, entry: Entry[WorkerEvent]) -> Overview:
     """The overview with one event more."""
     event = entry.value
-    moved = _after(view.status, event)
+    before = Status(view.status)
+    moved: WorkerStatus = MOVES[before].get(event.type, before).value
     return Overview(
         events=entry.seq,
         status=moved,
@@ -258,11 +261,6 @@ def used(view: Usage, entry: Entry[WorkerEvent]) -> Usage:
         steps=view.steps + (event.type == "progressed"),
         counted=dict(sorted(counted.items())),
     )
-
-
-def _after(status: WorkerStatus, event: WorkerEvent) -> WorkerStatus:
-    moved = MOVES[Status(status)].get(event.type)
-    return status if moved is None else moved.value
 
 
 def _there(record: Record[V] | None, noun: str, key: Key) -> Record[V]:
@@ -453,7 +451,7 @@ class Workers:
     def create(self, key: Key, worker: Worker, event_id: str, home: Record[Runtime]) -> Batch:
         """A new worker in a runtime that is there."""
         event = WorkerEvent("created", event_id, worker.created_at_s, worker.generation)
-        state = WorkerState(worker.created_at_s, msgspec.Raw(b"null"), events=1)
+        state = WorkerState(worker.created_at_s, NULL, events=1)
         return (
             check(RUNTIMES, home.key, home.version)
             + put(WORKERS, key, worker, expect=0)

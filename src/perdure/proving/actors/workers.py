@@ -136,6 +136,7 @@ async def _work(client: Client, agent: Agent) -> None:
             {"role": "assistant", "content": f"{op.mark} did {one['content']}"} for one in given
         ]
         step = run | {"taken": len(given), "transcript": said, "state": {"last": op.mark}}
+        step["data"] = client.rng.choice([None, op.mark, {"by": op.mark}])
         answer = await client.do(op, "POST", f"{agent.path}/progress", step)
         agent.steps.append(op)
     else:
