@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from perdure.core.blobs import Blob
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import TEMPORARY, Disk
-from perdure.core.engine import Engine
+from perdure.core.engine import Engine, Resharded
 from perdure.core.errors import Invalid, Unavailable
 from perdure.core.offload import off_loop
 from perdure.core.values import Finding
@@ -26,6 +26,7 @@ from perdure.engines import (
     accept_engine,
     open_blobs,
     open_engine,
+    reshard_engine,
     restore_engine,
     salvage_engine,
 )
@@ -215,6 +216,20 @@ async def _salvage(url: str, blobs: str, into: Path, progress: Progress) -> Salv
         stack.push_async_callback(kept.close)
         keeper = BlobKeeper(engine, kept, clock, clock.new_id("boot"))
         return await complete_salvage(State(engine), keeper, source, rows, progress)
+
+
+async def reshard(url: str, drain: Sequence[str], progress: Progress) -> Resharded:
+    """Move the partitions of the store of shards at `url` to where they belong by the shards there
+    are, but for those to `drain`; see `reshard_engine`. A server reshards its own: ask that."""
+    engine = await open_engine(url, LAYOUTS)
+    try:
+        return await reshard_engine(
+            engine,
+            drain,
+            lambda partitions, rows: progress(f"moved {rows} rows, partitions", partitions, 0),
+        )
+    finally:
+        await engine.close()
 
 
 @asynccontextmanager

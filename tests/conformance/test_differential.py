@@ -20,8 +20,8 @@ THOROUGH = settings(
     suppress_health_check=list(HealthCheck),
 )
 MEMORY = KNOWN["memory"]
-EXAMPLES = {"postgres": 8}
-"""Where every step is an answer from another process, fewer in the same time."""
+EXAMPLES = {"postgres": 8, "sharded": 12}
+"""Fewer in the same time where every step is answered by another process or by several stores."""
 
 
 # proves C20, C21

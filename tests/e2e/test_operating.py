@@ -162,3 +162,27 @@ async def test_a_second_server_names_the_first_whether_that_works_or_is_paused(
             assert f"is in use by process {first.pid}. Stop that process first" in second.err
         first.process.send_signal(signal.SIGCONT)
         assert (await asking.post("/v1/conversations", json={})).status_code == 200
+
+
+# proves S7
+async def test_a_server_over_shards_spreads_over_one_that_was_added(tmp_path: Path) -> None:
+    data, given = tmp_path / "data", tmp_path / "perdure.toml"
+
+    def list_shards(*numbers: int) -> None:
+        urls = ", ".join(f'"sqlite:///{tmp_path / f"{number}.db"}"' for number in numbers)
+        given.write_text(f"shards = [{urls}]")
+
+    options = ("--config", str(given))
+    list_shards(0, 1)
+    async with serving(data, *options) as server, server.client() as client:
+        made = await respond(client, "text")
+        assert await server.end() == 0
+    list_shards(2, 1, 0)
+    async with serving(data, *options) as server, server.client() as client:
+        assert (await client.get(f"/v1/responses/{made}")).json()["status"] == "completed"
+        done = await perdure("reshard", "--data", str(data), *options, "--json")
+        assert len(done.json()["shards"]) == 3, done.err
+        wrong = await perdure("reshard", "--drain", "nowhere", "--data", str(data), *options)
+        assert (wrong.code, "there is no shard nowhere" in wrong.err) == (2, True)
+        await respond(client, "text")
+        assert await server.end() == 0

@@ -113,6 +113,9 @@ class Batch(msgspec.Struct, frozen=True):
         return Batch(self.ops, operation_id)
 
 
+NOTHING = Batch()
+
+
 def join(batches: Iterable[Batch]) -> Batch:
     """Many batches as one, in order."""
     joined: list[Op] = []
@@ -188,6 +191,7 @@ def partition_of(batch: Batch) -> str | None:
     ops = batch.ops
     if len(ops) == 1 and isinstance(ops[0], RecordOp):  # its own limits are the smaller ones
         return ops[0].records.partition_of(ops[0].key)
+    ops = tuple(op for op in ops if not _is_everywhere(op))
     count = sum(len(op.entries) if isinstance(op, Append) else 1 for op in ops)
     if count > BATCH_OPS_MAX:
         raise LimitExceeded("the number of operations and entries", count, BATCH_OPS_MAX)
@@ -222,9 +226,12 @@ def size_bytes(batch: Batch) -> int:
 
 
 def digest(batch: Batch) -> int:
-    """What an operation id stands for: equal for equal content, whatever the process or boot."""
+    """What an operation id stands for: equal for equal content, whatever the process or boot, and
+    whatever the shard that it lies in knew of itself."""
     state = xxhash.xxh3_64()
     for op in batch.ops:
+        if _is_everywhere(op):
+            continue
         fields = [type(op).__name__]
         bodies: tuple[bytes, ...] = ()
         match op:
@@ -247,6 +254,10 @@ def digest(batch: Batch) -> int:
             state.update(body)
     number = state.intdigest()
     return number - (1 << 64) if number >> 63 else number
+
+
+def _is_everywhere(op: Op) -> bool:
+    return isinstance(op, Check) and op.records.everywhere
 
 
 def _place(layout: Records[Any] | Log[Any], key: Key) -> str:

@@ -74,11 +74,28 @@ def at_record(
 ) -> str:
     """The cursor that continues a scan after `record`, whether or not a scan returned it."""
     question = Question(store_id, records.name, prefix, index, tuple(where), descending)
+    return pack(question, position_of(records, record, question))
+
+
+def position_of(records: Records[Any], record: Record[Any], question: Question) -> Position:
+    """The place of `record` in the order in which `question` is answered."""
     columns: Columns = ()
-    if index is not None:
-        own = records.column_of(records.index(index), records.columns(record.value))
+    if question.index is not None:
+        own = records.column_of(records.index(question.index), records.columns(record.value))
         columns = own[len(question.where) :]
-    return pack(question, Position(columns, keys.join(record.key)))
+    return Position(columns, keys.join(record.key))
+
+
+def sortable(column: Column | None) -> tuple[int, Column]:
+    """None before numbers before text, so that mixed columns compare."""
+    if column is None:
+        return (0, 0)
+    return (1, column) if isinstance(column, int) else (2, column)
+
+
+def order_of(position: Position) -> tuple[Any, ...]:
+    """What positions are compared by: the one order of every engine."""
+    return (*map(sortable, position.columns), position.place)
 
 
 def check_limit(limit: int) -> None:

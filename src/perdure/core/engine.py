@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from perdure.core.batch import Batch
+from perdure.core.batch import NOTHING, Batch
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.rows import At, Row, Rows
@@ -96,6 +96,14 @@ class Salvaged(msgspec.Struct, frozen=True):
     lost: list[Lost]
 
 
+class Resharded(msgspec.Struct, frozen=True):
+    """The shards there are now, by id, and how much has moved to where it belongs by that."""
+
+    shards: tuple[str, ...]
+    partitions: int
+    rows: int
+
+
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes in all, from the event loop."""
 
@@ -114,11 +122,14 @@ class Engine(Protocol):
     """Whether several processes may open the store at once."""
 
     recovered: Recovered
-    stats: EngineStats
+
+    @property
+    def stats(self) -> EngineStats: ...
 
     @property
     def latched(self) -> str | None:
-        """Why writes are refused until reopened, or None while they are accepted."""
+        """Why writes are refused until reopened, and in which shard where there are several; None
+        while they are accepted."""
         ...
 
     async def commit(self, batch: Batch) -> Committed:
@@ -159,6 +170,7 @@ class Engine(Protocol):
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         """Live records in order, at most `limit`.
 
@@ -174,6 +186,9 @@ class Engine(Protocol):
         and concurrent writes (an item neither written nor deleted meanwhile is neither repeated
         nor left out), and raises `CursorRefused` when it belongs to another store, collection,
         index, prefix, `where` or direction.
+
+        Where it is spread over shards and one of them is `Unavailable`, so is the page; with
+        `partial` it holds what the others have, and names in `Page.missing` what it lacks.
         """
         ...
 
@@ -211,9 +226,16 @@ class Engine(Protocol):
         ...
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
-        """Keys of the streams with entries kept whose key starts with `prefix`, by key."""
+        """Keys of the streams with entries kept whose key starts with `prefix`, by key; `partial`
+        as for `scan`."""
         ...
 
     def verify(self) -> AsyncIterator[Finding]:
@@ -253,7 +275,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         """Write a page of rows as they are, wholly or not at all, as durably as a commit.
         `complete` makes a store that was opened as a copy one that opens as any other.
 
@@ -261,7 +285,18 @@ class Engine(Protocol):
         harm. A stretch of a stream goes on where the stream ends, or overlaps it. How long a
         tombstone or an operation id is kept counts from here anew.
 
-        Raises `Conflict` where a row would replace something else, and what `commit` raises.
+        `under` is a batch of checks, which must hold at that moment. Raises `Conflict` where one
+        does not or a row would replace something else, and what `commit` raises.
+        """
+        ...
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        """Remove a page of rows that another store keeps now, as if they had never been here:
+        wholly or not at all, as durably as a commit. Stretches of a stream go in their order.
+
+        What is not there any more is passed over, so unloading is repeated without harm. Raises
+        `Conflict` where something else stands in the place of a row, and what `commit` raises;
+        `under` as for `load`. An engine that cannot be a shard refuses with `Invalid`.
         """
         ...
 

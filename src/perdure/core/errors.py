@@ -116,6 +116,12 @@ class Trimmed(Missing):
         self.first_kept = first_kept
 
 
+class WrongShards(Invalid):
+    """The stores given are not the shards of one whole: one is missing, foreign or there twice."""
+
+    code = "wrong_shards"
+
+
 class StoreLocked(Unavailable):
     """Another process owns the store. `holder` is its pid, 0 where it could not be read;
     `control_socket` is where it answers its operator, empty if it does not."""

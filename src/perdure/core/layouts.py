@@ -87,7 +87,8 @@ class _Layout(Generic[T]):
 
 
 class Records(_Layout[T]):
-    """A collection of versioned values."""
+    """A collection of versioned values. Those of one that is `everywhere` stand in every shard, and
+    a batch of any partition may check them."""
 
     def __init__(
         self,
@@ -99,9 +100,11 @@ class Records(_Layout[T]):
         version: int = 1,
         partition: str | None = None,
         urgent: bool = False,
+        everywhere: bool = False,
     ) -> None:
         super().__init__(name, type, key=key, version=version, partition=partition, urgent=urgent)
         self.indexes = indexes
+        self.everywhere = everywhere
         self.fields = tuple(dict.fromkeys(field for index in indexes for field in index.fields))
         """Every indexed field once: the order of the columns in `columns`."""
 

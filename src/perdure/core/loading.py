@@ -1,8 +1,8 @@
 """How rows are loaded: what is there already is left, what is absent is written as it came, and
-what is there otherwise is refused.
+what is there otherwise is refused. And how they are unloaded, once they are kept elsewhere.
 
-One pure function for every engine, beside the one that decides batches: it says what to write in
-the same terms.
+Pure functions for every engine, beside the one that decides batches: they say what to write in the
+same terms.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from perdure.core.deciding import LogWrite, Place, RecordWrite, Write
+from perdure.core.batch import Batch, Check
+from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, Write, decide
 from perdure.core.errors import Conflict, Invalid
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Log, Records
@@ -26,10 +27,18 @@ Done = tuple[int, Committed]
 
 
 class Load(msgspec.Struct, frozen=True):
-    """Rows to be loaded; `complete` if the store is a whole copy with them."""
+    """Rows to be loaded, or to be unloaded; `complete` if the store is a whole copy with them."""
 
     rows: Sequence[Row]
     complete: bool = False
+    unload: bool = False
+
+
+def check_under(under: Batch, facts: Facts) -> None:
+    """Raises `Conflict` unless the checks hold under which rows are to be moved."""
+    if not all(isinstance(op, Check) for op in under.ops):
+        raise Invalid("rows are moved under checks only; commit everything else by itself.")
+    decide(under, facts)
 
 
 class Present:
@@ -77,6 +86,57 @@ def decide_load(rows: Sequence[Row], layouts: Mapping[str, Layout], present: Pre
                 elif found != done:
                     raise Conflict(f"load operation {row.id}", "what it stands for", "another")
     return loading
+
+
+class Unloading(msgspec.Struct, frozen=True):
+    """What unloading rows removes. Of the `streams` nothing is left, not even where they stood."""
+
+    records: list[Place]
+    tombstones: list[Place]
+    trimmed: list[LogWrite]
+    streams: list[tuple[Place, Tip]]
+    operations: list[Operation]
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, field) for field in self.__struct_fields__)
+
+
+def decide_unload(
+    rows: Sequence[Row], layouts: Mapping[str, Layout], present: Present
+) -> Unloading:
+    """What to remove, all or nothing. Raises `Conflict` for what is there otherwise."""
+    gone = Unloading([], [], [], [], [])
+    for row in rows:
+        match row:
+            case RecordRow() if not _is_absent(row, present):
+                place = (row.collection, row.place)
+                (gone.tombstones if row.value is None else gone.records).append(place)
+            case StreamRow():
+                _unload_stream(row, layouts, present, gone)
+            case OperationRow() if found := present.operations.get((row.id, row.partition)):
+                if found != (row.digest, Committed(row.numbers)):
+                    raise Conflict(f"unload operation {row.id}", "what it stands for", "another")
+                gone.operations.append((row.id, row.partition))
+    return gone
+
+
+def _unload_stream(
+    row: StreamRow, layouts: Mapping[str, Layout], present: Present, gone: Unloading
+) -> None:
+    """A stretch goes from the front of its stream, so that what is left is a sound stream."""
+    log, key, place = layouts.get(row.log), split(row.place), (row.log, row.place)
+    stored, end = present.tips.get(place), row.tip.last
+    if stored is None:
+        return
+    alike = stored.incarnation == row.incarnation and stored.last >= end
+    if not alike or stored.first - 1 < row.after or not isinstance(log, Log):
+        raise Conflict(f"unload {row.log} {show(key)}", f"a stream from {row.after + 1}", stored)
+    if stored.last == end:
+        gone.streams.append((place, stored))
+    elif stored.first <= end:
+        tip = Tip(stored.incarnation, end + 1, stored.last)
+        forget = (stored.first, end)
+        gone.trimmed.append(LogWrite(log, key, row.place, stored, tip, forget=forget))
 
 
 def _is_absent(row: RecordRow, present: Present) -> bool:

@@ -244,6 +244,16 @@ def fill(found: Iterable[Row]) -> Rows:
     return filling.page(whole=True)
 
 
+def each(rows: Iterable[Row]) -> Iterator[Row]:
+    """The same rows however they were cut into pages: each entry of a stream as one of its own."""
+    for row in rows:
+        if isinstance(row, StreamRow) and row.values:
+            for after, value in enumerate(row.values, row.after):
+                yield msgspec.structs.replace(row, after=after, values=(value,))
+        else:
+            yield row
+
+
 def check_known(stored: Iterable[str], layouts: Iterable[Layout], where: str) -> None:
     """Raises `Invalid` where a store holds collections that it was opened without: what nobody
     knows cannot be given whole."""

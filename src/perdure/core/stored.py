@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.core.errors import Damaged, Invalid, NewerFormat, Unavailable
+from perdure.core.errors import Damaged, Invalid, NewerFormat, Unavailable, WrongShards
 from perdure.core.keys import SEPARATOR, Key, show
 from perdure.core.layouts import Index, Layout, Records
 from perdure.core.values import Record, Tip, record_sum, tip_sum
@@ -64,13 +64,27 @@ class Lacking(msgspec.Struct, frozen=True):
     indexes: tuple[Records[Any], ...] = ()
 
 
+SHARDS = "shards"
+"""The collection in which a shard keeps what it is."""
+
+
 def check_layouts(
-    rows: Iterable[tuple[str, int, str]], where: str, layouts: Sequence[Layout]
+    rows: Iterable[tuple[str, int, str]],
+    where: str,
+    layouts: Sequence[Layout],
+    *,
+    writing: bool = False,
 ) -> Lacking:
     """What a store lacks of the layouts, if `rows` are the names, versions and shapes it holds.
     Raises `NewerFormat` for one written by a newer declaration, and `Invalid` for one declared
-    otherwise under the same version."""
+    otherwise under the same version. One that is a shard is not written to as if it were whole,
+    because what is in the others would look absent: that is `WrongShards`."""
     stored = {name: (version, shape) for name, version, shape in rows}
+    if writing and SHARDS in stored and all(layout.name != SHARDS for layout in layouts):
+        raise WrongShards(
+            f"{where} is a shard of a store that is spread over several. Nothing was written; give "
+            'all of them, as `shards = ["...", "..."]` in perdure.toml.'
+        )
     missing: list[Layout] = []
     widened: list[Records[Any]] = []
     for layout in layouts:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perdure.core.addresses import without_credentials
+from perdure.core.addresses import shards_of, without_credentials
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
-from perdure.core.engine import Engine, Progress, Salvaged
+from perdure.core.engine import Engine, Progress, Resharded, Salvaged
 from perdure.core.errors import Invalid
 from perdure.core.layouts import Layout
-from perdure.core.offload import steps_off_loop
+from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.values import Finding
 
 if TYPE_CHECKING:
     from perdure.engines.postgres import PostgresEngine
 
-_SCHEMES = "memory://, sqlite:///PATH, file:///DIRECTORY, postgresql://HOST/DATABASE?schema=NAME"
+_SCHEMES = (
+    "memory://, sqlite:///PATH, file:///DIRECTORY, postgresql://HOST/DATABASE?schema=NAME, "
+    "shards:URL,URL,... of several of these"
+)
 _BLOB_SCHEMES = "memory://, file:///DIRECTORY, s3://BUCKET/PREFIX"
 
 
@@ -43,9 +47,16 @@ async def open_engine(
 
     `read_only` takes the lock in shared mode and replays, cuts and checkpoints nothing; commits
     are then refused. Raises `Invalid` for a URL no engine knows, `StoreLocked`, `NewerFormat`,
-    `Damaged` where the store cannot be trusted at all.
+    `Damaged` where the store cannot be trusted at all, `WrongShards`.
     """
     clock = clock or SystemClock()
+    if urls := shards_of(url):
+        if copy_of is not None:
+            raise Invalid(
+                "a copy is one store. Copy to one; then list it as the first of several shards."
+            )
+        opening = partial(open_engine, clock=clock, disk=disk, read_only=read_only, note=note)
+        return await _open_shards(urls, layouts, opening, clock, disk or Disk(), read_only)
     scheme, separator, path = url.partition("://")
     if url == "memory://":
         from perdure.engines.memory import MemoryEngine
@@ -88,6 +99,31 @@ async def open_engine(
     raise Invalid(f"no engine opens {without_credentials(url)!r}; the known forms are {_SCHEMES}.")
 
 
+async def _open_shards(
+    urls: Sequence[str],
+    layouts: Sequence[Layout],
+    opening: Callable[[str, Sequence[Layout]], Awaitable[Engine]],
+    clock: Clock,
+    disk: Disk,
+    read_only: bool,
+) -> Engine:
+    from perdure.engines.sharded import ShardedEngine
+    from perdure.engines.sharded_map import SHARD_LAYOUTS
+
+    if any(url.startswith("file:") for url in urls):
+        raise Invalid("plain files are whole by themselves, and never a shard.")
+    async with AsyncExitStack() as opened:
+        engines = []
+        for url in urls:
+            engines.append(await opening(url, (*layouts, *SHARD_LAYOUTS)))
+            opened.push_async_callback(engines[-1].close)
+        whole = await ShardedEngine.open(
+            engines, layouts, clock=clock, disk=disk, read_only=read_only
+        )
+        opened.pop_all()
+        return whole
+
+
 def _postgres() -> type[PostgresEngine]:
     """The engine whose driver is an extra. Raises `Invalid` where that is not installed."""
     try:
@@ -115,6 +151,16 @@ async def restore_engine(
 
     Raises `Invalid` where a store is already or none can be, `Damaged`, `NewerFormat`.
     """
+    if urls := shards_of(url):
+        from perdure.engines.sharded_map import SHARD_LAYOUTS
+
+        copies = await off_loop(lambda: sorted(filter(Path.is_dir, source.iterdir())))
+        if len(copies) > len(urls):
+            raise Invalid(f"{source} holds {len(copies)} shards; name as many places for them.")
+        for one, copy in zip(urls, copies, strict=False):
+            shard = (*layouts, *SHARD_LAYOUTS)
+            await restore_engine(one, copy, shard, progress, clock=clock, disk=disk, check=check)
+        return
     scheme, separator, path = url.partition("://")
     if scheme in ("postgresql", "postgres") and separator:
         clock, disk = clock or SystemClock(), disk or Disk()
@@ -203,6 +249,27 @@ async def salvage_engine(
                 return step
             progress(*step)
     raise AssertionError("a salvage ends with what it brought over")
+
+
+async def reshard_engine(
+    engine: Engine, drain: Collection[str], progress: Callable[[int, int], None]
+) -> Resharded:
+    """Spread what is partitioned over all shards that the engine was opened with, but for those to
+    `drain`, by id or URL; what a kill cut short goes on. `progress` is told partitions and rows.
+
+    Raises `Invalid` for a store that is not made of shards, and for shards it does not have.
+    """
+    from perdure.engines.sharded import ShardedEngine
+    from perdure.engines.wrapping import Wrapping
+
+    while isinstance(engine, Wrapping):
+        engine = engine.engine
+    if not isinstance(engine, ShardedEngine):
+        raise Invalid(
+            f"{engine.url} is one store. To spread it over several, list all of them, this one "
+            'first, as `shards = ["...", "..."]` in perdure.toml.'
+        )
+    return await engine.mover.reshard(drain, progress)
 
 
 async def open_blobs(

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from perdure.core import keys
-from perdure.core.batch import Append, Batch, Check, Delete, Put, RecordOp
+from perdure.core.batch import NOTHING, Append, Batch, Check, Delete, Put, RecordOp
+from perdure.core.cursors import sortable
 from perdure.core.deciding import Place
 from perdure.core.engine import Engine
 from perdure.core.errors import Closed, CursorRefused, Trimmed
 from perdure.core.keys import Key, show
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.limits import PAGE_MAX
-from perdure.core.rows import At, Rows, StreamRow
+from perdure.core.rows import At, RecordRow, Row, Rows, StreamRow
 from perdure.core.values import Committed, Entry, Page, Record, Tip
 from perdure.engines.wrapping import Wrapping
 
@@ -86,6 +87,7 @@ class Checked(Wrapping):
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         page = await super().scan(
             records,
@@ -95,6 +97,7 @@ class Checked(Wrapping):
             limit=limit,
             cursor=cursor,
             descending=descending,
+            partial=partial,
         )
         _check_page(records.name, page, limit)
         order: list[tuple[Any, ...]] = []
@@ -111,7 +114,7 @@ class Checked(Wrapping):
                     f"{records.name} {show(record.key)} has {own}, asked for {tuple(where)}",
                 )
                 fields = own[len(where) :]
-            order.append((*map(_sortable, fields), keys.join(record.key)))
+            order.append((*map(sortable, fields), keys.join(record.key)))
         _check_order(f"a scan of {records.name}", order, descending)
         return page
 
@@ -143,9 +146,15 @@ class Checked(Wrapping):
         return self._seen(log, stream, known, tip)
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
-        page = await super().streams(log, prefix, limit=limit, cursor=cursor)
+        page = await super().streams(log, prefix, limit=limit, cursor=cursor, partial=partial)
         _check_page(log.name, page, limit)
         for key in page.items:
             _demand(key[: len(prefix)] == prefix, f"{log.name} {show(key)} is not asked for")
@@ -167,6 +176,13 @@ class Checked(Wrapping):
             f"rows up to {places[-1:]} go on at {page.after}",
         )
         return page
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        await super().unload(rows, under=under)
+        for row in rows:
+            if isinstance(row, RecordRow | StreamRow):
+                self.given.pop((row.at.name, row.place), None)
+                self.tips.pop((row.at.name, row.place), None)
 
     async def close(self) -> None:
         """Verify, then close. Raises `Broken` with everything found; closes all the same."""
@@ -251,12 +267,6 @@ def _check_page(name: str, page: Page[Any], limit: int) -> None:
 def _check_order(what: str, order: list[tuple[Any, ...]], descending: bool) -> None:
     expected = sorted(set(order), reverse=descending)
     _demand(order == expected, f"{what} is out of order or repeats itself: {order}")
-
-
-def _sortable(column: Column | None) -> tuple[int, Column]:
-    if column is None:
-        return (0, 0)
-    return (1, column) if isinstance(column, int) else (2, column)
 
 
 def _demand(holds: bool, what: str) -> None:

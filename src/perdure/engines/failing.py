@@ -1,6 +1,6 @@
 """An engine whose commits fail as planned.
 
-Every durable edge above an engine is a commit (loading rows is one too), so counting commits
+Every durable edge above an engine is a commit (moving rows is one too), so counting commits
 enumerates them all: run once without faults, read `commits`, then run again with a fault before
 and after each number. What an action does is up to it: kill the process, raise, hang, or call back
 and let the commit go on.
@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from perdure.core.batch import Batch
+from perdure.core.batch import NOTHING, Batch
 from perdure.core.engine import Engine
 from perdure.core.errors import CommitUnknown, PerdureError
 from perdure.core.rows import Row
@@ -58,9 +58,15 @@ class Failing(Wrapping):
         async with self._edges():
             return await super().commit(batch)
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         async with self._edges():
-            await super().load(rows, complete=complete)
+            await super().load(rows, complete=complete, under=under)
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        async with self._edges():
+            await super().unload(rows, under=under)
 
     @asynccontextmanager
     async def _edges(self) -> AsyncIterator[None]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, layout_of, partition_of
+from perdure.core.batch import NOTHING, Batch, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
@@ -119,10 +119,16 @@ class FilesEngine:
         self._check_room(len(batch.ops))
         return await self._submit(batch, partition)
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         self._check_open()
         self._check_room(len(rows))
-        await self._submit(Batch(), None, Load(rows, complete))
+        await self._submit(under, None, Load(rows, complete))
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        self._check_open()
+        raise Invalid(f"{self.url}: plain files are whole by themselves, and never a shard.")
 
     async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
         self._check_open()
@@ -165,6 +171,7 @@ class FilesEngine:
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         self._check_open(records)
         cursors.check_limit(limit)
@@ -225,7 +232,13 @@ class FilesEngine:
         return await self._waiting.wait(place, after, timeout_s, lambda: self.tip(log, stream))
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
         self._check_open(log)
         cursors.check_limit(limit)

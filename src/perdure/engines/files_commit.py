@@ -34,7 +34,7 @@ from perdure.core.errors import (
     Unavailable,
 )
 from perdure.core.layouts import Layout
-from perdure.core.loading import decide_load
+from perdure.core.loading import check_under
 from perdure.core.offload import Lane
 from perdure.core.values import Committed, Tip
 from perdure.engines.files_journal import sealed
@@ -193,7 +193,8 @@ class Committer:
         state, effects = self._state, FilesEffects()
         if (taken := group[0].load) is not None:
             present = find_present(self._store, taken.rows)
-            effects.take(taken, decide_load(taken.rows, self._layouts, present))
+            check_under(group[0].batch, state.known(group).facts)
+            effects.take(taken, self._layouts, present)
             outcomes: list[Outcome] = [(group[0].future, Committed(()))]
         else:
             outcomes = decide_group(group, state.known(group), effects, self._stats)

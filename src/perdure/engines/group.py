@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from perdure.core import batch as batches
 from perdure.core.batch import Batch
 from perdure.core.deciding import Facts, LogWrite, Place, RecordWrite, Write, decide
 from perdure.core.engine import EngineStats
 from perdure.core.errors import Conflict, Invalid, PerdureError
-from perdure.core.loading import Load, Loading
+from perdure.core.layouts import Layout
+from perdure.core.loading import Load, Present, Unloading, decide_load, decide_unload
 from perdure.core.values import Committed, Tip
 
 Outcome = tuple[asyncio.Future[Committed], Committed | Exception]
@@ -27,7 +28,7 @@ OperationKey = tuple[str, str]
 
 
 class Request:
-    """One batch on its way through a committer, or rows to be loaded."""
+    """One batch on its way through a committer, or rows to be loaded or unloaded."""
 
     __slots__ = ("batch", "digest", "future", "load", "operation")
 
@@ -66,10 +67,11 @@ class Effects(ABC):
         self.operations: list[tuple[OperationKey, int, Committed]] = []
         self.floors: dict[str, int] = {}
         self.complete = False
+        self.gone: Unloading | None = None
 
     def __bool__(self) -> bool:
         written = self.records or self.tips or self.operations or self.floors
-        return bool(written or self.complete)
+        return bool(written or self.complete or self.gone)
 
     def add(self, write: Write) -> None:
         if isinstance(write, RecordWrite):
@@ -78,8 +80,14 @@ class Effects(ABC):
             self.tips[(write.log.name, write.place)] = write.tip
             self.add_entries(write)
 
-    def take(self, load: Load, loading: Loading) -> None:
-        """What loading rows writes."""
+    def take(self, load: Load, layouts: Mapping[str, Layout], present: Present) -> None:
+        """What loading rows writes, or unloading them."""
+        if load.unload:
+            self.gone = decide_unload(load.rows, layouts, present)
+            for trimmed in self.gone.trimmed:
+                self.add(trimmed)
+            return
+        loading = decide_load(load.rows, layouts, present)
         for write in loading.writes:
             self.add(write)
         self.operations, self.floors = loading.operations, loading.floors

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, digest, layout_of, partition_of
+from perdure.core.batch import NOTHING, Batch, digest, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Facts, LogWrite, RecordWrite, Write, decide
@@ -26,7 +26,7 @@ from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.limits import OPERATION_KEPT_S
-from perdure.core.loading import Present, decide_load
+from perdure.core.loading import Present, check_under, decide_load, decide_unload
 from perdure.core.rows import (
     EVERYTHING,
     At,
@@ -143,6 +143,7 @@ class MemoryEngine:
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         self._check_open(records)
         cursors.check_limit(limit)
@@ -192,7 +193,13 @@ class MemoryEngine:
                 return await self.tip(log, stream)
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
         self._check_open(log)
         cursors.check_limit(limit)
@@ -227,8 +234,52 @@ class MemoryEngine:
         left = sections(tuple(self._layouts.values()), after, partition)
         return fill(row for section in left for row in self._rows(section, after, partition))
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         self._check_open()
+        check_under(under, self._facts)
+        loading = decide_load(rows, self._layouts, self._present(rows))
+        for write in loading.writes:
+            if isinstance(write, LogWrite):
+                self._facts.tips[(write.log.name, write.place)] = write.tip
+            else:
+                stored = -write.version if write.value is None else write.version
+                self._facts.versions[(write.records.name, write.place)] = stored
+        self._write(loading.writes)
+        for (id, partition), code, committed in loading.operations:
+            done = _Done(code, committed, self._clock.monotonic_s())
+            self._operations[(partition or None, id)] = done
+        for log, incarnation in loading.floors.items():
+            self._facts.floors[log] = max(self._facts.floors.get(log, 1), incarnation)
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        self._check_open()
+        check_under(under, self._facts)
+        gone = decide_unload(rows, self._layouts, self._present(rows))
+        for name, place in (*gone.records, *gone.tombstones):
+            del self._facts.versions[(name, place)]
+            self._held[name].pop(place, None)
+            self._orders[name].set(place, None)
+        for write in gone.trimmed:
+            self._facts.tips[(write.log.name, write.place)] = write.tip
+        self._write(gone.trimmed)
+        for at, _ in gone.streams:
+            del self._facts.tips[at]
+            self._entries.pop(at, None)
+            self._streams[at[0]].set(at[1], kept=False)
+        for id, partition in gone.operations:
+            del self._operations[(partition or None, id)]
+
+    def announce(self, note: str) -> None:
+        """Nobody else can ask for this process's memory."""
+
+    async def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+
+    def _present(self, rows: Sequence[Row]) -> Present:
+        """What is there in the places of some rows."""
         present = Present()
         for row in rows:
             if isinstance(row, RecordRow):
@@ -246,26 +297,7 @@ class MemoryEngine:
                 done := self._operations.get((row.partition or None, row.id))
             ):
                 present.operations[(row.id, row.partition)] = (done.digest, done.committed)
-        loading = decide_load(rows, self._layouts, present)
-        for write in loading.writes:
-            if isinstance(write, LogWrite):
-                self._facts.tips[(write.log.name, write.place)] = write.tip
-            else:
-                stored = -write.version if write.value is None else write.version
-                self._facts.versions[(write.records.name, write.place)] = stored
-        self._write(loading.writes)
-        for (id, partition), code, committed in loading.operations:
-            done = _Done(code, committed, self._clock.monotonic_s())
-            self._operations[(partition or None, id)] = done
-        for log, incarnation in loading.floors.items():
-            self._facts.floors[log] = max(self._facts.floors.get(log, 1), incarnation)
-
-    def announce(self, note: str) -> None:
-        """Nobody else can ask for this process's memory."""
-
-    async def close(self) -> None:
-        self._closed = True
-        self._changed.set()
+        return present
 
     def _rows(self, section: Section, after: At | None, partition: str | None) -> Iterator[Row]:
         """The rows of a section, in order, one an entry."""

@@ -53,7 +53,7 @@ class Ordered:
         low, high = _bounds(order, index, question)
         if cursor is not None:
             position = cursors.unpack(question, cursor)
-            seen = (*_lead(index, question), *map(_sortable, position.columns), position.place)
+            seen = (*_lead(index, question), *cursors.order_of(position))
             if question.descending:
                 high = min(high, bisect.bisect_left(order, seen))
             else:
@@ -94,20 +94,13 @@ class Ordered:
         if own[0] is None:
             return None
         tenant = () if index.every_tenant else (keys.split(place)[0],)
-        return (*tenant, *map(_sortable, own), place)
-
-
-def _sortable(column: Column | None) -> tuple[int, Column]:
-    """None before numbers before text, so that mixed columns compare."""
-    if column is None:
-        return (0, 0)
-    return (1, column) if isinstance(column, int) else (2, column)
+        return (*tenant, *map(cursors.sortable, own), place)
 
 
 def _lead(index: Index | None, question: Question) -> tuple[Any, ...]:
     if index is None:
         return ()
-    return (*question.prefix, *map(_sortable, question.where))
+    return (*question.prefix, *map(cursors.sortable, question.where))
 
 
 def _bounds(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, layout_of, partition_of
+from perdure.core.batch import NOTHING, Batch, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place
@@ -184,9 +184,15 @@ class PostgresEngine:
         committer = self._urgent if urgent else self._committer
         return await self._submit(committer, batch, partition)
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         self._check_open()
-        await self._submit(self._committer, Batch(), None, Load(rows, complete))
+        await self._submit(self._committer, under, None, Load(rows, complete))
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        self._check_open()
+        await self._submit(self._committer, under, None, Load(rows, unload=True))
 
     async def _submit(
         self,
@@ -240,6 +246,7 @@ class PostgresEngine:
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         table = self._table(records)
         cursors.check_limit(limit)
@@ -322,7 +329,13 @@ class PostgresEngine:
                 return told
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
         self._check_log(log)
         cursors.check_limit(limit)

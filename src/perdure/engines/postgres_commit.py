@@ -43,7 +43,7 @@ from perdure.core.errors import (
 )
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
-from perdure.core.loading import decide_load
+from perdure.core.loading import check_under
 from perdure.core.stored import shape_of
 from perdure.core.values import Committed, Tip
 from perdure.engines.group import Outcome, Request, Settle, decide_group
@@ -62,6 +62,7 @@ from perdure.engines.postgres_group import (
     PostgresKnown,
     Statement,
     load,
+    remove,
     write_operations,
     write_records,
     write_streams,
@@ -237,11 +238,13 @@ class Committer:
         await session.execute(self._begin(group))
         effects = PostgresEffects()
         if (taken := group[0].load) is not None:
-            known = PostgresKnown()
+            under = group[0].batch
+            known = await load(session, self._tables, group) if under else PostgresKnown()
+            check_under(under, known.facts)
             known.shapes = dict(map(tuple, await session.fetch(SQL["shapes"], list(self._tables))))
             self._check_shapes(known)
             present, known.stream_ids = await find_present(session, self._tables, taken.rows)
-            effects.take(taken, decide_load(taken.rows, self._layouts, present))
+            effects.take(taken, self._layouts, present)
             outcomes: list[Outcome] = [(group[0].future, Committed(()))]
         else:
             known = await load(session, self._tables, group)
@@ -405,6 +408,8 @@ class Committer:
             write_operations(statement, effects)
         if effects.floors:
             statement.add_rows(SQL["raise_floors"], effects.floors.items())
+        if effects.gone:
+            remove(statement, self._tables, effects.gone, known)
         if effects.complete:
             statement.add(SQL["forget_fact"], "copy_of")
         self._sent += 1

@@ -19,7 +19,7 @@ from perdure.core.batch import Append, Batch, Put, RecordOp
 from perdure.core.deciding import LogWrite, Place, RecordWrite
 from perdure.core.errors import Damaged, Invalid
 from perdure.core.keys import show, split
-from perdure.core.loading import Load
+from perdure.core.loading import Load, Unloading
 from perdure.core.rows import RecordRow, StreamRow
 from perdure.core.stored import checked_tip, operation_sum
 from perdure.core.values import Committed, entry_sum, record_sum, tip_sum
@@ -236,3 +236,23 @@ def write_operations(statement: Statement, effects: PostgresEffects) -> None:
         checksum = operation_sum(operation, digest, numbers)
         rows.append((*operation, digest, numbers.decode(), checksum))
     statement.add_rows(SQL["add_operations"], rows)
+
+
+def remove(
+    statement: Statement, tables: Mapping[str, Table], gone: Unloading, known: PostgresKnown
+) -> None:
+    """Add what unloading rows removes."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, place in gone.records:
+        places[name].append(place)
+    for name, own in places.items():
+        statement.add(tables[name].delete, own)
+    if gone.tombstones:
+        statement.add_rows(SQL["unbury"], gone.tombstones)
+    streams = [(known.stream_ids[at], tip) for at, tip in gone.streams]
+    if streams:
+        forgotten = [(id, tip.incarnation, tip.first, tip.last) for id, tip in streams]
+        statement.add_rows(SQL["forget_entries"], forgotten)
+        statement.add(SQL["remove_streams"], [id for id, _ in streams])
+    if gone.operations:
+        statement.add_rows(SQL["remove_operations"], gone.operations)

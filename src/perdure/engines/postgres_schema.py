@@ -243,7 +243,7 @@ async def open_schema(
         _check_format(where, facts)
         check_whole(where, facts["store_id"], facts.get("copy_of"), copy_of)
         await _migrate(session, int(facts["format"]))
-        lacking = check_layouts(await _layouts(session), where, layouts)
+        lacking = check_layouts(await _layouts(session), where, layouts, writing=True)
         for layout in lacking.collections:
             await add_layout(session, layout)
         for records in lacking.indexes:

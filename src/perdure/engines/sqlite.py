@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import apsw
 
 from perdure.core import cursors, keys
-from perdure.core.batch import Batch, partition_of
+from perdure.core.batch import NOTHING, Batch, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
@@ -117,9 +117,15 @@ class SqliteEngine:
             return Committed(())
         return await self._submit(batch, partition)
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         self._check_open()
-        await self._submit(Batch(), None, Load(rows, complete))
+        await self._submit(under, None, Load(rows, complete))
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        self._check_open()
+        await self._submit(under, None, Load(rows, unload=True))
 
     async def _submit(
         self, batch: Batch, partition: str | None, load: Load | None = None
@@ -154,6 +160,7 @@ class SqliteEngine:
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         table = self._table(records)
         cursors.check_limit(limit)
@@ -201,7 +208,13 @@ class SqliteEngine:
         return await self._waiting.wait(place, after, timeout_s, lambda: self.tip(log, stream))
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
         self._check_log(log)
         cursors.check_limit(limit)

@@ -37,7 +37,7 @@ from perdure.core.errors import (
 from perdure.core.keys import show, split
 from perdure.core.layouts import Layout, Records
 from perdure.core.limits import CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
-from perdure.core.loading import decide_load
+from perdure.core.loading import Unloading, check_under
 from perdure.core.mark import Mark
 from perdure.core.stored import operation_sum
 from perdure.core.values import Committed, Tip, entry_sum, record_sum, tip_sum
@@ -203,9 +203,11 @@ class Committer:
                 known = Known()
                 effects = _Effects(partial(self._stream_id, known))
                 if (taken := group[0].load) is not None:
+                    self._load(group, known)
+                    check_under(group[0].batch, known.facts)
                     found = find_present(self._connection, self._tables, taken.rows)
                     present, known.stream_ids = found
-                    effects.take(taken, decide_load(taken.rows, self._layouts, present))
+                    effects.take(taken, self._layouts, present)
                     outcomes: list[Outcome] = [(group[0].future, Committed(()))]
                 else:
                     self._load(group, known)
@@ -309,6 +311,8 @@ class Committer:
             self._write_operations(effects, now_s)
         for log, incarnation in effects.floors.items():
             self._connection.execute(SQL["raise_fact"], (incarnations(log), incarnation))
+        if effects.gone:
+            self._remove(effects.gone, known)
         if effects.complete:
             self._connection.execute(SQL["forget_fact"], ("copy_of",))
         if not advance(self._connection, self.number + 1):
@@ -370,6 +374,17 @@ class Committer:
         many(SQL["set_tip"], rows)
         if dropped:
             self._forget_streams(now_s - TOMBSTONE_KEPT_S, 2 * dropped)
+
+    def _remove(self, gone: Unloading, known: Known) -> None:
+        many = self._connection.executemany
+        for name, place in gone.records:
+            self._connection.execute(self._tables[name].delete, (place,))
+        many(SQL["unbury"], gone.tombstones)
+        ids = [known.stream_ids[at] for at, _ in gone.streams]
+        bases = [(id << STREAM_SHIFT, tip) for id, (_, tip) in zip(ids, gone.streams, strict=True)]
+        many(SQL["forget_entries"], [(base + tip.first, base + tip.last) for base, tip in bases])
+        many(SQL["forget_stream"], [(id,) for id in ids])
+        many(SQL["forget_operation"], gone.operations)
 
     def _forget_streams(self, before_s: int, most: int) -> None:
         """Forget old drops, at the pace of `_sweep`. A log remembers the highest incarnation among

@@ -169,7 +169,9 @@ def _open(
         schema.check_format(where, connection.pragma("user_version"))
         becoming = connection.execute(SQL["fact"], ("copy_of",)).get
         check_whole(where, store.store_id, becoming, copy_of)
-        store.lacking = check_layouts(connection.execute(SQL["layouts"]), where, layouts)
+        store.lacking = check_layouts(
+            connection.execute(SQL["layouts"]), where, layouts, writing=not read_only
+        )
         store.recovered = _recover(store, read_only=read_only)
         if not read_only:
             _take(store, note)

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perdure.core.batch import Batch
-from perdure.core.engine import Engine, Progress, Snapshot, Usage
+from perdure.core.batch import NOTHING, Batch
+from perdure.core.engine import Engine, EngineStats, Progress, Snapshot, Usage
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.rows import At, Row, Rows
@@ -26,7 +26,10 @@ class Wrapping:
         self.survives = engine.survives
         self.shared = engine.shared
         self.recovered = engine.recovered
-        self.stats = engine.stats
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.engine.stats
 
     @property
     def latched(self) -> str | None:
@@ -51,6 +54,7 @@ class Wrapping:
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         return await self.engine.scan(
             records,
@@ -60,6 +64,7 @@ class Wrapping:
             limit=limit,
             cursor=cursor,
             descending=descending,
+            partial=partial,
         )
 
     async def count(
@@ -87,9 +92,15 @@ class Wrapping:
         return await self.engine.wait(log, stream, after, timeout_s=timeout_s)
 
     async def streams(
-        self, log: Log[Any], prefix: Key, *, limit: int, cursor: str | None = None
+        self,
+        log: Log[Any],
+        prefix: Key,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        partial: bool = False,
     ) -> Page[Key]:
-        return await self.engine.streams(log, prefix, limit=limit, cursor=cursor)
+        return await self.engine.streams(log, prefix, limit=limit, cursor=cursor, partial=partial)
 
     def verify(self) -> AsyncIterator[Finding]:
         return self.engine.verify()
@@ -103,8 +114,13 @@ class Wrapping:
     async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
         return await self.engine.rows(after=after, partition=partition)
 
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
-        await self.engine.load(rows, complete=complete)
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
+        await self.engine.load(rows, complete=complete, under=under)
+
+    async def unload(self, rows: Sequence[Row], *, under: Batch = NOTHING) -> None:
+        await self.engine.unload(rows, under=under)
 
     def announce(self, note: str) -> None:
         self.engine.announce(note)

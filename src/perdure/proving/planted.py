@@ -90,6 +90,7 @@ class AcknowledgesEarly(Wrapping):
         limit: int,
         cursor: str | None = None,
         descending: bool = False,
+        partial: bool = False,
     ) -> Page[Record[T]]:
         await self._caught_up()
         return await super().scan(
@@ -100,6 +101,7 @@ class AcknowledgesEarly(Wrapping):
             limit=limit,
             cursor=cursor,
             descending=descending,
+            partial=partial,
         )
 
     async def tip(self, log: Log[Any], stream: Key) -> Tip:

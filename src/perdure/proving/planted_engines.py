@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from perdure.core.batch import Append, Batch, Drop, Put, Trim, drop
+from perdure.core.batch import NOTHING, Append, Batch, Drop, Put, Trim, drop
 from perdure.core.clock import Clock
 from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, CursorRefused, Trimmed
@@ -186,13 +186,17 @@ class MovesPartitionsTogether(Wrapping):
 
 
 class LoadsOverWhatIsThere(Wrapping):
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         with suppress(Conflict):
-            await super().load(rows, complete=complete)
+            await super().load(rows, complete=complete, under=under)
 
 
 class LoadsInParts(Wrapping):
-    async def load(self, rows: Sequence[Row], *, complete: bool = False) -> None:
+    async def load(
+        self, rows: Sequence[Row], *, complete: bool = False, under: Batch = NOTHING
+    ) -> None:
         for row in rows:
             await super().load([row])
 

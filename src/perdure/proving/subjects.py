@@ -10,6 +10,7 @@ from threading import Thread
 import apsw
 import xxhash
 
+from perdure.core.addresses import of_shards
 from perdure.core.clock import Clock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
@@ -31,8 +32,12 @@ async def _sqlite(directory: Path, layouts: Sequence[Layout], clock: Clock) -> E
 
 
 def _damage_sqlite(directory: Path, key: Key) -> None:
+    _damage_file(directory / "state.db", key)
+
+
+def _damage_file(path: Path, key: Key) -> None:
     """Change a byte of a value as somebody would who writes past the engine."""
-    connection = apsw.Connection(str(directory / "state.db"), vfs="cksmvfs")
+    connection = apsw.Connection(str(path), vfs="cksmvfs")
     place = join(key)
     value = bytearray(
         connection.execute("SELECT value FROM records_notes WHERE key = ?", (place,)).get
@@ -127,6 +132,28 @@ async def _copy_postgres(
     return await open_engine(postgres_url(directory), layouts, clock=clock, copy_of=store_id)
 
 
+def shards_url(directory: Path, *numbers: int) -> str:
+    """The SQLite shards of these numbers in a directory."""
+    return of_shards(f"sqlite:///{directory / f'{number}.db'}" for number in numbers)
+
+
+async def _sharded(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
+    Disk().make_directory(directory)
+    return await open_engine(shards_url(directory, 0, 1, 2), layouts, clock=clock)
+
+
+def _damage_sharded(directory: Path, key: Key) -> None:
+    _damage_file(directory / "0.db", key)
+
+
+async def _restore_sharded(copy: Path, directory: Path) -> None:
+    await restore_engine(shards_url(directory, 0, 1, 2), copy, LAYOUTS, lambda done, total: None)
+
+
+async def _sharded_memory(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
+    return await open_engine(of_shards(["memory://"] * 3), layouts, clock=clock)
+
+
 KNOWN = {
     subject.name: subject
     for subject in (
@@ -134,5 +161,7 @@ KNOWN = {
         Subject("sqlite", _sqlite, _damage_sqlite, _restore_sqlite, _copy_sqlite),
         Subject("files", _files, _damage_files, _restore_files, _copy_files),
         Subject("postgres", _postgres, _damage_postgres, _restore_postgres, _copy_postgres),
+        Subject("sharded", _sharded, _damage_sharded, _restore_sharded),
+        Subject("sharded-memory", _sharded_memory),
     )
 }

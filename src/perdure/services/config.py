@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from perdure.core.addresses import without_credentials
+from perdure.core.addresses import of_shards, shards_of, without_credentials
 from perdure.core.errors import Invalid
 from perdure.core.limits import VALUE_BYTES_MAX
 from perdure.core.promises import Profile
@@ -175,6 +175,8 @@ class Config(msgspec.Struct, frozen=True):
 
     data: str = "./perdure-data"
     engine: str | None = None
+    shards: tuple[str, ...] = ()
+    """Instead of one engine: the URLs of several, in any order once they know each other."""
     blobs: str | None = None
     host: str = "127.0.0.1"
     port: Port = 8420
@@ -197,12 +199,15 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def engine_url(self) -> str:
         """The engine asked for; SQLite inside the data directory unless one was."""
+        if self.shards:
+            return of_shards(self.shards)
         return self.engine or f"sqlite:///{self.data_path / 'perdure.db'}"
 
     @property
     def shares_engine(self) -> bool:
         """Whether other processes may use the same engine at the same time."""
-        return self.engine_url.startswith(("postgresql:", "postgres:"))
+        urls = shards_of(self.engine_url) or [self.engine_url]
+        return all(url.startswith(("postgresql:", "postgres:")) for url in urls)
 
     def process_lock(self, number: int) -> Path:
         """The lock of the n-th process over this data directory, where there may be several."""
@@ -364,6 +369,8 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: Config, environment: Mapping[str, str]) -> None:
     """What no single key can get wrong."""
+    if config.engine and config.shards:
+        raise Invalid("engine and shards are both set; keep shards, with the engine among them.")
     places = {
         "access.api_key": (config.access.api_key_env, config.access.api_key_file),
         "access.stored_key": (config.access.stored_key_env, config.access.stored_key_file),

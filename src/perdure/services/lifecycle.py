@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,12 +24,12 @@ from perdure.core.batch import Batch
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk, Lock, translated
-from perdure.core.engine import Engine
+from perdure.core.engine import Engine, Resharded
 from perdure.core.errors import Conflict, PromiseBroken, StoreLocked, Unavailable
 from perdure.core.offload import off_loop_to_write
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
-from perdure.engines import open_blobs, open_engine
+from perdure.engines import open_blobs, open_engine, reshard_engine
 from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
 from perdure.services.backups import Manifest, Progress, back_up
@@ -345,6 +345,14 @@ class Node:
         """Copy everything as it is now to `target`, while requests go on. See `backups`."""
         return await back_up(
             self.state.engine, self.blobs, target, progress, clock=self.clock, disk=self._disk
+        )
+
+    async def reshard(self, drain: Sequence[str], progress: Progress) -> Resharded:
+        """Move partitions to where they belong, while requests go on. See `reshard_engine`."""
+        return await reshard_engine(
+            self.state.engine,
+            drain,
+            lambda partitions, rows: progress(f"moved {rows} rows, partitions", partitions, 0),
         )
 
     async def close(self) -> None:

@@ -133,6 +133,9 @@ SELECT id, partition, digest, numbers, sum FROM operations WHERE id IN carray(?)
 INSERT INTO operations (id, partition, digest, numbers, sum, committed_s)
 VALUES (?, ?, ?, ?, ?, ?)
 
+-- name: forget_operation
+DELETE FROM operations WHERE id = ? AND partition = ?
+
 -- name: sweep_operations
 DELETE FROM operations WHERE (id, partition) IN (
     SELECT id, partition FROM operations WHERE committed_s < ? ORDER BY committed_s LIMIT ?)

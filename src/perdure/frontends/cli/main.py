@@ -15,6 +15,7 @@ from perdure.frontends.cli.demo import demo
 from perdure.frontends.cli.objects import conversations, files, jobs, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.prune import prune
+from perdure.frontends.cli.reshard import reshard
 from perdure.frontends.cli.salvage import salvage
 from perdure.frontends.cli.serve import serve
 from perdure.frontends.cli.status import status
@@ -31,7 +32,20 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (serve, demo, status, contract, verify, salvage, backup, restore, copy, prune, torture)
+COMMANDS = (
+    serve,
+    demo,
+    status,
+    contract,
+    verify,
+    salvage,
+    backup,
+    restore,
+    copy,
+    prune,
+    reshard,
+    torture,
+)
 for command in COMMANDS:
     app.command()(command)
 for group in (responses, conversations, files, jobs, workers):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from perdure import __version__
+from perdure.core.engine import Resharded
 from perdure.core.errors import Invalid
 from perdure.frontends.http.call import Answer, Call, EventStream
 from perdure.frontends.http.metrics import MEDIA
@@ -178,8 +179,19 @@ async def prune(service: Service, call: Call) -> EventStream:
     )
 
 
+class Reshard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Shards to move everything away from, by id or URL; all others given at the start are used."""
+
+    drain: tuple[str, ...] = ()
+
+
+async def reshard(service: Service, call: Call) -> EventStream:
+    asked = typed(await call.parse(await call.body(service.limits.body_bytes_max)), Reshard)
+    return EventStream(_working(lambda progress: service.node.reshard(asked.drain, progress)))
+
+
 async def _working(
-    work: Callable[[Progress], Coroutine[Any, Any, Manifest | Pruned]],
+    work: Callable[[Progress], Coroutine[Any, Any, Manifest | Pruned | Resharded]],
 ) -> AsyncGenerator[list[bytes], None]:
     """Events of long work: how far it is, as often as somebody takes them, and its result. It is
     given up when nobody listens any more."""
@@ -333,6 +345,17 @@ CONTROL_ROUTES = (
         summary="Remove what is older than it is to be kept, or say what that would be.",
         handler=prune,
         body=Prune,
+        answer=WorkDone,
+        access="operator",
+        streams=True,
+    ),
+    Route(
+        method="POST",
+        path="/control/reshard",
+        name="reshard",
+        summary="Spread what is partitioned over the shards, while everything goes on.",
+        handler=reshard,
+        body=Reshard,
         answer=WorkDone,
         access="operator",
         streams=True,

@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from perdure.core.batch import append, delete, drop, join, put, trim
+from perdure.core.batch import append, check, delete, drop, join, put, trim
 from perdure.core.engine import Engine
 from perdure.core.errors import Closed, Conflict, CursorRefused, Invalid, Trimmed, Unavailable
 from perdure.core.limits import PAGE_MAX, ROWS_BYTES_MAX
-from perdure.core.rows import FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow
+from perdure.core.rows import FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow, each
+from perdure.core.values import Tip
 from perdure.engines.checked import Checked
 from perdure.proving.rules import Chapter
 from perdure.proving.subject import (
@@ -171,11 +172,78 @@ async def one_partition_moves_without_the_others(store: Store) -> None:
         same(await other.get(FACTS, A), None)
 
 
+@moving.rule("C17", "C23")
+async def what_was_unloaded_leaves_no_trace_and_can_come_back(store: Store) -> None:
+    engine = await store.open()
+    if not await _may_be_a_shard(engine):
+        return
+    await _fill(engine)
+    long = append(PLIES, ("u", "g"), [Note(rank=rank) for rank in range(2 * PAGE_MAX + 7)])
+    await engine.commit(long)
+    before = await _each(engine)
+    async with _another(store) as other:
+        for partition in TWINS:
+            await _take_over(engine, other, partition)
+            mine = await _each(engine, partition)
+            left = [row for row in await _each(engine) if row not in mine]
+            after = None
+            while True:
+                page = await other.rows(after=after, partition=partition)
+                for _ in range(2):
+                    await engine.unload(page.items)
+                    same([found async for found in engine.verify()], [], "while it is unloaded")
+                if (after := page.after) is None:
+                    break
+            same(await _each(engine, partition), [])
+            same(await _each(engine), left)
+            for tenant in ("s", "t", "u"):
+                same(await engine.tip(PLIES, (tenant, partition)), Tip())
+                same((await engine.scan(MOVES, (tenant, partition), limit=9)).items, [])
+        rows = await _each(other)
+        for row in rows:
+            for changed in _changed(row):
+                if isinstance(changed, RecordRow | OperationRow):
+                    await refused(Conflict, other.unload([changed]))
+        same(await _each(other), rows, "after what was refused")
+        for partition in TWINS:
+            await _take_over(other, engine, partition)
+        same(await _each(engine), before)
+
+
+@moving.rule("C17", "C5")
+async def rows_are_moved_under_checks_or_not_at_all(store: Store) -> None:
+    engine = await store.open()
+    await engine.commit(put(FACTS, A, Note(rank=1)))
+    row = RecordRow(FACTS.name, "t\x1fnew", 7, b"{}")
+    for wrong in (0, 2):
+        await refused(Conflict, engine.load([row], under=check(FACTS, A, wrong)))
+    same(len(await _all(engine)), 1)
+    await engine.load([row], under=check(FACTS, A, 1) + check(FACTS, B, 0))
+    same(len(await _all(engine)), 2)
+    if not await _may_be_a_shard(engine):
+        return
+    for wrong in (0, 2):
+        await refused(Conflict, engine.unload([row], under=check(FACTS, A, wrong)))
+    await refused(Invalid, engine.unload([row], under=put(FACTS, A, Note())))
+    await engine.unload([row], under=check(FACTS, A, 1))
+    same(len(await _all(engine)), 1)
+
+
 @moving.rule("C9")
 async def a_closed_engine_gives_and_takes_no_rows(store: Store) -> None:
     engine = await store.open()
     await engine.close()
-    await all_refused(Closed, engine.rows(), engine.load([FloorRow(EVENTS.name, 2)]))
+    floor = [FloorRow(EVENTS.name, 2)]
+    await all_refused(Closed, engine.rows(), engine.load(floor), engine.unload(floor))
+
+
+async def _may_be_a_shard(engine: Engine) -> bool:
+    """Whether the engine can let go of rows; one that cannot says so."""
+    try:
+        await engine.unload(())
+    except Invalid:
+        return False
+    return True
 
 
 async def _fill(engine: Engine) -> None:
@@ -263,3 +331,7 @@ async def _all(engine: Engine, partition: str | None = None) -> list[Row]:
         rows += page.items
         if (after := page.after) is None:
             return rows
+
+
+async def _each(engine: Engine, partition: str | None = None) -> list[Row]:
+    return list(each(await _all(engine, partition)))

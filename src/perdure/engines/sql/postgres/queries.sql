@@ -149,6 +149,13 @@ SELECT id, partition, digest, numbers, sum, extract(epoch FROM clock_timestamp()
 FROM unnest($1::text[], $2::text[], $3::bigint[], $4::text[], $5::bigint[])
     AS done (id, partition, digest, numbers, sum)
 
+-- name: remove_streams
+DELETE FROM streams WHERE id = ANY($1::bigint[])
+
+-- name: remove_operations
+DELETE FROM operations AS o USING unnest($1::text[], $2::text[]) AS gone (id, partition)
+WHERE o.id = gone.id AND o.partition = gone.partition
+
 -- name: sweep_operations
 DELETE FROM operations WHERE ctid = ANY (ARRAY (
     SELECT ctid FROM operations
