@@ -442,3 +442,19 @@ async def _outcome(engine: files.FilesEngine, rank: int) -> str:
     except StorageFull as full:
         return type(full).__name__
     return "done"
+
+
+async def test_a_close_is_not_lost_on_who_was_about_to_write_the_files(tmp_path: Path) -> None:
+    """A task that is cancelled just as its wait ends may never learn that it was."""
+    with small_journals():
+        engine = await opened(tmp_path / "store")
+        committer = engine._committer
+        assert committer is not None
+        await engine.commit(put(FACTS, A, Note()))
+        await engine.usage()
+        committer._behind.set()
+        await engine.usage()
+        committer._committing.add_done_callback(lambda _: committer._hurry.set())
+        async with asyncio.timeout(30):
+            await engine.close()
+    assert await findings(tmp_path / "store") == []

@@ -82,6 +82,7 @@ class Committer:
         self._waiting: deque[Request] = deque()
         self._called = asyncio.Event()
         self._stopping = False
+        self._stopped = False
         self._behind = asyncio.Event()
         """Set while the files lack something."""
         self._hurry = asyncio.Event()
@@ -94,6 +95,7 @@ class Committer:
         self._writing_journal = asyncio.Lock()
         self._committing = asyncio.create_task(self._commit_all(), name="perdure-commit")
         self._applying = asyncio.create_task(self._apply_all(), name="perdure-apply")
+        self._applying.add_done_callback(self._applying_ended)
 
     def submit(self, request: Request) -> None:
         """Hand a batch over; its future is resolved by and by."""
@@ -137,7 +139,9 @@ class Committer:
                 await self.flush()
         finally:
             async with self._writing_files:
-                self._applying.cancel()
+                self._stopped = True
+            self._behind.set()
+            self._hurry.set()
             await asyncio.wait((self._applying,))
             self._journal_lane.close()
             self._files_lane.close()
@@ -258,6 +262,8 @@ class Committer:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), APPLY_AFTER_S)
             async with self._writing_files:
+                if self._stopped:
+                    return
                 self._behind.clear()
                 self._hurry.clear()
                 try:
@@ -268,6 +274,12 @@ class Committer:
                 finally:
                     self._round.set()
                     self._round = asyncio.Event()
+
+    def _applying_ended(self, applying: asyncio.Task[None]) -> None:
+        """Nobody waits for files that nobody writes any more."""
+        if not self._stopped:
+            self.latch("nobody writes the files any more")
+        self._round.set()
 
     async def _apply(self) -> None:
         """Bring the files up to date. Where there is no space for that, they stay behind until the
