@@ -204,9 +204,11 @@ _NOT_COVERED = """\
 - **RAM.** A bit that flips in memory before its checksum is made is stored with a checksum that
   fits.
 - **SQLite itself.** Its own tests are far deeper than ours; we rely on it, and look from outside.
-- **Databases.** PostgreSQL is killed, cut off and ended above, and two servers over it are killed
-  and paused in tests. Failing over to a standby, a full disk under it and power cuts of its machine
-  are not tried; sharding is not there.
+- **Databases.** PostgreSQL is killed, cut off and ended above. Two servers over it are killed, paused
+  and cut off by `make crash SERVERS=2`, which is not on this page. Failing over to a standby, a full
+  disk under it and power cuts of its machine are not tried. Shards have tests and no drill.
+- **Plain files.** No system call of theirs is failed or killed from outside, no real file system is
+  shut down under them, no clock jumps and no disk is slow.
 - **ext4 that finds itself damaged** can tell a sync under way that it worked and then lose what was
   synced (seen with ten lines that only sync). Our drill cuts when no sync is under way.
 - **Time.** The longest run of this page is the one above. No soak of days has been made.
