@@ -204,8 +204,8 @@ _NOT_COVERED = """\
 - **RAM.** A bit that flips in memory before its checksum is made is stored with a checksum that
   fits.
 - **SQLite itself.** Its own tests are far deeper than ours; we rely on it, and look from outside.
-- **Databases.** PostgreSQL is killed, cut off and ended above. Two servers over it are killed, paused
-  and cut off by `make crash SERVERS=2`, which is not on this page. Failing over to a standby, a full
+- **Databases.** PostgreSQL is killed, cut off and ended above. Two servers over it are killed,
+  paused and cut off by `make crash SERVERS=2`, which is not on this page. Failing over, a full
   disk under it and power cuts of its machine are not tried. Shards have tests and no drill.
 - **Plain files.** No system call of theirs is failed or killed from outside, no real file system is
   shut down under them, no clock jumps and no disk is slow.
