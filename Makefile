@@ -12,6 +12,7 @@ SEED ?= 1
 SECONDS ?= 120
 BUDGET ?= 7200
 TESTS ?=
+MORE ?=
 DEPTH ?= 1
 WORKERS ?= 3
 
@@ -24,8 +25,8 @@ endif
 COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 	--custom-compile-command "make lock" pyproject.toml
 
-.PHONY: serve demo recording test surfaces judges lint format bench torture proof fuzz crash \
-	evidence nightly docs lock wheel
+.PHONY: serve demo recording test campaigns surfaces judges lint format bench torture proof \
+	fuzz crash evidence nightly docs lock wheel
 
 # ENGINE=postgres serves from a PostgreSQL of its own, which comes from a package with the other
 # tools of development. Any other is named to `perdure serve --engine`.
@@ -43,13 +44,18 @@ demo: .venv/.runtime  ## kill a server in mid-sentence and read the sentence to 
 
 # DEPTH=20 has schemathesis try twenty times as many examples. Tests wait for processes and disks:
 # three at a time pay even on two cores. A file stays with one worker: what its tests share is made
-# once.
+# once. MORE are further options of pytest.
+PYTEST = SCHEMATHESIS_EXAMPLES=$(DEPTH) \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(MORE)
+
 test: .venv/.dev  ## everything that needs no browser and no network; TESTS=path runs a part
-	SCHEMATHESIS_EXAMPLES=$(DEPTH) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	$(PYTEST) $(or $(TESTS),tests --ignore=tests/crash --ignore=tests/proving)
+
+campaigns: .venv/.dev  ## the crash tests, and the tests that every proof can fail
+	$(PYTEST) tests/crash tests/proving
 
 surfaces: .venv/.dev  ## the tests of services and of HTTP once more, on PostgreSQL
-	PERDURE_SURFACES_ON=postgres $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
-		tests/services tests/frontends $(TESTS)
+	PERDURE_SURFACES_ON=postgres $(PYTEST) tests/services tests/frontends
 
 judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
 	$(BIN)/python -m pytest tests/e2e/node/openai_node.py
