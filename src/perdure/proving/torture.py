@@ -193,7 +193,7 @@ async def _row(drill: Drill, order: Order, seconds: float, told: Callable[[int, 
         seconds=seconds,
         case=order.case,
         enough=wanted if order.counted else None,
-        least=wanted or 1,
+        least=(wanted if order.thorough else None) or 1,
         told=lambda done, planned: told(done, planned or 0),
     )
     told(0, 0)
