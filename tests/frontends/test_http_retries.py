@@ -19,6 +19,7 @@ from perdure.services.requests import result_lost
 from perdure.services.supervisor import Crashed
 from perdure.services.upstream import CircuitOpen, UpstreamFailed
 from perdure.wire.errors import ConversationLocked, NotFound, ResponseInProgress, WireError
+from perdure.wire.workers import NotPossible, OtherFingerprint, StaleGeneration, WorkerEnded
 from tests.frontends.conftest import Serve
 
 CHANGES = ("status", "should_retry", "retry_after_ms")
@@ -30,6 +31,8 @@ def final(error: UpstreamFailed) -> UpstreamFailed:
     error.should_retry = False
     return error
 
+
+WORKER_CONFLICTS = (StaleGeneration, WorkerEnded, NotPossible, OtherFingerprint)
 
 TABLE: list[tuple[PerdureError, int, bool, float | None]] = [
     (errors.Invalid("no"), 400, False, None),
@@ -43,6 +46,7 @@ TABLE: list[tuple[PerdureError, int, bool, float | None]] = [
     (NotFound("Response", "resp_1"), 404, False, None),
     (errors.Conflict("x", 1, 2), 409, False, None),
     (result_lost(), 409, False, None),
+    *((kind("worker x", 1, 2), 409, False, None) for kind in WORKER_CONFLICTS),
     (errors.Unavailable("later"), 503, True, None),
     (errors.CommitUnknown("?"), 503, True, None),
     (Crashed("oh"), 503, True, None),

@@ -58,10 +58,11 @@ from perdure.proving.drills.slow_server import SlowServer
 from perdure.proving.faults import FULL_DISK
 from perdure.proving.forgetting import lost_to_a_failed_sync
 from perdure.proving.jumping import DAY_S, Jumps
+from perdure.proving.pair import Pair, PairLife, PairStage
 from perdure.proving.planted import PLANTS, unchecked_record
 from perdure.proving.planted_disks import DISKS
 from perdure.proving.planted_engines import PLANTED, subject_of
-from perdure.proving.planted_lives import CASES, shown_in_lives
+from perdure.proving.planted_lives import CASES, PAIRS, shown_in_lives
 from perdure.proving.refusing import Trouble
 from perdure.proving.rules import logs
 from perdure.proving.subjects import KNOWN
@@ -72,6 +73,9 @@ from perdure.services.blobs import BlobKeeper
 _REFUSED_SYNC = Trouble(calls=("sqlite.sync",), n=25, times=None)
 _SECONDS = 60.0
 """What a drill is given to catch a bug."""
+
+_FLEETS = 4
+"""Lives that two servers are given to show one."""
 
 Catch = Callable[[Stage, Path], Awaitable[str | None]]
 
@@ -226,6 +230,16 @@ async def _by_a_slow_disk(plant: str, stage: Stage, home: Path) -> str | None:
 
 async def _by_two_servers(plant: str, stage: Stage, home: Path) -> str | None:
     return await _shown(OwnedServer(plant), home)
+
+
+async def _by_a_fleet(plant: str, stage: Stage, home: Path) -> str | None:
+    Disk().make_directory(home)
+    async with PairStage(home) as two:
+        with Pair(two, home / "pair", seed="1", plant=plant) as pair:
+            for _ in range(_FLEETS):
+                if not await pair.live(PairLife(strike=PAIRS[plant])):
+                    return str(pair.verdict.violations[0])
+    return None
 
 
 async def _by_clocks(plant: str, stage: Stage, home: Path) -> str | None:
@@ -388,6 +402,12 @@ BUGS: tuple[Bug, ...] = (
     Bug(
         PLANTS["writes-over"].says,
         *("server", "process-crash / http", partial(_by_contention, "writes-over")),
+    ),
+    *(
+        Bug(
+            PLANTS[plant].says, "server", "two servers on one database", partial(_by_a_fleet, plant)
+        )
+        for plant in PAIRS
     ),
     Bug(PLANTS["trusts-rows"].says, "SQLite engine", "conformance rules", _by_damage),
     Bug(

@@ -11,6 +11,7 @@ import msgspec
 from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.launcher import Death
 from perdure.proving.oracle import Check, Violation
+from perdure.proving.pair import Strike
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ CASES: dict[str, Case] = {
     ),
     "ready-too-soon": Case({Check.OPENS}, "boots", edges(3, 5)),
 }
-PAIRS = {"writes-on": "pause", "keeps-epoch": "kill", "leaves-the-dead": "kill"}
+PAIRS: dict[str, Strike] = {"writes-on": "pause", "keeps-epoch": "kill", "leaves-the-dead": "kill"}
 """Plants that show where two servers use one database, and the strike that shows each."""
 
 ELSEWHERE = {
