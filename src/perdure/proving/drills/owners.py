@@ -219,8 +219,9 @@ async def _replaced(first: Owner, second: Engine, acknowledged: dict[int, int]) 
     said: list[bytes] = []
     while (line := await first.line()).endswith(b"\n") and not line.startswith(b"refused"):
         said.append(line)
-        if len(said) > 10 * _ACKNOWLEDGED_MAX:
-            break
+        who, _, number = line.partition(b" ")
+        if who.isdigit() and int(number) > there[int(who)]:
+            break  # the second does not have it; what it has may have been told a moment later
     wrong = note(acknowledged, said)
     if line != b"refused latched\n":
         wrong.append(f"the one that was replaced went on and said {line!r}")
