@@ -34,6 +34,7 @@ QUESTIONS: dict[str, tuple[ModuleType, Callable[[argparse.Namespace], Section]]]
     "postgres": (postgres, lambda asked: postgres.measure(asked.turns, asked.duration_s)),
     "indexes": (indexes, lambda asked: indexes.measure(asked.turns, asked.duration_s)),
     "http": (http, lambda asked: http.measure(asked.turns, max(1.0, asked.duration_s))),
+    "http-postgres": (http, lambda asked: http.shared(asked.turns, max(1.0, asked.duration_s))),
     "streams": (streams, lambda asked: streams.measure(asked.turns)),
     "chain": (chain, lambda asked: chain.measure(asked.turns)),
     "background": (background, lambda asked: background.measure(asked.turns)),
@@ -67,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__,
-        epilog="\n".join(f"{name:12}{head.splitlines()[0]}" for name, head in heads),
+        epilog="\n".join(f"{name:14}{head.splitlines()[0]}" for name, head in heads),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

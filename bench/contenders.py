@@ -12,6 +12,7 @@ ENVIRONMENTS = ROOT / ".venv-bench"
 PINS = ROOT / "bench" / "environments"
 
 PERDURE = "Perdure"
+PERDURE_SHARDS = "Perdure, shards"
 RAW = "raw SQLite"
 LANGGRAPH = "LangGraph AsyncSqliteSaver"
 LANGGRAPH_POSTGRES = "LangGraph AsyncPostgresSaver"

@@ -2,7 +2,8 @@
 
 Answers goal 11. wrk (one thread) sends `POST /v1/conversations/{id}/items` with one message of
 1 KiB, `GET /v1/responses/{id}` and `GET /v1/conversations/{id}` to each server in turn; client
-and server share the CPUs. Access logs are off everywhere.
+and server share the CPUs. Access logs are off everywhere. `shared` asks the same of Perdure on a
+PostgreSQL of our own, which shares the CPUs too, beside peers that have no database to pay for.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +23,18 @@ from bench.contenders import FASTAPI, FASTAPI_DURABLE, PERDURE, ROOT, STARLETTE,
 from bench.report import Goal, Section, table
 from bench.servers import Server, free_port, perdure
 from bench.turns import Sample, Samples, of, ratio, scratch, take_turns
+from perdure.proving.postgres import DSN, shared_dsn
+from perdure.proving.subjects import postgres_url
 
 SERVERS = (PERDURE, STARLETTE, FASTAPI, FASTAPI_DURABLE)
 CONVERSATIONS = 1_024
 RESPONSES = 64
 MESSAGE = {"role": "user", "content": [{"type": "input_text", "text": "x" * 900}]}
 ITEMS = {"items": [{"type": "message"} | MESSAGE]}
+
+
+Engine = Callable[[Path], str] | None
+"""The URL of Perdure's store for a directory of its own; None for the default."""
 
 
 class Case(NamedTuple):
@@ -63,6 +71,22 @@ def measure(turns: int, duration_s: float) -> Section:
     )
 
 
+def shared(turns: int, duration_s: float) -> Section:
+    """The same on the shared engine, where the machine is otherwise idle."""
+    os.environ[DSN] = shared_dsn()
+    shown = _responses()
+    idle = take_turns(
+        SERVERS,
+        turns,
+        lambda who: _take(who, IDLE, duration_s, shown, engine=postgres_url),
+    )
+    return Section(
+        "HTTP on PostgreSQL: one worker process, 64 connections unless said",
+        _goals(idle),
+        _table(idle, IDLE, "idle"),
+    )
+
+
 def _responses() -> dict[str, Any]:
     """Stored responses by path, as Perdure gives them out: what every server is then asked for."""
     with scratch() as name, _start(PERDURE, Path(name)) as server:
@@ -76,10 +100,11 @@ def _respond(server: Server) -> dict[str, Any]:
     return answer
 
 
-def _start(who: str, directory: Path, *, slow: bool = False) -> Server:
+def _start(who: str, directory: Path, *, slow: bool = False, engine: Engine = None) -> Server:
     port = free_port()
     if who == PERDURE:
-        command = perdure(port, directory / "data")
+        flags = () if engine is None else ("--engine", engine(directory))
+        command = perdure(port, directory / "data", *flags)
     else:
         module = "starlette_server" if who == STARLETTE else "fastapi_server"
         command = [str(python_of(who)), "-m", f"bench.peers.{module}", str(port)]
@@ -94,8 +119,9 @@ def _take(
     shown: dict[str, Any],
     *,
     slow: bool = False,
+    engine: Engine = None,
 ) -> dict[str, Sample]:
-    with scratch() as name, _start(who, Path(name), slow=slow) as server:
+    with scratch() as name, _start(who, Path(name), slow=slow, engine=engine) as server:
         server.wait_ready()
         paths = _fill(server, who, shown, conversations=64 if slow else CONVERSATIONS)
         samples = {}

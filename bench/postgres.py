@@ -1,27 +1,31 @@
 """The shared engine: durable puts on a PostgreSQL of our own, beside asyncpg alone and a peer.
 
-Answers goal 7: rate of acknowledged puts with 64 writers over asyncpg with 64 rows a statement,
-over asyncpg with a row a statement on 64 connections, and over LangGraph's checkpointer. Server and
-contenders share the machine; the server syncs every commit and is the same for all.
+Answers goals 7 and 8: rate of acknowledged puts with 64 writers over asyncpg with 64 rows a
+statement, over asyncpg with a row a statement on 64 connections, and over LangGraph's checkpointer;
+and what four shards cost one process beside one. Server and contenders share the machine; the
+server syncs every commit and is the same for all, so shards cannot be faster here, only dearer.
 """
 
 from __future__ import annotations
 
 import os
 
-from bench.contenders import ASYNCPG, LANGGRAPH_POSTGRES, PERDURE
+from bench.contenders import ASYNCPG, LANGGRAPH_POSTGRES, PERDURE, PERDURE_SHARDS
 from bench.report import Goal, Section, table
 from bench.turns import Sample, of, ratio, run_worker, take_turns
 from perdure.proving.postgres import DSN, shared_dsn
 
 MODULES = {
     PERDURE: "perdure_postgres",
+    PERDURE_SHARDS: "perdure_shards",
     ASYNCPG: "raw_asyncpg",
     LANGGRAPH_POSTGRES: "langgraph_postgres",
 }
 ONE, MANY, GET, TOGETHER = "put:1", "put:64", "get:1", "together:1"
+SHARD, SHARDS = "shards-1:64", "shards-4:64"
 CASES = {
     PERDURE: [ONE, MANY, GET],
+    PERDURE_SHARDS: [SHARD, SHARDS],
     ASYNCPG: [ONE, MANY, GET, TOGETHER],
     LANGGRAPH_POSTGRES: [ONE, MANY],
 }
@@ -43,6 +47,15 @@ def measure(turns: int, duration_s: float) -> Section:
             ("asyncpg, a row a statement", ASYNCPG, MANY, 2.5),
             (LANGGRAPH_POSTGRES, LANGGRAPH_POSTGRES, MANY, 20),
         )
+    ]
+    shards = "4 shards beside 1, 64 writers:"
+    of_shards = {
+        field: ratio(samples, SHARDS, field, PERDURE_SHARDS, PERDURE_SHARDS, SHARD)
+        for field in ("rate", "cpu_us")
+    }
+    goals += [
+        Goal("8", f"{shards} rate", of_shards["rate"], 0.9),
+        Goal("8", f"{shards} CPU of a put", of_shards["cpu_us"], 1.15, at_most=True),
     ]
     rows = []
     for who, cases in CASES.items():

@@ -20,7 +20,7 @@ MARK = "<!-- Below this line `make bench` writes; above it people do. -->"
 """What a person wrote about the figures stays when they are measured again."""
 
 
-_BLOCK = re.compile(r"<!-- (\w+) -->\n(.*?)(?=\n<!-- |\Z)", re.DOTALL)
+_BLOCK = re.compile(r"<!-- ([\w-]+) -->\n(.*?)(?=\n<!-- |\Z)", re.DOTALL)
 
 
 class Goal(NamedTuple):

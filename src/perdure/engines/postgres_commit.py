@@ -80,7 +80,7 @@ LOCKS_MAX = 1_000
 """Locks of one transaction. The server has room for some thousands in all, whoever takes them: a
 batch that would need more takes the gate for itself, which everybody else shares."""
 
-_SWEEP_EVERY = 200
+_SWEEP_EVERY = 1_000
 _WRITER_KEPT_S = 365 * 24 * 3600
 """How long the row of a writer that was killed is kept. One that lives writes it now and then."""
 
@@ -257,8 +257,7 @@ class Committer:
         await self._seal(session)
         self._stats.groups += 1
         self._stats.commits += sum(isinstance(done, Committed) for _, done in outcomes)
-        self._left_to_sweep += len(effects.operations) + len(effects.tips)
-        self._left_to_sweep += sum(map(len, effects.records.values()))
+        self._left_to_sweep += effects.to_forget()
         return outcomes, effects.tips
 
     async def _seal(self, session: Connection) -> None:

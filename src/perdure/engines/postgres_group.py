@@ -85,6 +85,12 @@ class PostgresEffects(Effects):
         for seq, value in enumerate(write.entries, tip.last - len(write.entries) + 1):
             added[seq] = (tip.incarnation, value)
 
+    def to_forget(self) -> int:
+        """How many rows a sweep will find here some day: of what is deleted, and operation ids."""
+        buried = sum(write.value is None for of in self.records.values() for write in of.values())
+        dropped = sum(tip.last == 0 for tip in self.tips.values())
+        return buried + dropped + len(self.operations)
+
 
 class Statement:
     """Statements that write, made into one, so that they cost one answer. They see one snapshot
