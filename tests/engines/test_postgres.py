@@ -3,6 +3,7 @@ it works, how its tables change from release to release, and what it forgets in 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from perdure.core.batch import append, delete, drop, put
+from perdure.core.batch import append, delete, drop, join, put
 from perdure.core.disk import Disk
 from perdure.core.errors import (
     Closed,
@@ -28,9 +29,11 @@ from perdure.core.errors import (
     PromiseBroken,
     Unavailable,
 )
+from perdure.core.keys import join as join_key
+from perdure.core.keys import show
 from perdure.core.layouts import Index, Records
 from perdure.core.limits import BATCH_OPS_MAX, CLOCK_OFF_S, OPERATION_KEPT_S, TOMBSTONE_KEPT_S
-from perdure.core.values import Tip
+from perdure.core.values import Record, Tip
 from perdure.engines import open_engine, postgres_commit, postgres_schema, restore_engine
 from perdure.engines.postgres_backup import COPY
 from perdure.engines.postgres_driver import SQL, parse
@@ -443,6 +446,37 @@ async def test_damage_is_found_where_it_is_and_is_not_backed_up(
         await engine.backup(tmp_path, lambda done, total: None)
     assert await engine.get(NOTES, (*BOX, "1")) is not None
     await engine.commit(put(FACTS, B, Note()))
+    await engine.close()
+
+
+# proves C10
+async def test_reads_that_share_a_statement_do_not_share_damage(url: str, server: Server) -> None:
+    keys = [(*BOX, f"{n:02}") for n in range(40)]
+    engine = await opened(url)
+    await engine.commit(join(put(NOTES, key, Note("x" * 250, 1)) for key in keys))
+    await engine.close()
+    async with beside(url) as session:
+        await session.execute("CHECKPOINT")
+        path = await session.fetchval("SELECT pg_relation_filepath('records_notes')")
+        find = "SELECT key FROM records_notes WHERE ctid < '(1,0)'"
+        first_page = {row["key"] for row in await session.fetch(find)}
+    server.stop()
+    with (server.directory / "data" / path).open("r+b") as file:
+        file.seek(4_000)
+        byte = file.read(1)
+        file.seek(4_000)
+        file.write(bytes([byte[0] ^ 1]))
+    server.start()
+    engine = await opened(url)
+    asked = (engine.get(NOTES, key) for key in keys)
+    found = dict(zip(keys, await asyncio.gather(*asked, return_exceptions=True), strict=True))
+    for key, one in found.items():
+        if join_key(key) in first_page:
+            assert isinstance(one, Damaged)
+            assert one.where == f"notes {show(key)}"
+        else:
+            assert isinstance(one, Record)
+    assert 0 < len(first_page) < len(keys)
     await engine.close()
 
 

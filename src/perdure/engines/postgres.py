@@ -42,6 +42,7 @@ from perdure.engines.postgres_driver import (
     translating,
 )
 from perdure.engines.postgres_group import check_texts
+from perdure.engines.postgres_points import Points
 from perdure.engines.postgres_rows import read_rows
 from perdure.engines.postgres_scan import count_rows, scan_page
 from perdure.engines.postgres_schema import Table, choose_schema, open_schema
@@ -85,6 +86,7 @@ class PostgresEngine:
         self._absent = {layout.name for layout in lacking.collections}
         self._narrow = {records.name for records in lacking.indexes}
         self._logs = {layout.name for layout in layouts if isinstance(layout, Log)}
+        self._points = Points(database)
         self._tails = Tails(database, store_id)
         self._latch = Latch()
         self._committer: Committer | None = None
@@ -209,17 +211,10 @@ class PostgresEngine:
         return await future
 
     async def get(self, records: Records[T], key: Key) -> Record[T] | None:
-        table = self._table(records)
-        place = keys.join(key)
-
-        async def ask(session: Session) -> asyncpg.Record | None:
-            with damage_at(f"{records.name} {keys.show(key)}"):
-                return await session.fetchrow(table.get, place)
-
-        row = await self._database.read(ask)
+        row = await self._points.get(self._table(records), place := keys.join(key))
         if row is None:
             return None
-        version, checksum, value, attachment = row
+        _, version, checksum, value, attachment = row
         found = (version, checksum, value.encode(), attachment)
         return checked_record(records, keys.split(place), place, found)
 

@@ -95,7 +95,10 @@ class Table:
             f"SELECT 0, $1::text, key, version, 0, 0, 0, 0, '' FROM {self.name} "
             "WHERE key = ANY($2::text[])"
         )
-        self.get = f"SELECT version, sum, value, attachment FROM {self.name} WHERE key = $1"
+        self.get = (
+            f"SELECT key, version, sum, value, attachment FROM {self.name} "
+            "WHERE key = ANY($1::text[])"
+        )
         self.row = ", ".join(("key", "version", "sum", "value", "attachment", *tenant, *fields))
         self.sizes = (
             "SELECT key, octet_length(value) + coalesce(octet_length(attachment), 0) "
