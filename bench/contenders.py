@@ -21,6 +21,8 @@ AGENTS = "OpenAI Agents SQLiteSession"
 FASTAPI = "FastAPI + uvicorn"
 FASTAPI_DURABLE = "FastAPI + sqlite3 (durable)"
 STARLETTE = "Starlette + msgspec + uvicorn"
+STARLETTE_ASYNCPG = "Starlette + asyncpg (durable)"
+STARLETTE_LANGGRAPH = "Starlette + AsyncPostgresSaver (durable)"
 
 _ENVIRONMENT_OF = {
     LANGGRAPH: "langgraph",
@@ -29,6 +31,8 @@ _ENVIRONMENT_OF = {
     FASTAPI: "fastapi",
     FASTAPI_DURABLE: "fastapi",
     STARLETTE: "starlette",
+    STARLETTE_ASYNCPG: "starlette-postgres",
+    STARLETTE_LANGGRAPH: "starlette-postgres",
 }
 
 

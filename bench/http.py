@@ -2,8 +2,8 @@
 
 Answers goal 11. wrk (one thread) sends `POST /v1/conversations/{id}/items` with one message of
 1 KiB, `GET /v1/responses/{id}` and `GET /v1/conversations/{id}` to each server in turn; client
-and server share the CPUs. Access logs are off everywhere. `shared` asks the same of Perdure on a
-PostgreSQL of our own, which shares the CPUs too, beside peers that have no database to pay for.
+and server share the CPUs. Access logs are off everywhere. `shared` asks the same of servers
+that are durable in one PostgreSQL, which shares the CPUs too.
 """
 
 from __future__ import annotations
@@ -12,14 +12,23 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from bench import tracing
-from bench.contenders import FASTAPI, FASTAPI_DURABLE, PERDURE, ROOT, STARLETTE, python_of
+from bench.contenders import (
+    FASTAPI,
+    FASTAPI_DURABLE,
+    PERDURE,
+    ROOT,
+    STARLETTE,
+    STARLETTE_ASYNCPG,
+    STARLETTE_LANGGRAPH,
+    python_of,
+)
 from bench.report import Goal, Section, table
 from bench.servers import Server, free_port, perdure
 from bench.turns import Sample, Samples, of, ratio, scratch, take_turns
@@ -27,6 +36,14 @@ from perdure.proving.postgres import DSN, shared_dsn
 from perdure.proving.subjects import postgres_url
 
 SERVERS = (PERDURE, STARLETTE, FASTAPI, FASTAPI_DURABLE)
+SHARED = (PERDURE, STARLETTE_ASYNCPG, STARLETTE_LANGGRAPH)
+_MODULES = {
+    STARLETTE: ("starlette_server",),
+    FASTAPI: ("fastapi_server",),
+    FASTAPI_DURABLE: ("fastapi_server", "{directory}/items.db"),
+    STARLETTE_ASYNCPG: ("starlette_postgres", "asyncpg", "{dsn}"),
+    STARLETTE_LANGGRAPH: ("starlette_postgres", "langgraph", "{dsn}"),
+}
 CONVERSATIONS = 1_024
 RESPONSES = 64
 MESSAGE = {"role": "user", "content": [{"type": "input_text", "text": "x" * 900}]}
@@ -67,23 +84,31 @@ def measure(turns: int, duration_s: float) -> Section:
     return Section(
         "HTTP: one worker process, 64 connections unless said",
         _goals(idle),
-        f"{_table(idle, IDLE, 'idle')}\n\n{_table(slow, SLOW, 'slow')}",
+        f"{_table(idle, SERVERS, IDLE, 'idle')}\n\n{_table(slow, SERVERS, SLOW, 'slow')}",
     )
 
 
 def shared(turns: int, duration_s: float) -> Section:
-    """The same on the shared engine, where the machine is otherwise idle."""
+    """The same on the shared engine, beside what stores in it with less above it."""
     os.environ[DSN] = shared_dsn()
     shown = _responses()
     idle = take_turns(
-        SERVERS,
-        turns,
-        lambda who: _take(who, IDLE, duration_s, shown, engine=postgres_url),
+        SHARED, turns, lambda who: _take(who, IDLE, duration_s, shown, engine=postgres_url)
     )
+    heads = [
+        (POST, "durable POST items"),
+        (GET, "GET response"),
+        (GET_CONVERSATION, "GET conversation"),
+    ]
+    goals = [
+        Goal("11", f"{what}: rate over {who}", ratio(idle, case.name, "rate", PERDURE, who), floor)
+        for case, what in heads
+        for who, floor in ((STARLETTE_ASYNCPG, 0.6), (STARLETTE_LANGGRAPH, 1.5))
+    ]
     return Section(
         "HTTP on PostgreSQL: one worker process, 64 connections unless said",
-        _goals(idle),
-        _table(idle, IDLE, "idle"),
+        goals,
+        _table(idle, SHARED, IDLE, "idle"),
     )
 
 
@@ -106,9 +131,9 @@ def _start(who: str, directory: Path, *, slow: bool = False, engine: Engine = No
         flags = () if engine is None else ("--engine", engine(directory))
         command = perdure(port, directory / "data", *flags)
     else:
-        module = "starlette_server" if who == STARLETTE else "fastapi_server"
-        command = [str(python_of(who)), "-m", f"bench.peers.{module}", str(port)]
-        command += [str(directory / "items.db")] if who == FASTAPI_DURABLE else []
+        module, *more = _MODULES[who]
+        more = [part.format(directory=directory, dsn=os.environ.get(DSN)) for part in more]
+        command = [str(python_of(who)), "-m", f"bench.peers.{module}", str(port), *more]
     return Server([*(tracing.SLOWLY if slow else ()), *command], port, directory / "log")
 
 
@@ -191,10 +216,10 @@ def _goals(idle: Samples) -> list[Goal]:
     ]
 
 
-def _table(samples: Samples, cases: tuple[Case, ...], regime: str) -> str:
+def _table(samples: Samples, servers: Sequence[str], cases: Sequence[Case], regime: str) -> str:
     heads = [f"requests a second, {regime} (p50 / p99 ms)", *(case.name for case in cases)]
     rows = []
-    for who in SERVERS:
+    for who in servers:
         row = [who]
         for case in cases:
             rate = of(samples, who, case.name, "rate")
