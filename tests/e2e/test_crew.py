@@ -186,7 +186,7 @@ async def stored(server: Server) -> set[str]:
     return set(found)
 
 
-# proves O2, C22
+# proves O2
 async def test_a_rolling_restart_fails_no_request_of_the_official_client(crew: Server) -> None:
     """Each process drains and is followed by another, and every request has one effect."""
     before = set((await living(crew)).values())
