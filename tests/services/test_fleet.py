@@ -22,7 +22,7 @@ from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, PromiseBroken, Unavailable
 from perdure.core.keys import SYSTEM_TENANT
-from perdure.engines import open_engine
+from perdure.engines import blobs_local, open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subjects import postgres_url
 from perdure.proving.upstream import ScriptedUpstream
@@ -307,6 +307,35 @@ async def test_who_was_taken_for_dead_acknowledges_no_file_and_drops_no_bytes(jo
         await first.node.blobs.put("default", chunks(b"more"), size_bytes_max=9)
     await first.node.blobs._drop(claim.value.digest)
     assert await first.node.blobs.blobs.size(claim.value.digest) == 5
+
+
+# proves C4
+async def test_who_stands_still_while_it_drops_bytes_takes_none_that_were_put_since(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs_local, "_DROPPED_WITHIN_S", 0.2)
+    first, second = await join(), await join()
+    drop, stands, wakes = first.node.blobs.blobs.drop, asyncio.Event(), asyncio.Event()
+
+    async def paused(digest: str) -> None:
+        stands.set()
+        await wakes.wait()
+        await drop(digest)
+
+    monkeypatch.setattr(first.node.blobs.blobs, "drop", paused)
+    claim = await first.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    dropping = asyncio.create_task(first.node.blobs.give_up(claim))
+    await stands.wait()
+    await second.node.state.commit(second.node.state.boots.end_lease(first.node.boot_id))
+    for _ in range(2):
+        await second.node.blobs.clear_marks()
+    with pytest.raises(Unavailable, match="stands still"):
+        await second.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    wakes.set()
+    await dropping
+    again = await second.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    await second.node.state.commit(second.node.blobs.refer(again, "files/1"))
+    assert await second.node.blobs.blobs.size(again.value.digest) == 5
 
 
 # proves C4
