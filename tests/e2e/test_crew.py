@@ -6,14 +6,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
+from openai import AsyncOpenAI
 
 from perdure.proving.subjects import postgres_url
 from perdure.proving.upstream import ScriptedUpstream
@@ -111,17 +113,96 @@ async def two(server: Server) -> bool:
     return len(await living(server)) == 2
 
 
+class Application:
+    """What people run over the official SDK, as it comes: it sends again what it is told to, and
+    every other failure is the test's. `made` is what was acknowledged, with what has to be read."""
+
+    def __init__(self, sdk: AsyncOpenAI) -> None:
+        self.made: dict[str, str] = {}
+        self.files: dict[str, bytes] = {}
+        self._sdk = sdk
+        self._over = False
+        self._turns: dict[str, int] = {}
+
+    async def more(self, turns: int) -> bool:
+        return min(self._turns.values()) >= turns
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        kinds = (self._waits, self._follows, self._chats, self._leaves, self._uploads)
+        self._turns = {kind.__name__: 0 for kind in kinds}
+        async with asyncio.TaskGroup() as group:
+            for kind in kinds:
+                group.create_task(self._repeat(kind))
+            yield
+            self._over = True
+
+    async def _repeat(self, kind: Callable[[str], Awaitable[None]]) -> None:
+        while not self._over:
+            self._turns[kind.__name__] += 1
+            await kind(f"{kind.__name__[1:]} {self._turns[kind.__name__]}")
+
+    async def _ask(self, words: str, **more: Any) -> Any:
+        return await self._sdk.responses.create(model="any", input=words, **more)
+
+    async def _waits(self, name: str) -> None:
+        answer = await self._ask("slow 0.05 4", metadata={"name": name})
+        assert answer.output_text == "1 2 3 4"
+        self.made[answer.id] = answer.output_text
+
+    async def _follows(self, name: str) -> None:
+        events = [event async for event in await self._ask("slow 0.1 6", stream=True)]
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert events[-1].response.output_text == "1 2 3 4 5 6"
+        self.made[events[-1].response.id] = "1 2 3 4 5 6"
+
+    async def _chats(self, name: str) -> None:
+        first = await self._ask(f"echo {name}")
+        second = await self._ask("echo and on", previous_response_id=first.id)
+        self.made |= {first.id: first.output_text, second.id: "and on"}
+
+    async def _leaves(self, name: str) -> None:
+        self.made[(await self._ask("slow 0.1 4", background=True)).id] = "1 2 3 4"
+
+    async def _uploads(self, name: str) -> None:
+        kept = await self._sdk.files.create(file=("a.txt", name.encode()), purpose="user_data")
+        self.files[kept.id] = name.encode()
+
+
+async def reads(sdk: AsyncOpenAI, id: str, words: str) -> bool:
+    answer = await sdk.responses.retrieve(id)
+    return answer.status == "completed" and answer.output_text == words
+
+
+async def stored(server: Server) -> set[str]:
+    """The ids of all responses there are."""
+    found: list[str] = []
+    page: dict[str, Any] = {"has_more": True}
+    async with server.client() as client:
+        while page["has_more"]:
+            after = {"after": found[-1]} if found else {}
+            page = (await client.get("/v1/responses", params={"limit": 100, **after})).json()
+            found += [one["id"] for one in page["data"]]
+    return set(found)
+
+
 # proves O2
-async def test_workers_are_replaced_one_after_another_and_stop_together(crew: Server) -> None:
+async def test_a_rolling_restart_fails_no_request_of_the_official_client(crew: Server) -> None:
+    """Each process drains and is followed by another, and every request has one effect."""
     before = set((await living(crew)).values())
-    caller = Caller()
-    async with caller.calling(crew, input="slow 0.02 3", background=True):
-        await wait_until(partial(caller.more, 5), WITHIN_S, "some load")
-        crew.process.send_signal(signal.SIGHUP)
-        await wait_until(partial(replaced, crew, before), WITHIN_S, "others in their places")
-        await wait_until(partial(caller.more, caller.answered + 10), WITHIN_S, "more load")
-    for id in caller.asked:
-        await wait_until(partial(completed, crew, id), WITHIN_S, f"the end of {id}")
+    async with crew.sdk(max_retries=openai.DEFAULT_MAX_RETRIES) as sdk:
+        application = Application(sdk)
+        async with application.running():
+            await wait_until(partial(application.more, 2), WITHIN_S, "some load")
+            crew.process.send_signal(signal.SIGHUP)
+            await wait_until(partial(replaced, crew, before), WITHIN_S, "others in their places")
+            await wait_until(partial(application.more, 6), WITHIN_S, "more load")
+        for id, words in application.made.items():
+            await wait_until(partial(reads, sdk, id, words), WITHIN_S, f"the end of {id}")
+        for id, content in application.files.items():
+            assert (await sdk.files.content(id)).content == content
+        assert {file.id async for file in sdk.files.list()} == application.files.keys()
+    assert await stored(crew) == application.made.keys()
     after = set((await living(crew)).values())
     assert await crew.end() == 0
     assert not any(map(alive, before | after))

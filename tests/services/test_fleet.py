@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from perdure.core.batch import Batch, put
+from perdure.core.batch import Batch, layout_of, put
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine, Survives
 from perdure.core.errors import Conflict, PromiseBroken, Unavailable
 from perdure.core.keys import SYSTEM_TENANT
-from perdure.engines import open_engine
+from perdure.engines import blobs_local, open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subjects import postgres_url
 from perdure.proving.upstream import ScriptedUpstream
@@ -39,7 +39,7 @@ from perdure.surfaces.conversations import CONVERSATIONS
 from perdure.surfaces.responses import RESPONSES
 from perdure.surfaces.state import LAYOUTS, State
 from perdure.wire.errors import ConversationLocked
-from tests.services.conftest import Driver
+from tests.services.conftest import Driver, someone
 from tests.services.test_background import body, heard, job_of
 from tests.services.test_blobs import chunks
 from tests.services.test_recovery import said
@@ -60,8 +60,11 @@ class Shared(Wrapping):
         self._lent = lent
         self.awake = asyncio.Event()
         self.awake.set()
+        self.creating = 0
+        """Responses that are to be made once it is awake."""
 
     async def commit(self, batch: Any) -> Any:
+        self.creating += any(layout_of(op) is RESPONSES for op in batch.ops)
         await self.awake.wait()
         return await super().commit(batch)
 
@@ -307,6 +310,35 @@ async def test_who_was_taken_for_dead_acknowledges_no_file_and_drops_no_bytes(jo
 
 
 # proves C4
+async def test_who_stands_still_while_it_drops_bytes_takes_none_that_were_put_since(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blobs_local, "_DROPPED_WITHIN_S", 0.2)
+    first, second = await join(), await join()
+    drop, stands, wakes = first.node.blobs.blobs.drop, asyncio.Event(), asyncio.Event()
+
+    async def paused(digest: str) -> None:
+        stands.set()
+        await wakes.wait()
+        await drop(digest)
+
+    monkeypatch.setattr(first.node.blobs.blobs, "drop", paused)
+    claim = await first.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    dropping = asyncio.create_task(first.node.blobs.give_up(claim))
+    await stands.wait()
+    await second.node.state.commit(second.node.state.boots.end_lease(first.node.boot_id))
+    for _ in range(2):
+        await second.node.blobs.clear_marks()
+    with pytest.raises(Unavailable, match="stands still"):
+        await second.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    wakes.set()
+    await dropping
+    again = await second.node.blobs.put("default", chunks(b"bytes"), size_bytes_max=9)
+    await second.node.state.commit(second.node.blobs.refer(again, "files/1"))
+    assert await second.node.blobs.blobs.size(again.value.digest) == 5
+
+
+# proves C4
 async def test_marks_that_were_left_are_taken_away_and_those_of_the_living_stay(
     join: Join,
 ) -> None:
@@ -408,6 +440,41 @@ async def test_a_conversation_is_locked_for_everybody(
     await second.answer("echo me", conversation=conversation)
     words = await first.words(conversation)
     assert words == ["hello", "gate end 2 4", "1 2 3 4", "echo me", "me"]
+
+
+# proves C22
+@pytest.mark.parametrize("key", [None, "named"])
+async def test_who_leaves_does_not_stop_what_a_retry_waits_for_at_another_process(
+    key: str | None, join: Join, upstream: ScriptedUpstream
+) -> None:
+    first, second = await join(), await join()
+    sent, again = (someone(digest="same", key=key, retried=retried) for retried in (False, True))
+    started = await first.ask("gate end 2 4", caller=sent)
+    await heard(first, started, "1 2")
+    joined = await second.ask("gate end 2 4", caller=again)
+    assert joined.id == started.id
+    await first.node.gateway.abandon(started, sent)
+    await upstream.open("end")
+    assert b'"status":"completed"' in await second.node.gateway.finished(joined)
+
+
+# proves C22
+async def test_a_retry_joins_a_first_sending_that_is_accepted_while_it_is_looked_for(
+    join: Join,
+) -> None:
+    first, second = await join(), await join()
+    sent, again = (someone(digest="same", retried=retried) for retried in (False, True))
+    engine_of(second).awake.clear()
+    retried = asyncio.create_task(second.ask("echo me", caller=again))
+    await wait_until(lambda: held_up(second), WITHIN_S, "a retry that is about to be accepted")
+    started = await first.ask("echo me", caller=sent)
+    engine_of(second).awake.set()
+    assert (await retried).id == started.id
+    assert len(await stored(first)) == 1
+
+
+async def held_up(driver: Driver) -> bool:
+    return engine_of(driver).creating > 0
 
 
 async def knows(driver: Driver, other: Driver) -> bool:

@@ -305,7 +305,7 @@ async def test_leaving_an_abandoned_response_stops_the_upstream(
     async for group in driver.node.gateway.events(started, after=-1):
         if b"delta" in b"".join(group):
             break
-    await driver.node.gateway.abandon(started)
+    await driver.node.gateway.abandon(started, someone())
     ended = (await driver.events(started))[-1]["response"]
     assert ended["perdure"] == {"reason": "client_disconnected"}
     assert ended["output"][0]["content"][0]["text"].startswith("1")

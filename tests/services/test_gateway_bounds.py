@@ -108,7 +108,7 @@ async def test_who_comes_back_after_leaving_is_answered_anew(
 ) -> None:
     sent = {"digest": "same", "key": key, "retried": False}
     started = await driver.ask("slow 0.02 10", caller=someone(**sent), store=False)
-    await driver.node.gateway.abandon(started)
+    await driver.node.gateway.abandon(started, someone(**sent))
     sent["retried"] = True
     again = await driver.ask("slow 0.02 10", caller=someone(**sent), store=False)
     assert again.id != started.id
@@ -125,7 +125,7 @@ async def test_who_leaves_does_not_stop_what_another_sending_of_it_waits_for(
         "slow 0.02 10", caller=someone(digest="same", retried=True), store=False
     )
     assert joined.id == started.id
-    await driver.node.gateway.abandon(started)
+    await driver.node.gateway.abandon(started, someone(digest="same"))
     body = msgspec.json.decode(await driver.node.gateway.finished(joined))
     assert body["status"] == "completed"
 

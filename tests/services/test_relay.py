@@ -18,7 +18,7 @@ from perdure.wire import events as ev
 from perdure.wire.errors import WireError
 from perdure.wire.items import sound_items
 from perdure.wire.responses import Outcome, parse_create_response
-from tests.services.conftest import Over, at
+from tests.services.conftest import Over, at, someone
 from tests.services.reading import CLOCK, told, words
 
 
@@ -327,7 +327,7 @@ async def test_a_responses_upstream_may_break_refuse_and_be_left(
     async for group in driver.node.gateway.events(hanging, after=-1):
         if b"delta" in b"".join(group):
             break
-    await driver.node.gateway.abandon(hanging)
+    await driver.node.gateway.abandon(hanging, someone())
     assert await upstream.left_early(1) == 1
     stopped = msgspec.json.decode(await driver.node.gateway.finished(hanging))
     assert stopped["perdure"] == {"reason": "client_disconnected"}

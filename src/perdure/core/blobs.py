@@ -80,6 +80,15 @@ class Blobs(Protocol):
         """Forget a blob; durable when it returns. Dropping what is absent changes nothing."""
         ...
 
+    def dropping(self, digest: str) -> AbstractAsyncContextManager[None]:
+        """Entered before the last look at who needs a blob, left when it was dropped or is to stay.
+        Meanwhile, however long this process stands still, no `put` that shares the place shows
+        these bytes: it waits, then raises `Unavailable`. An object store cannot keep anybody out.
+
+        Raises `StoreLocked` while another process drops it, and `Missing`.
+        """
+        ...
+
     def list(self) -> AsyncIterator[Blob]:
         """Every stored blob, in the order of digests."""
         ...

@@ -48,6 +48,12 @@ class Lock:
             os.pwrite(self._fd, note, 0)
             os.ftruncate(self._fd, len(note))  # after it, so that the holder is always named
 
+    def take(self) -> None:
+        """Have it alone, in the file that has this name."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(self._fd), self.path.stat()):
+            raise FileNotFoundError(errno.ENOENT, "another file has this name", str(self.path))
+
     def share(self) -> None:
         """Let others that share the file have it too."""
         fcntl.flock(self._fd, fcntl.LOCK_SH)
@@ -169,6 +175,19 @@ class Disk:
                 raise
             raise StoreLocked(str(path.parent), *(_holder(path) if noted else (0, ""))) from None
         return Lock(fd, path)
+
+    def hold(self, path: Path) -> Lock:
+        """The same on a file that is there, whatever it holds. Raises `StoreLocked`, and
+        `FileNotFoundError` where there is none, or by now another of that name."""
+        lock = Lock(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+        try:
+            lock.take()
+        except OSError as error:
+            lock.release()
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            raise StoreLocked(str(path), 0) from None
+        return lock
 
     def private_directory(self, within: Path | None = None) -> Path:
         """A new temporary directory that only this user can enter."""

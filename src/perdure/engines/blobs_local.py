@@ -7,6 +7,9 @@ Invariants
   failed, or whose directory a power cut may still take, is never built upon.
 - One process writes: it holds `lock`. So what lies in `incoming/` when it opens is nobody's, and
   is removed and reported. Reading needs no lock, since published bytes never change.
+- Where several write, who drops a blob holds a lock on its file, from before the last look at who
+  needs it until it is gone, also while it is stopped. A put looks for that lock after its claim: a
+  dropper that it does not see has yet to look, and sees the claim.
 
 Blocking work runs off the event loop, one chunk at a time; what writes, in threads of its own.
 """
@@ -18,19 +21,30 @@ import hashlib
 import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 from perdure.core.blobs import Blob, Publishing, absent, check_digest, check_range, unclaimed
 from perdure.core.clock import Clock
 from perdure.core.disk import TEMPORARY, Disk, Lock, Writer, translated
-from perdure.core.errors import Closed, Damaged, Invalid, LimitExceeded, StoreLocked
+from perdure.core.errors import (
+    Closed,
+    Damaged,
+    Invalid,
+    LimitExceeded,
+    Missing,
+    StoreLocked,
+    Unavailable,
+)
 from perdure.core.offload import off_loop, off_loop_to_write
 from perdure.core.values import Finding
 
 CHUNK_BYTES = 256 * 1024
 _SHARED_WITHIN_S = 5.0
 """How long it may take the first of several to remove what a crash left. The others wait."""
+
+_DROPPED_WITHIN_S = 2.0
+"""How long who wants a blob waits for another process to drop it."""
 
 _PAUSE_S = 0.02
 _ANOTHER_DIGEST = "its bytes have another digest"
@@ -47,6 +61,7 @@ class LocalBlobs:
         self._disk = disk
         self._clock = clock
         self._lock = lock
+        self._shared = False
         self._closed = False
         self._making = threading.Lock()
         self._durable: set[str] = set()
@@ -96,6 +111,7 @@ class LocalBlobs:
                     disk.remove(Path(finding.where))
             if shared:
                 lock.share()
+                blobs._shared = True
             undo.pop_all()
         return blobs
 
@@ -122,6 +138,8 @@ class LocalBlobs:
             blob = Blob(arriving.digest(), arriving.size_bytes)
             async with publishing(blob):
                 self._check_open()
+                if self._shared:
+                    await self._require_undropped(blob.digest)
                 await asyncio.shield(off_loop_to_write(self._publish, arriving, blob.digest))
         finally:
             await asyncio.shield(off_loop_to_write(arriving.discard))
@@ -162,6 +180,15 @@ class LocalBlobs:
             raise Invalid(f"{self.url} was opened for reading only.")
         await asyncio.shield(off_loop_to_write(self._remove, self._path(digest)))
 
+    @asynccontextmanager
+    async def dropping(self, digest: str) -> AsyncIterator[None]:
+        lock = await off_loop_to_write(self._hold, self._path(digest)) if self._shared else None
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
     async def list(self) -> AsyncIterator[Blob]:
         self._check_open()
         for folder in await off_loop(_fan_out, self._root):
@@ -181,6 +208,33 @@ class LocalBlobs:
         self._closed = True
         if self._lock is not None:
             self._lock.release()
+
+    async def _require_undropped(self, digest: str) -> None:
+        """Wait while another process drops a blob. Raises `Unavailable`."""
+        deadline_s = self._clock.monotonic_s() + _DROPPED_WITHIN_S
+        while await off_loop_to_write(self._is_being_dropped, self._path(digest)):
+            if self._clock.monotonic_s() > deadline_s:
+                raise Unavailable(
+                    f"another process began to remove the blob {digest} and stands still. "
+                    "Wake it or end it, then try again."
+                )
+            await self._clock.sleep(_PAUSE_S)
+
+    def _is_being_dropped(self, path: Path) -> bool:
+        try:
+            self._hold(path).release()
+        except Missing:
+            return False
+        except StoreLocked:
+            return True
+        return False
+
+    def _hold(self, path: Path) -> Lock:
+        with translated(path):
+            try:
+                return self._disk.hold(path)
+            except FileNotFoundError:
+                raise absent(path.name) from None
 
     def _publish(self, arriving: _Arriving, digest: str) -> None:
         path = self._path(digest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from perdure.core.blobs import Blob, Publishing, absent, check_digest, check_range, unclaimed
 from perdure.core.errors import Closed, Damaged, LimitExceeded
@@ -61,6 +62,9 @@ class MemoryBlobs:
     async def drop(self, digest: str) -> None:
         self._check_open()
         self._bytes.pop(check_digest(digest), None)
+
+    def dropping(self, digest: str) -> AbstractAsyncContextManager[None]:
+        return nullcontext()  # nobody shares it
 
     async def list(self) -> AsyncIterator[Blob]:
         self._check_open()

@@ -24,11 +24,11 @@ class SlowToDrop(MemoryBlobs):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dropping = asyncio.Event()
+        self.begun = asyncio.Event()
         self.let_go = asyncio.Event()
 
     async def drop(self, digest: str) -> None:
-        self.dropping.set()
+        self.begun.set()
         await self.let_go.wait()
         await super().drop(digest)
 
@@ -47,7 +47,7 @@ async def lost_to_a_sweep(*, apart: bool = False) -> str | None:
 
     await engine.commit(keeper.uses.give_up(await keeper.put("t", chunks(), size_bytes_max=100)))
     sweep = asyncio.create_task(sweeper.sweep())
-    await blobs.dropping.wait()
+    await blobs.begun.wait()
     upload = asyncio.create_task(keeper.put("t", chunks(), size_bytes_max=100))
     await asyncio.wait([upload], timeout=_WINDOW_S)
     blobs.let_go.set()

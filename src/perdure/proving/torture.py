@@ -34,7 +34,7 @@ PER_CHANGE = {
     "process-crash / files": 20,
     "process-crash / process": 5,
     "process-crash / server": 10,
-    "process-crash / postgres": 30,
+    "process-crash / postgres": 42,
     "power-cut / engine": 1_000,
     "power-cut / files": 1_000,
     "power-cut / blobs": 300,

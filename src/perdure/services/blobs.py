@@ -29,7 +29,7 @@ from perdure.core.batch import Batch
 from perdure.core.blobs import Blob, Blobs
 from perdure.core.clock import Clock
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Damaged, Missing
+from perdure.core.errors import Conflict, Damaged, Missing, StoreLocked
 from perdure.core.limits import CLOCK_OFF_S
 from perdure.core.values import Committed, Finding, Record
 from perdure.surfaces.blobs import CLAIM_KEPT_S, NOBODY, BlobUses, Claim
@@ -297,7 +297,7 @@ class BlobKeeper:
     async def _dropped_under_mark(self, digest: str) -> bool:
         began_s = self._clock.monotonic_s()
         try:
-            async with self._mark(digest):
+            async with self._mark(digest), self.blobs.dropping(digest):
                 if await self.uses.all_kept() or await self._needed(digest):
                     return False
                 # One that stood still may have been taken for dead, and its mark away.
@@ -305,7 +305,7 @@ class BlobKeeper:
                     return False
                 await self.blobs.drop(digest)
                 return True
-        except Conflict:
+        except (Conflict, Missing, StoreLocked):
             return False
 
     async def _needed(self, digest: str) -> bool:

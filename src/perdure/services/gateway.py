@@ -209,7 +209,7 @@ class Gateway:
         batch = (
             store.state.responses.create(key, response, echo, events)
             + store.state.items.add(key, "input", new_items(items))
-            + store.requests.remember(caller, response_id=key[-1])
+            + await store.requests.remember(caller, response_id=key[-1])
         )
         if conversation is not None:
             batch += stored.conversations.hold(conversation, key[-1])
@@ -217,7 +217,7 @@ class Gateway:
             batch += await stored.responses.continuing(tenant, request.previous_response_id)
         if not request.stored and caller.key is not None:
             await stored.commit(
-                self._stored.requests.remember(caller, response_id=key[-1], transient=True)
+                await self._stored.requests.remember(caller, response_id=key[-1], transient=True)
             )
         self.stats.calls_repaired += len(given.orphans)
         if request.background:  # the source told what it refuses; a job makes its own
@@ -310,11 +310,15 @@ class Gateway:
             )
         return held
 
-    async def abandon(self, started: Started) -> None:
-        """A client left: stop generating once none is left to listen."""
-        if (run := self._runs.get(started.key)) is not None:
-            run.clients -= 1
-            if run.clients <= 0:
+    async def abandon(self, started: Started, caller: Caller) -> None:
+        """A client left: stop generating once none is left to listen, here or at a process that
+        its request was sent to again."""
+        if (run := self._runs.get(started.key)) is None:
+            return
+        run.clients -= 1
+        requests = self._store(started.stored).requests
+        async with self._stored.requests.alone(caller):
+            if run.clients <= 0 and await requests.let_go(caller, started.id):
                 await run.stop(ABANDONED)
 
     async def heed(self) -> None:
@@ -413,6 +417,8 @@ class Gateway:
                 if (run := self._runs.get(key)) is not None:
                     run.clients += 1
                 held = await self._store(started.stored).state.responses.get(*key)
+                if not (run or request.background or held.value.status.terminal):
+                    await store.requests.join(seen)
                 stands = wire_body(held)
                 notes = msgspec.json.decode(stands, type=_Noted).perdure
                 accepted = stands if request.background else None

@@ -94,8 +94,7 @@ class Requests:
             return None
         seen = record.value
         if caller.key is None:
-            fresh = self._clock.now_s() - seen.accepted_at_s <= RETRY_WINDOW_S
-            return record if fresh else None
+            return record if self._is_fresh(record) else None
         if seen.digest != caller.digest:
             raise WireError(
                 "This Idempotency-Key was used for a request with another body. "
@@ -107,20 +106,42 @@ class Requests:
             raise result_lost()
         return record
 
+    async def join(self, seen: Record[Remembered]) -> None:
+        """Wait here for a response that another process makes: it is not to stop because its own
+        clients leave. Raises `Conflict` where it has let go of it since."""
+        joined = msgspec.structs.replace(seen.value, joined=True)
+        tenant, name = seen.key
+        await self._state.commit(
+            self._state.idempotency.remember(tenant, name, joined, expect=seen.version)
+        )
+
+    async def let_go(self, caller: Caller, response_id: str) -> bool:
+        """Let no later sending find this response; whether none has joined it elsewhere."""
+        seen = await self._state.idempotency.find(caller.tenant, caller.remembered_as)
+        if seen is None or seen.value.response_id != response_id:
+            return True
+        if seen.value.joined:
+            return False
+        try:
+            await self._state.commit(self._state.idempotency.forget(seen.key, expect=seen.version))
+        except Conflict:
+            return False  # somebody came at this moment
+        return True
+
     async def once(self, caller: Caller, batch: Batch, answer: bytes) -> bytes:
         """Commit, or give the answer that an earlier sending of this request was given."""
         async with self.alone(caller):
             if (seen := await self.recall(caller)) is not None and seen.attachment:
                 return seen.attachment
             try:
-                await self._state.commit(batch + self.remember(caller, answer=answer))
+                await self._state.commit(batch + await self.remember(caller, answer=answer))
             except Conflict:
                 if (seen := await self.recall(caller)) is not None and seen.attachment:
                     return seen.attachment
                 raise
             return answer
 
-    def remember(
+    async def remember(
         self,
         caller: Caller,
         *,
@@ -129,9 +150,17 @@ class Requests:
         transient: bool = False,
     ) -> Batch:
         """To be committed with the effect. A client's own key is taken once; a digest is taken
-        over, because the same words may be said twice."""
+        over, because the same words may be said twice; but by a retry only as it was looked at
+        here. Raises `Conflict` where its first sending was accepted a moment ago.
+        """
         if not caller.digest:
             return Batch()
+        expect = None if caller.key is None else 0
+        if caller.key is None and caller.retried:
+            before = await self._state.idempotency.find(caller.tenant, caller.remembered_as)
+            if before is not None and self._is_fresh(before):
+                raise Conflict("a request that was sent again", "not accepted", "accepted")
+            expect = 0 if before is None else before.version
         remembered = Remembered(
             digest=caller.digest,
             accepted_at_s=int(self._clock.now_s()),
@@ -144,5 +173,9 @@ class Requests:
             caller.remembered_as,
             remembered,
             answer=answer,
-            expect=None if caller.key is None else 0,
+            expect=expect,
         )
+
+    def _is_fresh(self, seen: Record[Remembered]) -> bool:
+        """Whether a retry that was not named may belong to it."""
+        return self._clock.now_s() - seen.value.accepted_at_s <= RETRY_WINDOW_S

@@ -22,7 +22,8 @@ class Remembered(msgspec.Struct, frozen=True):
 
     `digest` identifies the request's content. A response is named by `response_id` and read from
     its own surface; any other answer is kept whole as the record's attachment. `transient` marks
-    an effect that lived in the memory of boot `boot_id` only (`store: false`).
+    an effect that lived in the memory of boot `boot_id` only (`store: false`). `joined` says that
+    another process waits for the response on behalf of a later sending.
     """
 
     digest: str
@@ -31,6 +32,7 @@ class Remembered(msgspec.Struct, frozen=True):
     response_id: str | None = None
     status: int = 200
     transient: bool = False
+    joined: bool = False
 
 
 IDEMPOTENCY = Records(

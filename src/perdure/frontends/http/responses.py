@@ -31,6 +31,7 @@ from perdure.frontends.http.schemas import (
 from perdure.frontends.http.service import Service, listed, listed_objects, shown
 from perdure.services import listing
 from perdure.services.gateway import Started
+from perdure.services.requests import Caller
 from perdure.surfaces.responses import Status, wire_body
 from perdure.wire.input_tokens import InputTokens
 from perdure.wire.responses import ResponseDeleted, without_unsupported_tools
@@ -58,12 +59,12 @@ async def create(service: Service, call: Call) -> Answer | EventStream:
     if started.stream:
         return EventStream(
             gateway.events(started, after=-1),
-            left=None if goes_on else lambda: gateway.abandon(started),
+            left=None if goes_on else lambda: gateway.abandon(started, caller),
             headers=noted,
         )
     if goes_on:
         return Answer(await gateway.finished(started), headers=noted)
-    return Answer(await _while_connected(service, call, started), headers=noted)
+    return Answer(await _while_connected(service, call, started, caller), headers=noted)
 
 
 def notices(notes: dict[str, Any]) -> tuple[tuple[bytes, bytes], ...]:
@@ -145,7 +146,7 @@ def _runnable(service: Service, sent: Any) -> tuple[Any, Headers]:
     return sent, ((DROPPED_TOOLS, named.encode()),) if dropped else ()
 
 
-async def _while_connected(service: Service, call: Call, started: Started) -> bytes:
+async def _while_connected(service: Service, call: Call, started: Started, caller: Caller) -> bytes:
     """The finished body; generation stops when its client leaves."""
     gateway = service.node.gateway
     finished = asyncio.create_task(gateway.finished(started))
@@ -153,7 +154,7 @@ async def _while_connected(service: Service, call: Call, started: Started) -> by
     try:
         await asyncio.wait((finished, left), return_when=asyncio.FIRST_COMPLETED)
         if not finished.done():
-            await gateway.abandon(started)
+            await gateway.abandon(started, caller)
         return await finished
     finally:
         left.cancel()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal, get_args
 
 from perdure.core.clock import SystemClock
@@ -26,12 +28,22 @@ _BEFORE_MAX = 12
 _AFTER = 3
 _DEADLINE_S = 60.0
 
-Strike = Literal[
-    "cut before COMMIT", "COMMIT unanswered", "sessions ended", "outage", "stop", "kill"
+_ANSWER_S = 0.5
+"""How long an answer is waited for, where the network may keep it."""
+
+_AWAY_S = 0.3
+
+Network = Literal[
+    "COMMIT unanswered",
+    "cut before COMMIT",
+    "COMMIT in silence",
+    "connections cut",
+    "outage",
+    "partition",
 ]
-_STRIKES: tuple[Strike, ...] = get_args(Strike)
-_OFTEN = 4
-"""A server takes seconds to come back, so its death is every so many rounds of the others."""
+Strike = Network | Literal["backend killed", "stop", "kill"]
+_NETWORK: tuple[Network, ...] = get_args(Network)
+_ROUND = 21
 
 
 class Writing:
@@ -86,9 +98,9 @@ class FailingDatabase:
     fault = PROCESS_CRASH
     subject: Subject = "postgres"
     says = (
-        "a PostgreSQL is stopped at once or killed, its sessions are ended, or the network is cut "
-        "just before a COMMIT, instead of its answer, or for a while: every step is there once, "
-        "and the engine goes on by itself"
+        "a PostgreSQL is stopped at once, or it or the backend that writes is killed; or the "
+        "network is cut just before a COMMIT, instead of its answer, altogether or for a while, or "
+        "carries nothing: every step is there once, and the engine goes on by itself"
     )
 
     def lacks(self) -> str | None:
@@ -121,8 +133,9 @@ class FailingDatabase:
         writing = Writing(engine)
         try:
             await writing.reach(rng.randrange(_BEFORE_MAX))
-            await _do(strike, server, proxy)
-            await writing.reach(_AFTER)
+            with _impatient():
+                await _do(strike, server, proxy)
+                await writing.reach(_AFTER)
             wrong = await writing.stop()
             wrong += await troubles(engine, writing.acknowledged, writing.begun)
         except (TooLate, PerdureError) as error:
@@ -136,24 +149,66 @@ class FailingDatabase:
 
 
 def _strike_of(case: int) -> Strike:
-    """The quick ones in turn, and every so many rounds one of those that take the server down."""
-    quick, slow = _STRIKES[:_OFTEN], _STRIKES[_OFTEN:]
-    round, place = divmod(case - 1, len(quick) + 1)
-    return slow[round % len(slow)] if place == len(quick) else quick[place]
+    """Of each round one kill; of the others every second is of the network, and by turns a backend
+    is killed and the server stopped."""
+    round, place = divmod(case - 1, _ROUND)
+    if place == 0:
+        return "kill"
+    if place % 2:
+        return _NETWORK[(round * (_ROUND // 2) + place // 2) % len(_NETWORK)]
+    return "stop" if place % 4 else "backend killed"
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """A COMMIT waits only shortly for its answer."""
+    from perdure.engines import postgres_commit  # needs a driver that may not be installed
+
+    named = vars(postgres_commit)
+    kept, named["ANSWER_S"] = named["ANSWER_S"], _ANSWER_S
+    try:
+        yield
+    finally:
+        named["ANSWER_S"] = kept
 
 
 async def _do(strike: Strike, server: Server, proxy: Proxy) -> None:
     match strike:
-        case "cut before COMMIT" | "COMMIT unanswered":
-            proxy.faults = ["before" if strike == "cut before COMMIT" else "after"]
-        case "sessions ended":
+        case "cut before COMMIT":
+            proxy.faults = ["before"]
+        case "COMMIT unanswered":
+            proxy.faults = ["after"]
+        case "COMMIT in silence":
+            proxy.faults = ["silence"]
+        case "connections cut":
             proxy.cut()
         case "outage":
             proxy.refusing = True
             proxy.cut()
-            await SystemClock().sleep(0.3)
+            await SystemClock().sleep(_AWAY_S)
             proxy.refusing = False
+        case "partition":
+            proxy.passing.clear()
+            await SystemClock().sleep(_AWAY_S)
+            proxy.passing.set()
+        case "backend killed":
+            await _kill_backend(server)
         case "stop" | "kill":
             server.stop(signal.SIGQUIT if strike == "stop" else signal.SIGKILL)
             with suppress(OSError):
                 server.start()
+
+
+async def _kill_backend(server: Server) -> None:
+    """Kill the process that serves the writers; the server ends all others, and recovers."""
+    import asyncpg
+
+    session = await asyncpg.connect(server.dsn)
+    try:
+        pid = await session.fetchval(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'perdure' "
+            "ORDER BY state_change DESC LIMIT 1"
+        )
+        os.kill(pid, signal.SIGKILL)
+    finally:
+        session.terminate()
