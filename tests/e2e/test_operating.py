@@ -169,13 +169,15 @@ async def test_a_server_over_shards_spreads_over_one_that_was_added(tmp_path: Pa
     data, given = tmp_path / "data", tmp_path / "perdure.toml"
 
     def list_shards(*numbers: int) -> None:
-        urls = ", ".join(f'"sqlite:///{tmp_path / f"{number}.db"}"' for number in numbers)
+        places = (tmp_path / f"{number}" / "state.db" for number in numbers)
+        urls = ", ".join(f'"sqlite:///{place}"' for place in places)
         given.write_text(f"shards = [{urls}]")
 
     options = ("--config", str(given))
     list_shards(0, 1)
     async with serving(data, *options) as server, server.client() as client:
         made = await respond(client, "text")
+        shards = [one["id"] for one in (await client.get("/v1/state")).json()["shards"]["shards"]]
         assert await server.end() == 0
     list_shards(2, 1, 0)
     async with serving(data, *options) as server, server.client() as client:
@@ -185,4 +187,28 @@ async def test_a_server_over_shards_spreads_over_one_that_was_added(tmp_path: Pa
         wrong = await perdure("reshard", "--drain", "nowhere", "--data", str(data), *options)
         assert (wrong.code, "there is no shard nowhere" in wrong.err) == (2, True)
         await respond(client, "text")
+        assert await server.end() == 0
+    (tmp_path / "2").rename(tmp_path / "away")
+    (tmp_path / "2").touch()
+    async with serving(data, *options) as server, server.client() as client:
+        (added,) = [id for id in done.json()["shards"] if id not in shards]
+        assert (await client.get(f"/v1/responses/{made}")).json()["status"] == "completed"
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (200, True)
+        (warning,) = ready.json()["warnings"]
+        assert f"shard {added} at sqlite:///{tmp_path / '2'}/state.db is down" in warning
+        for path in ("/v1/startup", "/v1/state"):
+            report = (await client.get(path)).json()
+            assert (report["warnings"], report["shards"]["missing"]) == ([warning], [added])
+        told = await perdure("status", "--data", str(data), *options)
+        assert (told.code, added in told.out.replace("\n", "")) == (0, True)
+        (tmp_path / "2").unlink()
+        (tmp_path / "away").rename(tmp_path / "2")
+
+        async def joined() -> bool:
+            report = (await client.get("/v1/startup")).json()
+            found = [one["surface"] for one in report["recovery"]]
+            return not report["warnings"] and f"shard {added}" in found
+
+        await wait_until(joined, 30, "the shard to be joined")
         assert await server.end() == 0

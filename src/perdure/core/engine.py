@@ -104,6 +104,26 @@ class Resharded(msgspec.Struct, frozen=True):
     rows: int
 
 
+class ShardState(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several stores that are one together, as it was seen last. `down` says why it does not
+    answer. One that was never seen has no id, and what it is, is not known."""
+
+    id: str | None = None
+    url: str
+    primary: bool = False
+    member: bool = False
+    down: str | None
+    recovered: Recovered | None = None
+
+
+class Sharding(msgspec.Struct, frozen=True):
+    """The shards that a store is made of. `missing` are the ids of those that hold a part of it and
+    were never seen: they are among those without an id."""
+
+    shards: tuple[ShardState, ...]
+    missing: tuple[str, ...]
+
+
 Progress = Callable[[int, int], None]
 """Told bytes done and bytes in all, from the event loop."""
 

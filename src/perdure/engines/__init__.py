@@ -12,14 +12,15 @@ from perdure.core.addresses import shards_of, without_credentials
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
-from perdure.core.engine import Engine, Progress, Resharded, Salvaged
-from perdure.core.errors import Invalid
+from perdure.core.engine import Engine, Progress, Resharded, Salvaged, Sharding
+from perdure.core.errors import Invalid, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout
 from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.values import Finding
 
 if TYPE_CHECKING:
     from perdure.engines.postgres import PostgresEngine
+    from perdure.engines.sharded import ShardedEngine
 
 _SCHEMES = (
     "memory://, sqlite:///PATH, file:///DIRECTORY, postgresql://HOST/DATABASE?schema=NAME, "
@@ -107,19 +108,31 @@ async def _open_shards(
     disk: Disk,
     read_only: bool,
 ) -> Engine:
+    """All but the primary may be down: what lives in one that is, is `Unavailable` until it is back
+    and was joined, by itself. A first start needs all."""
     from perdure.engines.sharded import ShardedEngine
-    from perdure.engines.sharded_map import SHARD_LAYOUTS
+    from perdure.engines.sharded_map import SHARD_LAYOUTS, Absent
 
     if any(url.startswith("file:") for url in urls):
         raise Invalid("plain files are whole by themselves, and never a shard.")
     async with AsyncExitStack() as opened:
-        engines = []
+        engines: list[Engine] = []
+        absent: list[Absent] = []
         for url in urls:
-            engines.append(await opening(url, (*layouts, *SHARD_LAYOUTS)))
-            opened.push_async_callback(engines[-1].close)
+            open_one = partial(opening, url, (*layouts, *SHARD_LAYOUTS))
+            try:
+                engines.append(await open_one())
+            except StoreLocked:
+                raise
+            except (Missing, Unavailable) as error:
+                absent.append(Absent(url, open_one, error))
+            else:
+                opened.push_async_callback(engines[-1].close)
         whole = await ShardedEngine.open(
-            engines, layouts, clock=clock, disk=disk, read_only=read_only
+            engines, layouts, clock=clock, disk=disk, read_only=read_only, absent=absent
         )
+        if not read_only:
+            whole.watch.begin()
         opened.pop_all()
         return whole
 
@@ -259,17 +272,28 @@ async def reshard_engine(
 
     Raises `Invalid` for a store that is not made of shards, and for shards it does not have.
     """
+    shards = _sharded(engine)
+    if shards is None:
+        raise Invalid(
+            f"{engine.url} is one store. To spread it over several, list all of them, this one "
+            'first, as `shards = ["...", "..."]` in perdure.toml.'
+        )
+    return await shards.mover.reshard(drain, progress)
+
+
+def sharding_of(engine: Engine) -> Sharding | None:
+    """The shards that a store is made of; None for one that is whole by itself."""
+    shards = _sharded(engine)
+    return None if shards is None else shards.sharding
+
+
+def _sharded(engine: Engine) -> ShardedEngine | None:
     from perdure.engines.sharded import ShardedEngine
     from perdure.engines.wrapping import Wrapping
 
     while isinstance(engine, Wrapping):
         engine = engine.engine
-    if not isinstance(engine, ShardedEngine):
-        raise Invalid(
-            f"{engine.url} is one store. To spread it over several, list all of them, this one "
-            'first, as `shards = ["...", "..."]` in perdure.toml.'
-        )
-    return await engine.mover.reshard(drain, progress)
+    return engine if isinstance(engine, ShardedEngine) else None
 
 
 async def open_blobs(

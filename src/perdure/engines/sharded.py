@@ -28,6 +28,8 @@ from perdure.core.engine import (
     EngineStats,
     Progress,
     Recovered,
+    Sharding,
+    ShardState,
     Snapshot,
     Survives,
     Usage,
@@ -39,10 +41,11 @@ from perdure.core.offload import off_loop_to_write
 from perdure.core.paging import every
 from perdure.core.rows import At, FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow, fill
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
-from perdure.engines.sharded_map import SHARD_LAYOUTS, Shard, assemble
+from perdure.engines.sharded_map import SHARD_LAYOUTS, Absent, Shard, assemble
 from perdure.engines.sharded_merge import Answers, Listing, listed, merged_rows, round_of
 from perdure.engines.sharded_move import Mover
 from perdure.engines.sharded_places import Places
+from perdure.engines.sharded_watch import Watch
 
 T = TypeVar("T")
 
@@ -58,7 +61,8 @@ class ShardedEngine:
 
     def __init__(self, places: Places, layouts: Sequence[Layout], disk: Disk) -> None:
         engines = [shard.engine for shard in places.shards.values()]
-        self.url = of_shards(engine.url for engine in engines)
+        urls = [engine.url for engine in engines] + [absent.url for absent in places.absent]
+        self.url = of_shards(urls)
         self.store_id = places.primary.engine.store_id
         self.shared = places.shared
         self.survives = Survives(
@@ -69,6 +73,7 @@ class ShardedEngine:
         )
         self.recovered = _recovered([engine.recovered for engine in engines])
         self.places = places
+        self.watch = Watch(places, layouts, self.survives)
         self._layouts = {layout.name: layout for layout in layouts}
         self.mover = Mover(places, self._layouts)
         self._disk = disk
@@ -82,14 +87,37 @@ class ShardedEngine:
         clock: Clock,
         disk: Disk,
         read_only: bool,
+        absent: Sequence[Absent] = (),
     ) -> ShardedEngine:
-        """The store that `engines` are together, each opened with `SHARD_LAYOUTS` as well. They
-        stay the caller's until this returns. Raises `WrongShards`."""
-        map, shards = await assemble(engines, layouts, clock)
-        places = Places(map, shards, clock)
+        """The store that `engines` are together, each opened with `SHARD_LAYOUTS` as well, and
+        those that are `absent`, which `watch` joins. They stay the caller's until this returns.
+        Raises `WrongShards`, and `Unavailable` where it does not go without who is absent."""
+        map, shards = await assemble(engines, absent, layouts, clock)
+        places = Places(map, shards, absent, clock)
         if not read_only:
-            await places.tell(map)
+            for shard in shards:
+                if shard.id in map.every:
+                    await places.tell_one(shard, map)
         return cls(places, layouts, disk)
+
+    @property
+    def sharding(self) -> Sharding:
+        """The shards, as each was seen last."""
+        map = self.places.map
+
+        def state(shard: Shard) -> ShardState:
+            return ShardState(
+                id=shard.id,
+                url=shard.engine.url,
+                primary=shard.id == map.primary,
+                member=shard.id in map.members,
+                down=shard.down,
+                recovered=shard.engine.recovered,
+            )
+
+        known = tuple(state(shard) for shard in self.places.shards.values())
+        absent = tuple(ShardState(url=one.url, down=str(one.why)) for one in self.places.absent)
+        return Sharding(known + absent, self.places.missing)
 
     @property
     def latched(self) -> str | None:
@@ -284,15 +312,18 @@ class ShardedEngine:
         )
 
     async def verify(self) -> AsyncIterator[Finding]:
-        for shard in self.places.shards.values():
-            async for finding in shard.engine.verify():
-                where = f"shard {shard.name}: {finding.where}"
-                yield msgspec.structs.replace(finding, where=where)
+        for shard in tuple(self.places.shards.values()):
+            try:
+                async for finding in shard.engine.verify():
+                    where = f"shard {shard.name}: {finding.where}"
+                    yield msgspec.structs.replace(finding, where=where)
+            except Unavailable as error:
+                yield Finding(f"shard {shard.name}", str(error), "unreadable")
+        for absent in self.places.absent:
+            yield Finding(f"the shard at {absent.url}", str(absent.why), "unreadable")
 
     async def usage(self) -> Usage:
-        parts = await asyncio.gather(
-            *(shard.engine.usage() for shard in self.places.shards.values())
-        )
+        parts = await asyncio.gather(*(shard.engine.usage() for shard in self.places.every()))
         collections: dict[str, int] = {}
         for part in parts:
             for name, size_bytes in part.collections.items():
@@ -403,10 +434,12 @@ class ShardedEngine:
         return None if layout is None else _partition(layout, keys.split(row.place))
 
     def announce(self, note: str) -> None:
+        self.watch.note = note
         for shard in self.places.shards.values():
             shard.engine.announce(note)
 
     async def close(self) -> None:
+        await self.watch.end()
         await self.mover.close()
         closing = (shard.engine.close() for shard in self.places.shards.values())
         for outcome in await asyncio.gather(*closing, return_exceptions=True):
@@ -425,7 +458,7 @@ class ShardedEngine:
 
         async def ask(after: Position | None) -> Answers[T]:
             old = places.map.primary if partition is None else places.map.homes(partition)[0]
-            name = places.shard(old).name
+            name = places.name(old)
             try:
                 part = await places.read(partition, lambda engine: listing.part(engine, after))
             except Unavailable as unavailable:

@@ -15,17 +15,18 @@ Invariants
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
 import xxhash
 
 from perdure.core import stored
+from perdure.core.addresses import without_credentials
 from perdure.core.batch import put
 from perdure.core.clock import Clock
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Unavailable, WrongShards
+from perdure.core.errors import Conflict, Missing, PerdureError, Unavailable, WrongShards
 from perdure.core.keys import SEPARATOR, SYSTEM_TENANT
 from perdure.core.layouts import Layout, Log, Records
 
@@ -44,9 +45,10 @@ class ShardMap(msgspec.Struct, frozen=True):
         return home, home_of(self.next, partition) if self.next else home
 
     @property
-    def every(self) -> set[str]:
-        """The shards in which there may be something."""
-        return {self.primary, *self.members, *self.next}
+    def every(self) -> tuple[str, ...]:
+        """The shards in which there may be something, the primary first."""
+        others = {*self.members, *self.next} - {self.primary}
+        return (self.primary, *sorted(others))
 
     @property
     def groups(self) -> tuple[set[str], ...]:
@@ -85,11 +87,13 @@ def home_of(shards: Iterable[str], partition: str) -> str:
 
 class Shard:
     """One of the stores. `standing` is None until it was told what it is; `version` is that of the
-    record that says so, as it was at `seen_s`; this map it was first seen with at `since_s`."""
+    record that says so, as it was at `seen_s`; this map it was first seen with at `since_s`. `down`
+    says why it did not answer when it was last looked at."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.id = engine.store_id
+        self.down: str | None = None
         self.standing: Standing | None = None
         self.version = 0
         self.seen_s = self.since_s = float("-inf")
@@ -142,14 +146,26 @@ class Shard:
         self.id, self.standing, self.version, self.seen_s = standing.id, standing, version, asked_s
 
 
+class Absent:
+    """A store that could not be reached when the others were opened: `why`, when it was last tried.
+    Which shard it is, it alone can say."""
+
+    def __init__(self, url: str, open: Callable[[], Awaitable[Engine]], why: PerdureError) -> None:
+        self.url = without_credentials(url)
+        self.open = open
+        self.why = why
+
+
 async def assemble(
-    engines: Sequence[Engine], layouts: Sequence[Layout], clock: Clock
+    engines: Sequence[Engine], absent: Collection[Absent], layouts: Sequence[Layout], clock: Clock
 ) -> tuple[ShardMap, list[Shard]]:
     """The stores as shards of one whole, the primary first, and the newest map. The first of stores
     that are all new becomes the primary. If it was used alone so far it is also the only member;
     stores that are no members wait to be added.
 
-    Raises `WrongShards`, having written nothing.
+    Shards that the map names may be among those that are `absent`, but for the primary. Raises
+    `WrongShards`, and `Unavailable` where only those who are absent could tell (`Missing` if one
+    of them was never made); having written nothing.
     """
     shards = [Shard(engine) for engine in engines]
     for shard in shards:
@@ -159,26 +175,53 @@ async def assemble(
             raise WrongShards(f"the shard {id} is given {count} times; give each of them once.")
     standings = [shard.standing for shard in shards if shard.standing]
     map = max((one.map for one in standings), key=lambda one: one.number, default=None)
+    for one in absent if map is None else ():
+        if isinstance(one.why, Missing):
+            raise one.why
+    if map is None and absent:
+        raise Unavailable(
+            f"{_told(absent)} None of the others is a shard yet, so this is the first start or the "
+            "primary is not there; either needs all of them. Nothing was written."
+        )
     if map is None:
         return await _fresh(shards, layouts)
     for shard in shards:
-        if shard.standing is None and shard.id in map.every:
-            continue  # a first start was cut short before it was told
-        if shard.standing is None:
-            await _require_empty(shard, layouts)
-        elif shard.standing.map.primary != map.primary:
-            raise WrongShards(
-                f"{shard.name} is a shard of another store (that of {shard.standing.map.primary}, "
-                f"and not of {map.primary}). Nothing was written; remove it from the list."
-            )
+        await admit(shard, map, layouts)
+    if absent and map.primary not in {shard.id for shard in shards}:
+        raise Unavailable(
+            f"{_told(absent)} The primary, {map.primary}, is not among those that answer, and "
+            "nothing goes without it: it keeps what is not partitioned. Nothing was written."
+        )
+    require_given(map, shards, len(absent))
+    return map, _ordered(shards, map)
+
+
+def require_given(map: ShardMap, shards: Collection[Shard], absent: int) -> None:
+    """Raises `WrongShards` where the stores, and so many that are absent, cannot be all that the
+    map names."""
     given = {shard.id for shard in shards}
-    if missing := sorted(map.every - given):
+    missing = [id for id in map.every if id not in given]
+    if len(missing) > absent:
         raise WrongShards(
             f"the shard{'s' if len(missing) > 1 else ''} {', '.join(missing)} of this store "
             f"{'are' if len(missing) > 1 else 'is'} not among those given: "
             f"{', '.join(shard.name for shard in shards)}. Nothing was written; give all of them."
         )
-    return map, _ordered(shards, map)
+
+
+async def admit(shard: Shard, map: ShardMap, layouts: Sequence[Layout]) -> None:
+    """Raises `WrongShards` for a store that is no shard of this whole and cannot become one."""
+    if shard.standing is None and shard.id not in map.every:
+        await _require_empty(shard, layouts)
+    elif shard.standing is not None and shard.standing.map.primary != map.primary:
+        raise WrongShards(
+            f"{shard.name} is a shard of another store (that of {shard.standing.map.primary}, "
+            f"and not of {map.primary}). Nothing was written; remove it from the list."
+        )
+
+
+def _told(absent: Iterable[Absent]) -> str:
+    return " ".join(f"{one.url} is down: {one.why}" for one in absent)
 
 
 async def _fresh(shards: list[Shard], layouts: Sequence[Layout]) -> tuple[ShardMap, list[Shard]]:

@@ -20,7 +20,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Damaged, Unavailable
 from perdure.core.rows import At, FloorRow, Row, Rows, each
 from perdure.core.values import Page
-from perdure.engines.sharded_map import Shard, ShardMap
+from perdure.engines.sharded_map import ShardMap
 from perdure.engines.sharded_places import Places
 
 T = TypeVar("T")
@@ -108,22 +108,25 @@ async def round_of(places: Places, listing: Listing[T], after: Position | None) 
     while True:
         whole = places.map
         homes: dict[str | None, str] = {}
-        answers: list[tuple[Shard, Part[T] | Unavailable]] = []
+        answers: list[tuple[str, Part[T] | Unavailable]] = []
         for group in whole.groups:
-            shards = [places.shard(id) for id in sorted(group)]
-            told = await asyncio.gather(*(_told(shard, listing, after) for shard in shards))
-            answers += zip(shards, told, strict=True)
+            asked = sorted(group)
+            told = await asyncio.gather(*(_told(places, id, listing, after) for id in asked))
+            answers += zip(asked, told, strict=True)
             for part in told:
                 if isinstance(part, Part):
                     for partition in {*map(listing.partition, part.items)} - homes.keys():
                         homes[partition] = await _home(places, whole, partition or "")
-        told_by = [shard for shard, answer in answers if isinstance(answer, Part)]
+        told_by = [places.shard(id) for id, answer in answers if isinstance(answer, Part)]
         if await places.still(whole, told_by):
-            return [(shard.name, _kept(shard, answer, listing, homes)) for shard, answer in answers]
+            return [(places.name(id), _kept(id, answer, listing, homes)) for id, answer in answers]
 
 
-async def _told(shard: Shard, listing: Listing[T], after: Position | None) -> Part[T] | Unavailable:
+async def _told(
+    places: Places, id: str, listing: Listing[T], after: Position | None
+) -> Part[T] | Unavailable:
     try:
+        shard = places.shard(id)
         with shard.named():
             return await listing.part(shard.engine, after)
     except Unavailable as unavailable:
@@ -141,14 +144,14 @@ async def _home(places: Places, map: ShardMap, partition: str) -> str:
 
 
 def _kept(
-    shard: Shard,
+    shard: str,
     answer: Part[T] | Unavailable,
     listing: Listing[T],
     homes: dict[str | None, str],
 ) -> Part[T] | Unavailable:
     if isinstance(answer, Unavailable):
         return answer
-    own = [item for item in answer.items if homes[listing.partition(item)] == shard.id]
+    own = [item for item in answer.items if homes[listing.partition(item)] == shard]
     return Part(own, answer.end, answer.damage)
 
 

@@ -69,8 +69,9 @@ class Mover:
         Raises `Invalid` for a shard that is not there, or while another reshard is to be ended.
         """
         async with self._resharding:
-            places, target = self._places, self._target(drain)
-            wanted = places.map
+            places = self._places
+            await self._require_all()
+            wanted, target = places.map, self._target(drain)
             if wanted.next and set(wanted.next) != target:
                 raise Invalid(
                     f"partitions are being moved to the shards {', '.join(wanted.next)}, and that "
@@ -87,7 +88,7 @@ class Mover:
             for id in wanted.members:
                 await self._leave(places.shard(id), wanted, far, progress)
             done = ShardMap(wanted.number + 1, wanted.primary, wanted.next)
-            for id in sorted(wanted.every):
+            for id in wanted.every:
                 if not await places.settle(places.shard(id), done):
                     raise Unavailable(CHANGED)
             places.adopt(done)
@@ -106,6 +107,16 @@ class Mover:
             task.cancel()
         if moving:
             await asyncio.wait(moving)
+
+    async def _require_all(self) -> None:
+        """Raises `Unavailable` while any of the shards that were given is down: a move that was
+        begun then could not end, and one that was never seen cannot be added."""
+        for absent in self._places.absent:
+            raise Unavailable(
+                f"nothing is moved while a shard is down; {absent.url} is: {absent.why}"
+            )
+        for shard in self._places.shards.values():
+            await self._places.look(shard)
 
     def _target(self, drain: Collection[str]) -> set[str]:
         shards = self._places.shards

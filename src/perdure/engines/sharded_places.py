@@ -24,7 +24,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import Conflict, PerdureError, Unavailable
 from perdure.core.keys import SYSTEM_TENANT, show
 from perdure.core.values import Committed
-from perdure.engines.sharded_map import MOVED, SELF, SHARDS, Shard, ShardMap
+from perdure.engines.sharded_map import MOVED, SELF, SHARDS, Absent, Shard, ShardMap
 
 T = TypeVar("T")
 
@@ -44,9 +44,12 @@ _GUARD = f"check {SHARDS.name} {show(SELF)}"
 class Places:
     """The shards, and the newest map that any of them has."""
 
-    def __init__(self, map: ShardMap, shards: Sequence[Shard], clock: Clock) -> None:
+    def __init__(
+        self, map: ShardMap, shards: Sequence[Shard], absent: Sequence[Absent], clock: Clock
+    ) -> None:
         self.map = map
         self.shards = {shard.id: shard for shard in shards}
+        self.absent = list(absent)
         self.clock = clock
         self.shared = all(shard.engine.shared for shard in shards)
         self._gone: set[str] = set()
@@ -57,17 +60,33 @@ class Places:
         return self.shards[self.map.primary]
 
     def every(self) -> list[Shard]:
-        """The shards in which there may be something, the primary first."""
-        return [shard for id, shard in self.shards.items() if id in self.map.every]
+        """The shards in which there may be something, the primary first. Raises as `shard`."""
+        return [self.shard(id) for id in self.map.every]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Shards in which there may be something, and which were never seen by this process."""
+        return tuple(id for id in self.map.every if id not in self.shards)
 
     def shard(self, id: str) -> Shard:
-        """Raises `Unavailable` for one that was added while this process ran without it."""
-        if id not in self.shards:
-            raise Unavailable(
-                f"shard {id} was added, and this process was started without it. Give it the "
-                "address of that shard too, and start it again."
-            )
-        return self.shards[id]
+        """Raises `Unavailable` for one that is down since before this process was started, or was
+        added while it ran without it."""
+        if id in self.shards:
+            return self.shards[id]
+        if self.absent:
+            why = " ".join(str(one.why) for one in self.absent)
+            raise Unavailable(f"shard {self.name(id)} is down since before the start: {why}")
+        raise Unavailable(
+            f"shard {id} was added, and this process was started without it. Give it the "
+            "address of that shard too, and start it again."
+        )
+
+    def name(self, id: str) -> str:
+        """For people: which shard, and where it is, or may be."""
+        if id in self.shards:
+            return self.shards[id].name
+        where = " or ".join(one.url for one in self.absent)
+        return f"{id} at {where}" if where else id
 
     def adopt(self, map: ShardMap) -> None:
         """Go by a newer map."""
@@ -148,10 +167,9 @@ class Places:
         except Conflict as conflict:
             if conflict.where != _GUARD:
                 raise
-            await shard.ask(self.clock)
+            await self.look(shard)
             if shard.version == conflict.expected:
                 raise Unavailable(f"shard {shard.name} no longer knows what it is.") from conflict
-            self._adopt_of(shard)
             return None
 
     async def settle(self, shard: Shard, map: ShardMap) -> bool:
@@ -169,18 +187,25 @@ class Places:
     async def tell(self, map: ShardMap) -> None:
         """Tell all shards that a map names, and go by it. The primary is the first: of two who tell
         different maps at the same time one is refused there, with `Unavailable`."""
-        for id in sorted(map.every, key=lambda one: (one != map.primary, one)):
-            shard = self.shard(id)
-            await shard.tell(map, self.clock)
-            if not shard.knows(map):
-                self._adopt_of(shard)
-                raise Unavailable(CHANGED)
+        for id in map.every:
+            await self.tell_one(self.shard(id), map)
         self.adopt(map)
+
+    async def tell_one(self, shard: Shard, map: ShardMap) -> None:
+        """Tell a shard. Raises `Unavailable` where it knows another map."""
+        await shard.tell(map, self.clock)
+        if not shard.knows(map):
+            self._adopt_of(shard)
+            raise Unavailable(CHANGED)
+
+    async def look(self, shard: Shard) -> None:
+        """Learn what a shard knows now, and go by it."""
+        await shard.ask(self.clock)
+        self._adopt_of(shard)
 
     async def _confirm(self, shard: Shard) -> None:
         if self.clock.monotonic_s() - shard.seen_s > LEASE_S / 2:
-            await shard.ask(self.clock)
-            self._adopt_of(shard)
+            await self.look(shard)
 
     def _adopt_of(self, shard: Shard) -> None:
         if shard.standing is not None:

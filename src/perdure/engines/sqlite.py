@@ -95,9 +95,16 @@ class SqliteEngine:
         """See `engines.open_engine`. `vfs` names the SQLite VFS to use in place of the checksum
         VFS, over which it must be built."""
         place = Place(Path(path), clock, disk, vfs)
-        store = await off_loop(
-            open_store, place, layouts, read_only=read_only, note=note, copy_of=copy_of
+        opening = asyncio.ensure_future(
+            off_loop(open_store, place, layouts, read_only=read_only, note=note, copy_of=copy_of)
         )
+        try:
+            store = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait((opening,))
+            if opening.exception() is None:
+                opening.result().release()
+            raise
         try:
             return cls(store, layouts, read_only=read_only)
         except BaseException:

@@ -24,12 +24,12 @@ from perdure.core.batch import Batch
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk, Lock, translated
-from perdure.core.engine import Engine, Resharded
+from perdure.core.engine import Engine, Resharded, Sharding
 from perdure.core.errors import Conflict, PromiseBroken, StoreLocked, Unavailable
 from perdure.core.offload import off_loop_to_write
 from perdure.core.promises import check_promises
 from perdure.core.values import Finding
-from perdure.engines import open_blobs, open_engine, reshard_engine
+from perdure.engines import open_blobs, open_engine, reshard_engine, sharding_of
 from perdure.services.attachments import Attachments
 from perdure.services.background import KIND, BackgroundResponses
 from perdure.services.backups import Manifest, Progress, back_up
@@ -49,6 +49,7 @@ from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
 from perdure.services.retention import Retention
 from perdure.services.sealing import Sealing
+from perdure.services.shards import shard_warnings
 from perdure.services.startup import Check, Readiness, Startup
 from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
@@ -67,6 +68,7 @@ HEARTBEAT_S = 5.0
 _SWEEP_S = 60.0
 _PROBE_S = 15.0
 _TEND_S = 3600.0
+_JOINED_S = 2.0
 
 _LOOKED_AT_S = 10.0
 """How long a start waits for those who only look at the store, as `perdure verify` does."""
@@ -127,6 +129,8 @@ class Node:
         self.uploads: Uploads
         self.boot: Boot
         self.heartbeat_at_s = 0.0
+        self.joined: set[str] = set()
+        """Shards whose recovery is in the report of this start."""
         self.opened = False
         self.draining = False
         self._environment = environment
@@ -218,6 +222,7 @@ class Node:
             unread = await self._begin_boot()
         with self.startup.phase("recover"):
             found = [engine_recovery(engine.recovered)]
+            self._report_joined()
             if unread:
                 read = SurfaceRecovery(surface="boots", damaged=len(unread), findings=tuple(unread))
                 found.append(read)
@@ -251,6 +256,8 @@ class Node:
         self._supervisor.every("upstreams", _PROBE_S, self.upstreams.probe)
         self._supervisor.every("jobs", 0.0, self.jobs.take)
         self._supervisor.every("retry jobs", RETRY_S, self.jobs.retry)
+        if sharding_of(engine) is not None:
+            self._supervisor.every("shards", _JOINED_S, self._heed_shards)
 
     async def _require_company(self) -> None:
         """Raises `PromiseBroken` where another process lives on this store that this one must not
@@ -322,8 +329,32 @@ class Node:
             Check("accepting", not self.draining, "draining" if self.draining else "yes"),
         )
         trouble = [f"{name}: {why}" for name, why in self._supervisor.failing.items()]
-        warnings = (*self.warnings, *self.blobs.warnings, *trouble)
+        shards = shard_warnings(self.sharding)
+        warnings = (*self.warnings, *shards, *self.blobs.warnings, *trouble)
         return Readiness(all(check.ok for check in checks), checks, warnings)
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """The shards, where the store is made of several."""
+        return sharding_of(self.state.engine) if self.opened else None
+
+    def _report_joined(self) -> list[SurfaceRecovery]:
+        """What opening found in each shard that was down when this process started and has come
+        back since. No surface is partitioned so far, so none has anything to recover there."""
+        sharding = sharding_of(self.state.engine)
+        found = []
+        for shard in sharding.shards if sharding else ():
+            if shard.id and shard.recovered and shard.id not in self.joined:
+                self.joined.add(shard.id)
+                told = engine_recovery(shard.recovered)
+                found.append(msgspec.structs.replace(told, surface=f"shard {shard.id}"))
+        return found
+
+    async def _heed_shards(self) -> None:
+        if found := self._report_joined():
+            _log.info("shards joined", shards=[one.surface for one in found])
+            self.startup.recovery += tuple(found)
+            self.warnings += _damage(found)
 
     async def drain(self, timeout_s: float) -> None:
         """Take no new work; let what runs end within `timeout_s`; interrupt what does not, and let

@@ -13,10 +13,11 @@ import msgspec
 
 from perdure import __version__
 from perdure.core.clock import Clock
-from perdure.core.engine import Survives
+from perdure.core.engine import Sharding, Survives
 from perdure.core.promises import LossBound, Promise
 from perdure.core.values import Finding
 from perdure.services.lifecycle import Node
+from perdure.services.shards import shard_warnings
 from perdure.services.startup import Check
 from perdure.surfaces.boots import Boot, Instance, Phase, SurfaceRecovery
 from perdure.surfaces.proofs import proofs_of
@@ -46,17 +47,20 @@ class SurfaceState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StateReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Every surface, and where what is promised is more than the engine holds."""
+    """Every surface, and where what is promised is more than the engine holds. `shards` is None for
+    a store that is whole by itself."""
 
     object: str = "perdure.state"
     profile: str
     engine: str
     surfaces: tuple[SurfaceState, ...]
     warnings: tuple[str, ...]
+    shards: Sharding | None = None
 
 
 class StartupReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A start, while it happens or after. `recovery` says what each surface found."""
+    """A start, while it happens or after. `recovery` says what each surface found, and what was
+    found in each shard that came later."""
 
     object: str = "perdure.startup"
     instance_id: str | None
@@ -74,6 +78,7 @@ class StartupReport(msgspec.Struct, frozen=True, kw_only=True):
     recovery: tuple[SurfaceRecovery, ...]
     checks: tuple[Check, ...]
     warnings: tuple[str, ...]
+    shards: Sharding | None = None
 
 
 class InstanceState(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,6 +108,7 @@ def state_report(
     recovery: Iterable[SurfaceRecovery],
     warnings: Sequence[str],
     promises: Sequence[Promise] = PROMISES,
+    shards: Sharding | None = None,
 ) -> StateReport:
     """What every surface promises on this engine."""
     found = {entry.surface: entry for entry in recovery}
@@ -124,7 +130,13 @@ def state_report(
         )
         for promise in promises
     )
-    return StateReport(profile=profile, engine=engine, surfaces=surfaces, warnings=tuple(warnings))
+    return StateReport(
+        profile=profile,
+        engine=engine,
+        surfaces=surfaces,
+        warnings=(*warnings, *shard_warnings(shards)),
+        shards=shards,
+    )
 
 
 def startup_report(node: Node) -> StartupReport:
@@ -148,6 +160,7 @@ def startup_report(node: Node) -> StartupReport:
         recovery=node.startup.recovery,
         checks=readiness.checks,
         warnings=readiness.warnings,
+        shards=node.sharding,
     )
 
 

@@ -52,6 +52,9 @@ def _node(service: Service) -> Iterable[Metric]:
         return
     engine = node.state.engine
     yield _gauge("perdure_engine_latched", "Whether writes are refused.", bool(engine.latched))
+    if (sharding := node.sharding) is not None:
+        down = sum(shard.down is not None for shard in sharding.shards)
+        yield _gauge("perdure_shards_down", "Shards that do not answer.", down)
     yield _gauge("perdure_boot_number", "How often this instance was started.", node.boot.number)
     yield from struct_metrics("perdure_engine", engine.stats, _ENGINE_TEXTS, gauges=_ENGINE_GAUGES)
     yield from _upstreams(service)

@@ -88,8 +88,15 @@ async def startup(service: Service, call: Call) -> Answer:
 
 async def state(service: Service, call: Call) -> Answer:
     node = service.node
-    engine = node.state.engine.url
-    return shown(state_report(engine, node.config.profile, node.startup.recovery, node.warnings))
+    return shown(
+        state_report(
+            node.state.engine.url,
+            node.config.profile,
+            node.startup.recovery,
+            node.warnings,
+            shards=node.sharding,
+        )
+    )
 
 
 async def instances(service: Service, call: Call) -> Answer:
