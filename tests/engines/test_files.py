@@ -35,7 +35,7 @@ from perdure.engines import (
     restore_engine,
 )
 from perdure.engines.files_format import Identity, StreamFile, entry_line
-from perdure.engines.files_names import encoded, log_path, record_path
+from perdure.engines.files_names import encoded
 from perdure.proving import hostile
 from perdure.proving.drills.damage import files_in, laid
 from perdure.proving.file_stories import history, judge, opened, small_journals
@@ -43,6 +43,14 @@ from perdure.proving.refusing import Refusing, Trouble
 from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, NOTES, Note, stored, there
 
 A = ("default", "a")
+
+
+def fact_at(root: Path) -> Path:
+    return root / "things/a/fact.json"
+
+
+def events_at(root: Path) -> Path:
+    return root / "things/a/events.jsonl"
 
 
 async def findings(root: Path) -> list[str]:
@@ -75,8 +83,8 @@ async def test_a_person_finds_what_is_stored(tmp_path: Path) -> None:
     found = msgspec.json.decode(text)
     assert (found["key"], found["version"]) == (["default", "box", "Caf\u00e9"], 1)
     assert found["value"]["rank"] == 7
-    assert (tmp_path / "store/@tenants/t/facts/x.1.bin").read_bytes() == b"bytes"
-    head, entry = (tmp_path / "store/events/a.jsonl").read_bytes().splitlines()
+    assert (tmp_path / "store/@tenants/t/things/x/fact.1.bin").read_bytes() == b"bytes"
+    head, entry = (tmp_path / "store/things/a/events.jsonl").read_bytes().splitlines()
     assert msgspec.json.decode(head)["first"] == 2
     assert msgspec.json.decode(entry)["value"]["rank"] == 2
 
@@ -97,15 +105,13 @@ async def test_what_is_deleted_has_no_file(tmp_path: Path) -> None:
 
 
 EDITS: dict[str, Callable[[Path], None]] = {
-    "a value": lambda root: _edit(record_path(root, "facts", A), b"old", b"new"),
-    "an older copy": lambda root: _edit(
-        record_path(root, "facts", A), b'"version":2', b'"version":1'
-    ),
-    "another key": lambda root: _edit(record_path(root, "facts", A), b'"a"]', b'"b"]'),
-    "a file that is gone": lambda root: Disk().remove(record_path(root, "facts", A)),
-    "an entry": lambda root: _edit(log_path(root, "events", A), b"second", b"SECOND"),
-    "an entry that is gone": lambda root: _cut_line(log_path(root, "events", A), 2),
-    "a log that is gone": lambda root: Disk().remove(log_path(root, "events", A)),
+    "a value": lambda root: _edit(fact_at(root), b"old", b"new"),
+    "an older copy": lambda root: _edit(fact_at(root), b'"version": 2', b'"version": 1'),
+    "another key": lambda root: _edit(fact_at(root), b'"a"]', b'"b"]'),
+    "a file that is gone": lambda root: Disk().remove(fact_at(root)),
+    "an entry": lambda root: _edit(events_at(root), b"second", b"SECOND"),
+    "an entry that is gone": lambda root: _cut_line(events_at(root), 2),
+    "a log that is gone": lambda root: Disk().remove(events_at(root)),
 }
 
 
@@ -412,10 +418,10 @@ async def test_entries_that_a_crash_left_in_a_file_are_not_there_twice(tmp_path:
     await engine.usage()  # brings the files up to date
     killed = laid(files_in(root), tmp_path / "killed")
     await engine.close()
-    path = log_path(killed, "events", A)
+    path = events_at(killed)
     Disk().write_file(path, path.read_bytes()[:-9])
     assert await findings(killed) == []
-    assert path.read_bytes() == log_path(root, "events", A).read_bytes()
+    assert path.read_bytes() == events_at(root).read_bytes()
 
 
 # proves C10

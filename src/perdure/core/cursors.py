@@ -77,6 +77,21 @@ def at_record(
     return pack(question, position_of(records, record, question))
 
 
+def at_entry(store_id: str, log: Log[Any], stream: Key, incarnation: int, seq: int) -> str:
+    """The cursor behind an entry of a stream, of this incarnation of it."""
+    question = Question(store_id, log.name, stream)
+    return pack(question, Position((incarnation, seq), keys.join(stream)))
+
+
+def entry_at(store_id: str, log: Log[Any], stream: Key, cursor: str) -> tuple[int, int]:
+    """The incarnation and the number in such a cursor. Raises `CursorRefused` for one of another
+    stream, log or store."""
+    match unpack(Question(store_id, log.name, stream), cursor).columns:
+        case (int(incarnation), int(seq)):
+            return incarnation, seq
+    raise CursorRefused(f"the cursor {cursor[:40]!r} is none of {log.name}.")
+
+
 def position_of(records: Records[Any], record: Record[Any], question: Question) -> Position:
     """The place of `record` in the order in which `question` is answered."""
     columns: Columns = ()

@@ -206,10 +206,18 @@ class Disk:
             elif part.name != keep:
                 part.unlink()
 
-    def remove_directory(self, path: Path) -> None:
-        """Remove an empty directory, if it is there."""
-        with suppress(FileNotFoundError):
+    def remove_directory(self, path: Path) -> bool:
+        """Remove a directory if nothing is in it; whether it is gone. Durable only after
+        `sync_directory` of its parent."""
+        try:
             path.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EBUSY):
+                raise
+            return False
+        return True
 
     def open_new(self, path: Path) -> int:
         """Open a file for writing, empty."""

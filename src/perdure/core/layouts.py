@@ -6,6 +6,7 @@ its records or streams. No engine knows which surface that is.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -41,6 +42,8 @@ class _Layout(Generic[T]):
     A `msgspec.Raw` inside `type` is kept verbatim: whoever makes it has parsed it with `codec`.
     A batch that touches nothing but `urgent` collections waits behind no batch that touches others:
     they are for what tells the living from the dead.
+    `path` is where an engine keeps it whose files people read: names of directories, with a `*` for
+    each key segment behind the tenant, in their order. Collections may share directories.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class _Layout(Generic[T]):
         version: int = 1,
         partition: str | None = None,
         urgent: bool = False,
+        path: str | None = None,
     ) -> None:
         self.name = name
         self.type = type
@@ -59,6 +63,7 @@ class _Layout(Generic[T]):
         self.version = version
         self.partition = None if partition is None else key.index(partition)
         self.urgent = urgent
+        self.path = default_path(name, key) if path is None else _checked_path(name, key, path)
         self._decoder = msgspec.json.Decoder(type)
         self._walk = not _is_plain(type)
 
@@ -101,8 +106,16 @@ class Records(_Layout[T]):
         partition: str | None = None,
         urgent: bool = False,
         everywhere: bool = False,
+        path: str | None = None,
     ) -> None:
-        super().__init__(name, type, key=key, version=version, partition=partition, urgent=urgent)
+        super().__init__(
+            *(name, type),
+            key=key,
+            version=version,
+            partition=partition,
+            urgent=urgent,
+            path=path,
+        )
         self.indexes = indexes
         self.everywhere = everywhere
         self.fields = tuple(dict.fromkeys(field for index in indexes for field in index.fields))
@@ -155,6 +168,23 @@ class Log(_Layout[T]):
 
 
 Layout = Records[Any] | Log[Any]
+
+_PATH_PART = re.compile(r"[a-z][a-z0-9_-]*|\*")
+
+
+def default_path(name: str, key: Key) -> str:
+    """Where a collection lies that declares nothing: in a directory of its own."""
+    return "/".join((name, *("*" for _ in key[1:])))
+
+
+def _checked_path(name: str, key: Key, path: str) -> str:
+    parts = path.split("/")
+    if parts.count("*") != len(key) - 1 or not all(map(_PATH_PART.fullmatch, parts)):
+        raise Invalid(
+            f"{name}: the path {path!r} is not made of lower-case names with one * for each of "
+            f"{', '.join(key[1:])}."
+        )
+    return path
 
 
 def check_column(collection: str, field: str, part: Any) -> Column:

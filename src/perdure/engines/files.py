@@ -73,7 +73,7 @@ class FilesEngine:
         self.stats = EngineStats()
         self._store = store
         self._state = store.state
-        self._root = store.place.root
+        self._tree = store.tree
         self._layouts = tuple(layouts)
         self._waiting = Waiting(store.place.clock)
         self._backing_up = False
@@ -217,7 +217,7 @@ class FilesEngine:
         values: list[bytes] = []
         if after + 1 < min(behind, last + 1):
             row = self._state.streams[place]
-            values = stored_entries(self._root, row, after + 1, min(behind - 1, last))
+            values = stored_entries(self._tree, row, after + 1, min(behind - 1, last))
         if waiting is not None:
             start = max(after + 1, behind)
             values += [waiting.at(seq) for seq in range(start, last + 1)]
@@ -278,7 +278,7 @@ class FilesEngine:
                         and row.version > 0
                         and place not in state.waiting_records
                     ]
-                    found = await off_loop(judge_records, self._root, declared.get(name), rows)
+                    found = await off_loop(judge_records, self._tree, declared.get(name), rows)
                 for finding in found:
                     yield finding
 
@@ -289,14 +289,14 @@ class FilesEngine:
                 row = state.streams.get(place)
                 if row is None or not row.size_bytes or place in state.waiting_streams:
                     continue
-                found = await off_loop(judge_stream, self._root, row)
+                found = await off_loop(judge_stream, self._tree, row)
             for finding in found:
                 yield finding
 
     async def _judge_others(self) -> AsyncIterator[Finding]:
         async with self._still():
-            known = files_of(self._root, self._state)
-            found = await off_loop(list, strays(self._root, known))
+            known = files_of(self._tree, self._state)
+            found = await off_loop(list, strays(self._tree.root, known))
         for finding in found:
             yield finding
 
@@ -309,7 +309,7 @@ class FilesEngine:
         records = [row for row in self._state.records.values() if row.version > 0]
         streams = [row for row in self._state.streams.values() if row.size_bytes]
         layouts = {layout.name: layout for layout in self._layouts}
-        steps = acceptances(self._root, layouts, records, streams)
+        steps = acceptances(self._tree, layouts, records, streams)
         async with aclosing(steps_off_loop(steps)) as found:
             async for accepted in found:
                 if accepted is not None:
@@ -322,7 +322,7 @@ class FilesEngine:
         if self._committer is not None:
             await self._committer.flush()
         async with self._still():
-            usage = await off_loop(usage_of, self._root, self._state)
+            usage = await off_loop(usage_of, self._tree, self._state)
         self.stats.stored_size_bytes = usage.total_bytes
         return usage
 
@@ -342,7 +342,7 @@ class FilesEngine:
     async def _back_up(self, into: Path, progress: Progress) -> Snapshot:
         place = self._store.place
         moment, now_s = Moment(self._state), int(place.clock.now_s())
-        steps = backup_steps(place.disk, self._root, moment, into, now_s)
+        steps = backup_steps(place.disk, self._tree, moment, into, now_s)
         with translated(into):
             async with aclosing(steps_off_loop(steps)) as copying:
                 async for step in copying:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +22,7 @@ from perdure.core.layouts import Layout, Log, Records
 from perdure.core.values import Finding
 from perdure.engines.files_format import StreamFile, parse_line, parse_record
 from perdure.engines.files_manifest import RecordRow, StreamRow
-from perdure.engines.files_names import attachment_path, log_path, record_path
+from perdure.engines.files_names import Tree
 from perdure.engines.files_read import stored_record, where_of
 from perdure.engines.files_state import identity_of
 from perdure.engines.files_verify import judge_stream
@@ -36,30 +35,30 @@ Accepted = tuple[Finding, list[Batch]]
 
 
 def acceptances(
-    root: Path, layouts: Mapping[str, Layout], records: list[RecordRow], streams: list[StreamRow]
+    tree: Tree, layouts: Mapping[str, Layout], records: list[RecordRow], streams: list[StreamRow]
 ) -> Generator[Accepted | None, None, None]:
     """What differs in the files of some rows; None for each that does not. Blocks."""
     for row in records:
         layout = layouts.get(row.collection)
         try:
-            stored_record(root, row)
+            stored_record(tree, row)
             yield None
         except Damaged:
-            yield _record(root, layout, row) if isinstance(layout, Records) else None
+            yield _record(tree, layout, row) if isinstance(layout, Records) else None
     for stream in streams:
         log = layouts.get(stream.log)
-        wrong = isinstance(log, Log) and bool(judge_stream(root, stream))
-        yield _stream(root, log, stream) if wrong and isinstance(log, Log) else None
+        wrong = isinstance(log, Log) and bool(judge_stream(tree, stream))
+        yield _stream(tree, log, stream) if wrong and isinstance(log, Log) else None
 
 
-def _record(root: Path, records: Records[Any], row: RecordRow) -> Accepted:
+def _record(tree: Tree, records: Records[Any], row: RecordRow) -> Accepted:
     key, where = split(row.place), where_of(row)
     with suppress(OSError, Invalid, Damaged, msgspec.MsgspecError):
-        file = parse_record(record_path(root, row.collection, key).read_bytes())
+        file = parse_record(tree.record(row.collection, key).read_bytes())
         if file is not None and (file.collection, file.key) == (row.collection, key):
             text = msgspec.json.format(bytes(file.value), indent=-1)
             columns = records.columns(records.decode(key, text))
-            attachment = _attachment(root, row)
+            attachment = _attachment(tree, row)
             put = Put(records, key, row.place, text, columns, attachment, row.version)
             why = f"what its file says is version {row.version + 1} now"
             return Finding(where, why, "accepted"), [Batch((put,))]
@@ -67,14 +66,14 @@ def _record(root: Path, records: Records[Any], row: RecordRow) -> Accepted:
     return Finding(where, why, "accepted"), [delete(records, key, expect=row.version)]
 
 
-def _attachment(root: Path, row: RecordRow) -> bytes | None:
-    path = attachment_path(root, row.collection, split(row.place), row.version)
+def _attachment(tree: Tree, row: RecordRow) -> bytes | None:
+    path = tree.attachment(row.collection, split(row.place), row.version)
     return path.read_bytes() if row.attached and path.exists() else None
 
 
-def _stream(root: Path, log: Log[Any], row: StreamRow) -> Accepted:
+def _stream(tree: Tree, log: Log[Any], row: StreamRow) -> Accepted:
     key = split(row.place)
-    values = iter(_values(root, log, row))
+    values = iter(_values(tree, log, row))
     batches, count = [drop(log, key)], 0
     while part := tuple(islice(values, _ENTRIES)):
         batches.append(Batch((Append(log, key, row.place, part, count),)))
@@ -84,10 +83,10 @@ def _stream(root: Path, log: Log[Any], row: StreamRow) -> Accepted:
     return Finding(where_of(row), why, "accepted"), [first, *batches[2:]]
 
 
-def _values(root: Path, log: Log[Any], row: StreamRow) -> Iterator[bytes]:
+def _values(tree: Tree, log: Log[Any], row: StreamRow) -> Iterator[bytes]:
     """The values of all lines that hold one, in their order."""
     key = split(row.place)
-    with suppress(OSError), StreamFile(log_path(root, row.log, key), identity_of(row)) as file:
+    with suppress(OSError), StreamFile(tree.stream(row.log, key), identity_of(row)) as file:
         for _, line in file.lines():
             with suppress(Damaged, Invalid):
                 if (entry := parse_line(line, None)) is not None:

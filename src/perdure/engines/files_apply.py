@@ -1,8 +1,9 @@
 """Writing into the files what the journal holds already.
 
 Nothing here decides anything, and all of it may be done again from the start: a record's file is
-replaced as a whole, a stream's is cut to what it held and gets the entries it lacks. When `apply`
-returns, all of it is durable; until the journal starts over, nothing rests on that.
+replaced as a whole, a stream's is cut to what it held and gets the entries it lacks, a directory in
+which nothing is left goes last of all. When `apply` returns, all of it is durable; until the
+journal starts over, nothing rests on that.
 """
 
 from __future__ import annotations
@@ -28,40 +29,45 @@ from perdure.engines.files_format import (
 )
 from perdure.engines.files_journal import RecordChange
 from perdure.engines.files_manifest import StreamRow
-from perdure.engines.files_names import attachment_path, log_path, record_path
+from perdure.engines.files_names import Tree
 from perdure.engines.files_state import Work, identity_of
 
 
 class Applier:
-    """Writes below one root. Its methods block, and are called one after another."""
+    """Writes into one tree. Its methods block, and are called one after another."""
 
-    def __init__(self, disk: Disk, root: Path) -> None:
+    def __init__(self, disk: Disk, tree: Tree) -> None:
         self._disk = disk
-        self._root = root
+        self._tree = tree
         self._made: set[Path] = set()
-        """Directories that are durable."""
+        """Directories that are durable, and all above them."""
         self._changed: dict[Path, None] = {}
         """Directories in which names changed since they were synced."""
+        self._emptied: dict[Path, None] = {}
+        """Directories that a file was removed from, though perhaps by who died at it."""
 
     def apply(self, work: Work) -> list[StreamRow]:
         """Let the files be as of `work.number`; what those of streams hold then."""
         for change, attachments in work.records:
             self._write_record(change, attachments)
         streams = [self._write_stream(*stream) for stream in work.streams]
+        for directory in self._emptied:
+            self._remove_empty(directory)
         for directory in self._changed:
             self._disk.sync_directory(directory)
+        self._emptied.clear()
         self._changed.clear()
         return streams
 
     def _write_record(self, change: RecordChange, attachments: Sequence[int]) -> None:
         key, name = split(change.place), change.collection
-        path = record_path(self._root, name, key)
+        path = self._tree.record(name, key)
         attachment: Path | None = None
         if change.value is None:
             self._remove(path)
         else:
             if change.attachment is not None:
-                attachment = attachment_path(self._root, name, key, change.version)
+                attachment = self._tree.attachment(name, key, change.version)
                 self._replace(attachment, (change.attachment,))
             checksum = record_sum(
                 name, change.place, change.version, change.value, change.attachment
@@ -72,12 +78,12 @@ class Applier:
             )
             self._replace(path, (record_text(file),))
         for version in attachments:
-            if version and (other := attachment_path(self._root, name, key, version)) != attachment:
+            if version and (other := self._tree.attachment(name, key, version)) != attachment:
                 self._remove(other)
 
     def _write_stream(self, row: StreamRow, first: int, entries: Sequence[bytes]) -> StreamRow:
         """Bring a stream's file to its tip: `entries` from number `first` on are what it lacks."""
-        path, tip = log_path(self._root, row.log, split(row.place)), row.tip
+        path, tip = self._tree.stream(row.log, split(row.place)), row.tip
         held = (row.file_incarnation, row.file_first)
         if tip.last == 0:
             self._remove(path)
@@ -131,9 +137,7 @@ class Applier:
 
     def _replace(self, path: Path, parts: Iterator[bytes] | Sequence[bytes]) -> int:
         """Write a file anew; how many bytes it has."""
-        if path.parent not in self._made:
-            self._disk.make_directory(path.parent)
-            self._made.add(path.parent)
+        self._make(path.parent)
         size_bytes = 0
         writer = self._disk.writer(path.with_name(path.name + TEMPORARY))
         try:
@@ -146,10 +150,28 @@ class Applier:
         self._changed[path.parent] = None
         return size_bytes
 
+    def _make(self, directory: Path) -> None:
+        """Let a directory below the root be durable. What is there may still be lost: whoever made
+        it, or removed an earlier one, may have died before that was."""
+        if directory not in self._made and directory != self._tree.root:
+            self._make(directory.parent)
+            self._disk.make_directory(directory)
+            self._made.add(directory)
+
     def _remove(self, path: Path) -> None:
         if path.parent.exists():
             self._disk.discard(path)
             self._changed[path.parent] = None
+        self._emptied[path.parent] = None
+
+    def _remove_empty(self, directory: Path) -> None:
+        """Remove a directory, and those above it, up to the first in which something is left."""
+        while directory != self._tree.root and self._disk.remove_directory(directory):
+            self._made.discard(directory)
+            self._changed.pop(directory, None)
+            directory = directory.parent
+            if directory.exists():
+                self._changed[directory] = None
 
 
 def _lines(identity: Identity, first: int, entries: Sequence[bytes]) -> Iterator[bytes]:

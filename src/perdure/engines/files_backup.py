@@ -41,9 +41,9 @@ from perdure.engines.files_manifest import (
     read_manifest,
     write_manifest,
 )
-from perdure.engines.files_names import OWN, log_path
+from perdure.engines.files_names import OWN, Tree
 from perdure.engines.files_read import lacks_entry, reading, stored_record, where_of
-from perdure.engines.files_recovery import Place
+from perdure.engines.files_recovery import Place, tree_of
 from perdure.engines.files_state import State, WaitingRecord, identity_of
 
 FRAMES = "frames"
@@ -73,14 +73,14 @@ class Moment:
 
 
 def backup_steps(
-    disk: Disk, root: Path, moment: Moment, into: Path, at_s: int
+    disk: Disk, tree: Tree, moment: Moment, into: Path, at_s: int
 ) -> Generator[Step | Snapshot, None, None]:
     """Copy a moment; steps, and at last what the copy holds."""
     head = moment.head
     total = len(moment.records) + len(moment.streams) + 1
     done = number = 0
     with disk.writing(into / FRAMES) as write:
-        for frame, places in _frames(root, moment, at_s):
+        for frame, places in _frames(tree, moment, at_s):
             number, done = frame.number, done + places
             write(sealed(frame, head.store_id))
             yield done, 2 * total
@@ -118,7 +118,8 @@ def restore_steps(
         fresh = msgspec.structs.replace(
             head, store_id=place.clock.new_id("store"), number=0, applied=0
         )
-        state, applier = State(Manifest(fresh, [])), Applier(disk, made.root)
+        state = State(Manifest(fresh, []))
+        applier = Applier(disk, tree_of(made.root, head.layouts))
         for frame in _checked(source, head):
             state.take(frame, b"")
             work = state.work()
@@ -144,13 +145,13 @@ def _checked(source: Path, head: Head) -> Iterator[Frame]:
         raise Damaged(str(source / FRAMES), f"it ends after {number} of {head.applied} frames")
 
 
-def _frames(root: Path, moment: Moment, at_s: int) -> Iterator[tuple[Frame, int]]:
+def _frames(tree: Tree, moment: Moment, at_s: int) -> Iterator[tuple[Frame, int]]:
     """All there is, in frames of a bounded size, each with how many places it completes. Raises
     `Damaged`: a copy of a damaged store would be taken for a sound one."""
     records: list[RecordChange] = []
     streams: list[StreamChange] = []
     number = size_bytes = places = 0
-    for change, size, completes in _changes(root, moment):
+    for change, size, completes in _changes(tree, moment):
         if isinstance(change, RecordChange):
             records.append(change)
         else:
@@ -164,34 +165,34 @@ def _frames(root: Path, moment: Moment, at_s: int) -> Iterator[tuple[Frame, int]
     yield Frame(number + 1, at_s, records, streams, operations), places + 1
 
 
-def _changes(root: Path, moment: Moment) -> Iterator[tuple[RecordChange | StreamChange, int, bool]]:
+def _changes(tree: Tree, moment: Moment) -> Iterator[tuple[RecordChange | StreamChange, int, bool]]:
     for row in moment.records:
-        record = _record(root, moment, row)
+        record = _record(tree, moment, row)
         yield record, len(record.value or b"") + len(record.attachment or b"") + _ROW_BYTES, True
     for stream in moment.streams:
-        for part in _stream(root, moment, stream):
+        for part in _stream(tree, moment, stream):
             size_bytes = sum(map(len, part.entries)) + _ROW_BYTES
             yield part, size_bytes, part.tip == stream.tip
 
 
-def _record(root: Path, moment: Moment, row: RecordRow) -> RecordChange:
+def _record(tree: Tree, moment: Moment, row: RecordRow) -> RecordChange:
     waiting = moment.waiting_records.get((row.collection, row.place))
     if waiting is not None:
         return waiting.change
     at = (row.collection, row.place, abs(row.version))
     if row.version < 0:
         return RecordChange(*at, None, None, row.columns)
-    return RecordChange(*at, *stored_record(root, row), row.columns)
+    return RecordChange(*at, *stored_record(tree, row), row.columns)
 
 
-def _stream(root: Path, moment: Moment, row: StreamRow) -> Iterator[StreamChange]:
+def _stream(tree: Tree, moment: Moment, row: StreamRow) -> Iterator[StreamChange]:
     """First that it is there, and from which number on; then its entries."""
     tip, place = row.tip, (row.log, row.place)
     begun = Tip(tip.incarnation, tip.first, tip.first - 1)
     yield StreamChange(*place, begun, ())
     part: list[bytes] = []
     size_bytes, seq = 0, begun.last
-    for value in _entries(root, moment, row):
+    for value in _entries(tree, moment, row):
         part.append(value)
         size_bytes, seq = size_bytes + len(value), seq + 1
         if size_bytes >= _FRAME_BYTES:
@@ -201,12 +202,12 @@ def _stream(root: Path, moment: Moment, row: StreamRow) -> Iterator[StreamChange
         yield StreamChange(*place, Tip(tip.incarnation, tip.first, seq), tuple(part))
 
 
-def _entries(root: Path, moment: Moment, row: StreamRow) -> Iterator[bytes]:
+def _entries(tree: Tree, moment: Moment, row: StreamRow) -> Iterator[bytes]:
     first, entries = moment.waiting_streams.get((row.log, row.place), (row.tip.last + 1, ()))
     seq = row.tip.first
     if seq < first:
         where = where_of(row)
-        path = log_path(root, row.log, split(row.place))
+        path = tree.stream(row.log, split(row.place))
         with reading(where), StreamFile(path, identity_of(row)) as file:
             for found, value, _ in file.entries(seq, first - 1):
                 if found != seq:

@@ -64,8 +64,15 @@ def shown_sum(number: int) -> str:
 
 
 def record_text(file: RecordFile) -> bytes:
-    """The bytes of a record's file."""
-    return msgspec.json.encode(file) + b"\n"
+    """The bytes of a record's file: a field a line, the value last and as it was committed."""
+    fields = msgspec.structs.asdict(file)
+    value = bytes(fields.pop("value"))
+    head = b"".join(
+        b'  "%s": %s,\n' % (name.encode(), msgspec.json.encode(field))
+        for name, field in fields.items()
+        if field is not None
+    )
+    return b'{\n%s  "value": %s\n}\n' % (head, value)
 
 
 def parse_record(data: bytes) -> RecordFile | None:

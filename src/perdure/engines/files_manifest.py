@@ -68,11 +68,13 @@ class OperationRow(msgspec.Struct, frozen=True, array_like=True, tag="operation"
 
 
 class LayoutRow(msgspec.Struct, frozen=True, array_like=True):
-    """A collection as it was declared when it was last written."""
+    """A collection as it was declared when it was last written, and where it lies since it was
+    first."""
 
     name: str
     version: int
     shape: str
+    path: str = ""
 
 
 class Head(msgspec.Struct, frozen=True):

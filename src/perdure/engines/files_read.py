@@ -6,14 +6,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from perdure.core.errors import Damaged, Unavailable
 from perdure.core.keys import show, split
 from perdure.core.values import record_sum
 from perdure.engines.files_format import StreamFile, parse_record, shown_sum
 from perdure.engines.files_manifest import RecordRow, StreamRow
-from perdure.engines.files_names import attachment_path, log_path, record_path
+from perdure.engines.files_names import Tree
 from perdure.engines.files_state import identity_of
 
 _CHANGED = "its file is not as it was written"
@@ -24,18 +23,18 @@ def where_of(row: RecordRow | StreamRow) -> str:
     return f"{row.collection if isinstance(row, RecordRow) else row.log} {show(split(row.place))}"
 
 
-def stored_record(root: Path, row: RecordRow) -> tuple[bytes, bytes | None]:
+def stored_record(tree: Tree, row: RecordRow) -> tuple[bytes, bytes | None]:
     """Value and attachment of a record as it was committed. Raises `Damaged`."""
     key, where = split(row.place), where_of(row)
     with reading(where):
-        file = parse_record(record_path(root, row.collection, key).read_bytes())
+        file = parse_record(tree.record(row.collection, key).read_bytes())
     if file is None or (file.collection, file.key) != (row.collection, key):
         raise Damaged(where, _CHANGED)
     if file.version != row.version:
         raise Damaged(where, f"its file holds version {file.version}, not {row.version}")
     value, attachment = bytes(file.value), None
     if row.attached:
-        path = attachment_path(root, row.collection, key, row.version)
+        path = tree.attachment(row.collection, key, row.version)
         with reading(where):
             attachment = path.read_bytes()
     checksum = record_sum(row.collection, row.place, row.version, value, attachment)
@@ -44,13 +43,13 @@ def stored_record(root: Path, row: RecordRow) -> tuple[bytes, bytes | None]:
     return value, attachment
 
 
-def stored_entries(root: Path, row: StreamRow, first: int, last: int) -> list[bytes]:
+def stored_entries(tree: Tree, row: StreamRow, first: int, last: int) -> list[bytes]:
     """Entries `first` to `last` of a stream, which its file holds. Raises `Damaged`."""
     where = where_of(row)
     found: dict[int, bytes] = {}
     with (
         reading(where),
-        StreamFile(log_path(root, row.log, split(row.place)), identity_of(row)) as file,
+        StreamFile(tree.stream(row.log, split(row.place)), identity_of(row)) as file,
     ):
         for seq, value, _ in file.entries(first, last):
             found[seq] = value

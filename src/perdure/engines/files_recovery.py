@@ -9,7 +9,7 @@ cache may hold frames that never reached the disk.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from perdure.core.disk import READ_ONLY, Disk, Lock
 from perdure.core.engine import Recovered
 from perdure.core.errors import Damaged, Invalid, Missing, Unavailable
 from perdure.core.keys import split
-from perdure.core.layouts import Columns, Layout, Records
+from perdure.core.layouts import Columns, Layout, Records, default_path
 from perdure.core.mark import Mark, read_mark
 from perdure.core.stored import Lacking, check_layouts, check_whole, shape_of
 from perdure.core.values import Finding
@@ -37,7 +37,7 @@ from perdure.engines.files_manifest import (
     read_manifest,
     write_manifest,
 )
-from perdure.engines.files_names import OWN
+from perdure.engines.files_names import OWN, Tree
 from perdure.engines.files_read import stored_record
 from perdure.engines.files_state import State
 
@@ -74,12 +74,15 @@ class Store:
     """An open store: its locks, its state, and what was found in it. Without a journal it can only
     be read."""
 
-    def __init__(self, place: Place, lock: Lock, state: State, recovered: Recovered) -> None:
+    def __init__(
+        self, place: Place, lock: Lock, state: State, tree: Tree, recovered: Recovered
+    ) -> None:
         self.place = place
         self.lock = lock
         self.state = state
+        self.tree = tree
         self.recovered = recovered
-        self.applier = Applier(place.disk, place.root)
+        self.applier = Applier(place.disk, tree)
         self.journal: Journal | None = None
         self.mark: Mark | None = None
         self.manifest_bytes = 0
@@ -107,7 +110,7 @@ class Store:
         waiting = self.state.waiting_records.get((row.collection, row.place))
         if waiting is not None and waiting.change.value is not None:
             return waiting.change.value, waiting.change.attachment
-        return stored_record(self.place.root, row)
+        return stored_record(self.tree, row)
 
     def finish(self) -> None:
         """Write down that all is in the files, and let go."""
@@ -156,6 +159,7 @@ def _open(
     place: Place, layouts: Sequence[Layout], note: Note, copy_of: str | None, *, read_only: bool
 ) -> Store:
     if not read_only:
+        place.disk.make_directory(place.root)
         place.disk.make_directory(place.root / OWN)
     elif not place.manifest.exists():
         raise Missing(f"{place.root} holds no store, so there is nothing to read.")
@@ -171,8 +175,10 @@ def _open(
         manifest = read_manifest(place.manifest)
         rows = [(row.name, row.version, row.shape) for row in manifest.head.layouts]
         lacking = check_layouts(rows, str(place.root), layouts)
-        state = State(manifest)
-        store = Store(place, lock, state, _recover(place, state, read_only=read_only))
+        state, tree = State(manifest), tree_of(place.root, manifest.head.layouts)
+        for layout in lacking.collections:
+            tree.declare(layout)
+        store = Store(place, lock, state, tree, _recover(place, state, read_only=read_only))
         undo.callback(store.release)
         check_whole(str(place.root), state.store_id, state.copy_of, copy_of)
         for records in lacking.indexes:
@@ -182,6 +188,16 @@ def _open(
             _take(store, lacking)
         undo.pop_all()
         return store
+
+
+def tree_of(root: Path, rows: Iterable[LayoutRow]) -> Tree:
+    """Where collections lie that a store holds. Raises `Invalid`."""
+    tree = Tree(root)
+    for row in rows:
+        key, indexes = msgspec.json.decode(row.shape)
+        path = row.path or default_path(row.name, key)
+        tree.add(row.name, path, is_records=indexes is not None)
+    return tree
 
 
 def _create(place: Place, copy_of: str | None) -> None:
@@ -261,7 +277,10 @@ def _take(store: Store, lacking: Lacking) -> None:
     work = state.work()
     state.done(work, store.applier.apply(work))
     declared = (*lacking.collections, *lacking.indexes)
-    state.declare(LayoutRow(one.name, one.version, shape_of(one)) for one in declared)
+    for one in declared:
+        known = state.layouts.get(one.name)
+        path = one.path if known is None else known.path
+        state.layouts[one.name] = LayoutRow(one.name, one.version, shape_of(one), path)
     if declared or not store.recovered.clean:
         store.write_manifest(*state.manifest())
     store.start_journal(state.number)

@@ -24,7 +24,6 @@ from perdure.core.rows import (
 from perdure.core.values import Committed, entry_sum, record_sum
 from perdure.engines.files_format import StreamFile
 from perdure.engines.files_manifest import StreamRow as StoredStream
-from perdure.engines.files_names import log_path
 from perdure.engines.files_read import lacks_entry, reading, where_of
 from perdure.engines.files_recovery import Store
 from perdure.engines.files_state import identity_of
@@ -95,7 +94,7 @@ def entries_from(store: Store, row: StoredStream, seq: int) -> Iterator[bytes]:
     waiting = store.state.waiting_streams.get((row.log, row.place))
     behind = row.tip.last + 1 if waiting is None else waiting.first
     if seq < behind:
-        path, where = log_path(store.place.root, row.log, split(row.place)), where_of(row)
+        path, where = store.tree.stream(row.log, split(row.place)), where_of(row)
         with reading(where), StreamFile(path, identity_of(row)) as file:
             for found, value, _ in file.entries(seq, behind - 1):
                 if found != seq:

@@ -28,7 +28,6 @@ from perdure.engines.files_journal import Frame, RecordChange, StreamChange
 from perdure.engines.files_manifest import (
     FORMAT,
     Head,
-    LayoutRow,
     Manifest,
     OperationRow,
     RecordRow,
@@ -245,10 +244,6 @@ class State:
             *self.streams.values(),
             *self.operations.values(),
         ]
-
-    def declare(self, layouts: Iterable[LayoutRow]) -> None:
-        """Collections are written as these say from now on."""
-        self.layouts.update((row.name, row) for row in layouts)
 
     def _raise_floor(self, log: str, incarnation: int) -> None:
         self.incarnations[log] = max(self.incarnations.get(log, 1), incarnation)

@@ -19,7 +19,7 @@ from perdure.core.layouts import Records
 from perdure.core.values import Finding
 from perdure.engines.files_format import StreamFile, head_line, parse_line
 from perdure.engines.files_manifest import RecordRow, StreamRow
-from perdure.engines.files_names import OWN, attachment_path, log_path, record_path
+from perdure.engines.files_names import OWN, Tree
 from perdure.engines.files_read import reading, stored_record, where_of
 from perdure.engines.files_state import State, identity_of
 
@@ -28,14 +28,14 @@ _MISSING_MAX = 100
 
 
 def judge_records(
-    root: Path, declared: Records[Any] | None, rows: Iterable[RecordRow]
+    tree: Tree, declared: Records[Any] | None, rows: Iterable[RecordRow]
 ) -> list[Finding]:
     """Findings about records of one collection; one that is declared otherwise, or not at all, is
     held to its checksums only."""
     found: list[Finding] = []
     for row in rows:
         try:
-            value, _ = stored_record(root, row)
+            value, _ = stored_record(tree, row)
             if declared is not None:
                 columns = declared.stored_columns(declared.decode(split(row.place), value))
                 if columns != row.columns:
@@ -45,7 +45,7 @@ def judge_records(
     return found
 
 
-def judge_stream(root: Path, row: StreamRow) -> list[Finding]:
+def judge_stream(tree: Tree, row: StreamRow) -> list[Finding]:
     """Findings about a stream: its head, every number that its tip promises, and what stands
     besides."""
     where, identity = where_of(row), identity_of(row)
@@ -54,7 +54,7 @@ def judge_stream(root: Path, row: StreamRow) -> list[Finding]:
     try:
         with (
             reading(where),
-            StreamFile(log_path(root, row.log, split(row.place)), identity) as file,
+            StreamFile(tree.stream(row.log, split(row.place)), identity) as file,
         ):
             for offset, line in file.lines():
                 if offset == 0:
@@ -89,10 +89,10 @@ def strays(root: Path, known: set[str]) -> Iterator[Finding]:
                 yield Finding(path, why, "leftover")
 
 
-def files_of(root: Path, state: State) -> set[str]:
+def files_of(tree: Tree, state: State) -> set[str]:
     """Every file that a store may have: those of places whose files are behind among them."""
     found = {
-        str(record_path(root, row.collection, split(row.place)))
+        str(tree.record(row.collection, split(row.place)))
         for place, row in state.records.items()
         if row.version > 0 or place in state.waiting_records
     }
@@ -101,25 +101,25 @@ def files_of(root: Path, state: State) -> set[str]:
         if (waiting := state.waiting_records.get(place)) is not None:
             versions |= waiting.attachments
         for version in versions - {0}:
-            found.add(str(attachment_path(root, row.collection, split(row.place), version)))
+            found.add(str(tree.attachment(row.collection, split(row.place), version)))
     for place, stream in state.streams.items():
         if stream.size_bytes or place in state.waiting_streams:
-            found.add(str(log_path(root, stream.log, split(stream.place))))
+            found.add(str(tree.stream(stream.log, split(stream.place))))
     return found
 
 
-def usage_of(root: Path, state: State) -> Usage:
+def usage_of(tree: Tree, state: State) -> Usage:
     """What files take, by collection. Blocks; nobody may write meanwhile."""
     taken: dict[str, int] = {}
     for (name, _), row in state.records.items():
         key = split(row.place)
-        paths = [record_path(root, name, key)] if row.version > 0 else []
+        paths = [tree.record(name, key)] if row.version > 0 else []
         if row.attached:
-            paths.append(attachment_path(root, name, key, row.version))
+            paths.append(tree.attachment(name, key, row.version))
         taken[name] = taken.get(name, 0) + sum(map(_size, paths))
     for (name, _), stream in state.streams.items():
         taken[name] = taken.get(name, 0) + stream.size_bytes
-    other = sum(map(_size, (root / OWN).iterdir()))
+    other = sum(map(_size, (tree.root / OWN).iterdir()))
     return Usage(taken, other, 0, other + sum(taken.values()))
 
 

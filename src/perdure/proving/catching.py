@@ -32,6 +32,7 @@ from perdure.engines import (
     sqlite_recovery,
     sqlite_schema,
 )
+from perdure.engines.files_apply import Applier
 from perdure.engines.files_recovery import Store
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_checkpoint import Checkpointer
@@ -312,6 +313,10 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     (
         "entries are written behind what a crash left of others",
         *(CutFiles(), Disk, "cut", planted_files.never_cut),
+    ),
+    (
+        "directories in which nothing is left stay",
+        *(CutFiles(), Applier, "_remove_empty", planted_files.forget_what_was_removed),
     ),
     (
         "after a failed sync the engine goes on",

@@ -10,6 +10,7 @@ The fault model, which a store must survive
 - Each name created, replaced or removed since the last sync of its directory may have happened or
   not, in any combination; names in a directory whose own name is lost are lost with it.
 - A rename is whole: the old name only goes if the new one is there.
+- With a directory everything in it is gone, also from a later one of its name.
 - Synced bytes under synced names are there.
 """
 
@@ -145,6 +146,13 @@ class RecordingDisk(Disk):
         if there:
             self._note(Step("unlink", path))
 
+    def remove_directory(self, path: Path) -> bool:
+        there = path.exists()
+        gone = super().remove_directory(path)
+        if there and gone:
+            self._note(Step("unlink", path))
+        return gone
+
     def sync_directory(self, path: Path) -> None:
         super().sync_directory(path)
         self._note(Step("sync names", path))
@@ -279,6 +287,9 @@ class _Replay:
         arrivals = {c.after for c in self.loose if c.path.parent == directory and c.after}
         safe = [c for c in self.loose if c.path.parent == directory or c.path in arrivals]
         for change in safe:
+            if change.file is None and self.names.get(change.path) == 0:  # a directory
+                at = self.loose.index(change)
+                self.loose[:at] = [c for c in self.loose[:at] if change.path not in c.path.parents]
             _apply(self.names, change)
         self.loose = [change for change in self.loose if change not in safe]
 
@@ -326,6 +337,8 @@ def _common_bytes(one: bytes, other: bytes) -> int:
 
 def _apply(names: dict[Path, int], change: _Name) -> None:
     if change.file is None:
-        names.pop(change.path, None)
+        if names.pop(change.path, None) == 0:
+            for path in [path for path in names if change.path in path.parents]:
+                del names[path]
     else:
         names[change.path] = change.file

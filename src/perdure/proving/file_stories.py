@@ -71,7 +71,7 @@ def _operation(kind: int, rng: random.Random, number: int) -> Batch:
         case 3:
             return put(FACTS, key, note, attachment=b"a" * rng.randrange(9))
         case 4:
-            place = (tenant, key[1].upper())
+            place = (tenant, f"s{rng.randint(5, 5 + _KEYS)}")  # in a directory with a stream's file
             return delete(FACTS, place) if rng.random() < 0.5 else put(FACTS, place, note)
         case 5 | 6:
             entries = [Note(rank=number, body="line\n" * rng.randrange(3)), note]
@@ -88,16 +88,21 @@ async def opened(root: Path, disk: Disk | None = None) -> FilesEngine:
 
 async def judge(root: Path, told: History, least: int, most: int) -> list[str]:
     """What does not hold in a store that came back: it is as after one of the batches from `least`
-    (the last acknowledged) to `most` (the last begun), `verify` finds nothing, and the history can
-    go on, with the numbers it should have."""
+    (the last acknowledged) to `most` (the last begun), no directory is empty, `verify` finds
+    nothing, and the history can go on, with the numbers it should have."""
     try:
         engine = await opened(root)
     except PerdureError as error:
         return [f"with {least} acknowledged the store does not open: {error}"]
     try:
-        return await troubles(engine, told, least, most)
+        wrong = [f"nothing is left in {path}" for path in _empty(root)]
+        return wrong + await troubles(engine, told, least, most)
     finally:
         await engine.close()
+
+
+def _empty(root: Path) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_dir() and not any(path.iterdir())]
 
 
 async def troubles(engine: Engine, told: History, least: int, most: int) -> list[str]:

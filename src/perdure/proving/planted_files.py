@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from perdure.core.disk import Disk
+from perdure.engines.files_apply import Applier
 from perdure.engines.files_manifest import RecordRow
 from perdure.engines.files_names import OWN
 from perdure.engines.files_read import stored_record
@@ -40,11 +41,18 @@ class ForgetsToSyncTheNameOfTheJournal(Met):
             super().sync_directory(path)
 
 
+class MakesDirectoriesInPassing(Met):
+    def make_directory(self, path: Path) -> None:
+        for directory in (*reversed(path.parents), path):
+            self.add_directory(directory)
+
+
 DISKS: dict[str, Callable[[], Met]] = {
     "a commit is answered without a sync of the journal": ForgetsToSyncTheJournal,
     "the journal starts over though the files were never synced": ForgetsToSyncTheFiles,
     "files are renamed into place without a sync of their directory": ForgetsToSyncNames,
     "the journal starts over without a sync of its directory": ForgetsToSyncTheNameOfTheJournal,
+    "a directory is made, or made again, and not synced in its own": MakesDirectoriesInPassing,
 }
 """What is wrong with a disk, and how to make one."""
 
@@ -60,7 +68,11 @@ def drop_frames(
 
 def read_past_the_overlay(store: Store, row: RecordRow) -> tuple[bytes, bytes | None]:
     """Read the file, whatever is committed and not in it yet."""
-    return stored_record(store.place.root, row)
+    return stored_record(store.tree, row)
+
+
+def forget_what_was_removed(applier: Applier, directory: Path) -> None:
+    """Leave directories in which nothing is left."""
 
 
 def never_cut(disk: Disk, fd: int, size_bytes: int) -> None:

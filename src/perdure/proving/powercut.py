@@ -216,6 +216,12 @@ class PlatterDisk(Disk):
         if there and not path.name.endswith(_VOLATILE):
             self._platter.named(path, None)
 
+    def remove_directory(self, path: Path) -> bool:
+        gone = super().remove_directory(path)
+        if gone:
+            self._platter.names_synced(path)  # what was in it is not in a later one of its name
+        return gone
+
     def sync_directory(self, path: Path) -> None:
         super().sync_directory(path)
         self._platter.names_synced(path)

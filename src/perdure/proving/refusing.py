@@ -157,6 +157,11 @@ class RefusingDisk(Disk):
             self._meet("disk.unlink", path)
         super().unlink(path)
 
+    def remove_directory(self, path: Path) -> bool:
+        if path.exists() and not any(path.iterdir()):
+            self._meet("disk.unlink", path)
+        return super().remove_directory(path)
+
     def sync_directory(self, path: Path) -> None:
         if self._refusing.meets("disk.names"):
             raise self._error()

@@ -39,10 +39,12 @@ NOTES = Records(
         Index("due", ("due_s",), every_tenant=True),
     ),
 )
-FACTS = Records("facts", Note, key=("tenant", "id"))
-MOVES = Records("moves", Note, key=("tenant", "game", "id"), partition="game")
-EVENTS = Log("events", Note, key=("tenant", "id"))
-PLIES = Log("plies", Note, key=("tenant", "game"), partition="game")
+FACTS = Records("facts", Note, key=("tenant", "id"), path="things/*/fact")
+MOVES = Records(
+    "moves", Note, key=("tenant", "game", "id"), partition="game", path="games/*/moves/*"
+)
+EVENTS = Log("events", Note, key=("tenant", "id"), path="things/*/events")
+PLIES = Log("plies", Note, key=("tenant", "game"), partition="game", path="games/*/plies")
 
 LAYOUTS: tuple[Layout, ...] = (NOTES, FACTS, MOVES, EVENTS, PLIES)
 

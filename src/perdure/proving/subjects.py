@@ -17,9 +17,9 @@ from perdure.core.engine import Engine
 from perdure.core.keys import Key, join
 from perdure.core.layouts import Layout
 from perdure.engines import open_engine, restore_engine
-from perdure.engines.files_names import record_path
+from perdure.engines.files_names import Tree
 from perdure.proving import postgres
-from perdure.proving.subject import LAYOUTS, Subject
+from perdure.proving.subject import LAYOUTS, NOTES, Subject
 
 
 async def _memory(directory: Path, layouts: Sequence[Layout], clock: Clock) -> Engine:
@@ -58,7 +58,9 @@ async def _files(directory: Path, layouts: Sequence[Layout], clock: Clock) -> En
 
 def _damage_files(directory: Path, key: Key) -> None:
     """The same, as somebody would with an editor."""
-    path = record_path(directory / "store", "notes", key)
+    tree = Tree(directory / "store")
+    tree.declare(NOTES)
+    path = tree.record("notes", key)
     text = bytearray(path.read_bytes())
     text[text.index(b"sound")] ^= 1
     Disk().write_file(path, bytes(text))

@@ -18,6 +18,7 @@ import msgspec
 from perdure.core import codec
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
+from perdure.core.cursors import at_entry, entry_at
 from perdure.core.errors import Conflict, Damaged, Unavailable
 from perdure.core.keys import DEFAULT_TENANT, Key, show
 from perdure.core.layouts import Log, Records
@@ -298,15 +299,15 @@ class Workers:
             incarnation = (await engine.tip(log, key)).incarnation
             snapshot = await self._snapshot(key)
             seq = snapshot.state.events
-            yield [(self._surface.cursor(log, key, incarnation, seq), snapshot)]
+            yield [(at_entry(engine.store_id, log, key, incarnation, seq), snapshot)]
         else:
-            incarnation, seq = self._surface.position(log, key, after)
+            incarnation, seq = entry_at(engine.store_id, log, key, after)
             await engine.read(log, key, after=seq, incarnation=incarnation, limit=0)
         following = self._tail.follow(log, key, after=seq, ended=_is_last)
         async with self._quarantine(key), aclosing(following) as groups:
             async for group in groups:
                 yield [
-                    (self._surface.cursor(log, key, incarnation, one.seq), event_object(one))
+                    (at_entry(engine.store_id, log, key, incarnation, one.seq), event_object(one))
                     for one in group
                 ]
 
@@ -417,10 +418,10 @@ class Workers:
             tip = await engine.tip(log, key)
             incarnation, seq = tip.incarnation, 0
             if after is not None:
-                incarnation, seq = self._surface.position(log, key, after)
+                incarnation, seq = entry_at(engine.store_id, log, key, after)
             found = await engine.read(log, key, after=seq, incarnation=incarnation, limit=limit)
         last = found[-1].seq if found else seq
-        return found, self._surface.cursor(log, key, incarnation, last), last < tip.last
+        return found, at_entry(engine.store_id, log, key, incarnation, last), last < tip.last
 
     async def _snapshot(self, key: Key) -> wire.Snapshot:
         """A worker, its state and its overview, all of one moment."""

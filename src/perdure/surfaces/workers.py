@@ -16,17 +16,15 @@ from __future__ import annotations
 import enum
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
-from perdure.core import cursors
 from perdure.core.batch import Batch, append, check, delete, drop, put
 from perdure.core.batch import join as joined
-from perdure.core.cursors import Position, Question
 from perdure.core.engine import Engine, Survives
-from perdure.core.errors import CursorRefused, Damaged
-from perdure.core.keys import Key, join, show
+from perdure.core.errors import Damaged
+from perdure.core.keys import Key, show
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.paging import Slice, page_of
 from perdure.core.promises import Durability, Promise
@@ -273,13 +271,17 @@ def _part(operation: Key, number: int) -> Key:
     return (*operation, f"{number:08}")
 
 
-_WORKER = ("tenant", "runtime_id", "worker_id")
+_RUNTIME = ("tenant", "runtime_id")
+_WORKER = (*_RUNTIME, "worker_id")
+_HOME = "runtimes/*"
+_DESK = f"{_HOME}/workers/*"
 
 RUNTIMES = Records(
     "runtimes",
     Runtime,
-    key=("tenant", "runtime_id"),
+    key=_RUNTIME,
     indexes=(Index("by_age", ("created_at_s",)),),
+    path=f"{_HOME}/runtime",
 )
 WORKERS = Records(
     "workers",
@@ -290,17 +292,29 @@ WORKERS = Records(
         Index("by_status", ("runtime_id", "stands", "created_at_s")),
         Index("running", ("runner",), every_tenant=True),
     ),
+    path=f"{_DESK}/worker",
 )
-STATES = Records("worker_states", WorkerState, key=_WORKER)
-SUBMISSIONS = Records("worker_submissions", Submission, key=(*_WORKER, "submission_id"))
-DIAGNOSTICS = Records("worker_diagnostics", Diagnostic, key=("tenant", "runtime_id", "id"))
-OVERVIEWS = Records("worker_overviews", Overview, key=_WORKER)
-USAGES = Records("worker_usages", Usage, key=_WORKER)
-RETENTIONS = Records("worker_retentions", Retention, key=("tenant", "runtime_id", "id"))
-ARCHIVES = Records("worker_archives", ArchivePart, key=("tenant", "runtime_id", "id", "part"))
-WORKER_EVENTS = Log("worker_events", WorkerEvent, key=_WORKER)
-TRANSCRIPTS = Log("worker_transcripts", Said, key=_WORKER)
-INPUTS = Log("worker_inputs", Queued, key=_WORKER)
+STATES = Records("worker_states", WorkerState, key=_WORKER, path=f"{_DESK}/state")
+SUBMISSIONS = Records(
+    "worker_submissions", Submission, key=(*_WORKER, "submission_id"), path=f"{_DESK}/submissions/*"
+)
+DIAGNOSTICS = Records(
+    "worker_diagnostics", Diagnostic, key=(*_RUNTIME, "id"), path=f"{_HOME}/diagnostics/*"
+)
+OVERVIEWS = Records("worker_overviews", Overview, key=_WORKER, path=f"{_DESK}/overview")
+USAGES = Records("worker_usages", Usage, key=_WORKER, path=f"{_DESK}/usage")
+RETENTIONS = Records(
+    "worker_retentions", Retention, key=(*_RUNTIME, "id"), path=f"{_HOME}/retentions/*/retention"
+)
+ARCHIVES = Records(
+    "worker_archives",
+    ArchivePart,
+    key=(*RETENTIONS.key, "part"),
+    path=f"{_HOME}/retentions/*/parts/*",
+)
+WORKER_EVENTS = Log("worker_events", WorkerEvent, key=_WORKER, path=f"{_DESK}/events")
+TRANSCRIPTS = Log("worker_transcripts", Said, key=_WORKER, path=f"{_DESK}/transcript")
+INPUTS = Log("worker_inputs", Queued, key=_WORKER, path=f"{_DESK}/inputs")
 
 Held = Record[Worker]
 HeldState = Record[WorkerState]
@@ -561,20 +575,6 @@ class Workers:
         """Tell of something: a `Conflict` where that was told before, unless `expect` is None."""
         told = hashlib.sha256(f"{found.type}\0{found.where}".encode()).hexdigest()
         return put(DIAGNOSTICS, (tenant, runtime_id, f"diag_{told[:32]}"), found, expect=expect)
-
-    def cursor(self, log: Log[Any], key: Key, incarnation: int, seq: int) -> str:
-        """The cursor behind entry `seq` of one of a worker's logs."""
-        question = Question(self._engine.store_id, log.name, key)
-        return cursors.pack(question, Position((incarnation, seq), join(key)))
-
-    def position(self, log: Log[Any], key: Key, cursor: str) -> tuple[int, int]:
-        """The incarnation and the number in a cursor. Raises `CursorRefused` for one of another
-        worker, log or store."""
-        question = Question(self._engine.store_id, log.name, key)
-        match cursors.unpack(question, cursor).columns:
-            case (int(incarnation), int(seq)):
-                return incarnation, seq
-        raise CursorRefused(f"the cursor {cursor[:40]!r} is none of {log.name}.")
 
     def _unmoved(self, held: Held) -> Batch:
         return check(WORKERS, held.key, held.version)
