@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("src", "tests", "bench", "docs", ".ci")
+FOLDERS = ("src", "tests", "bench", "docs", "examples", ".ci")
 TEXT_SUFFIXES = {"", ".lock", ".md", ".py", ".sql", ".toml"}
 
 
