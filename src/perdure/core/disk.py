@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from weakref import WeakSet
 
@@ -132,7 +133,7 @@ class Disk:
             return  # an operator's, in a directory that this process may not even open
         try:
             with full_disk(path):
-                missing = [part for part in path.parents if not part.exists()]
+                missing = [*takewhile(lambda part: not part.exists(), path.parents)]
                 for part in (*reversed(missing), path):
                     self.add_directory(part)
                     self.sync_directory(part.parent)
