@@ -154,7 +154,8 @@ class Disk:
         it noted in the file. `shared` needs no right to write, and on a file system where nothing
         can be written no file either: nobody owns what they cannot lock."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with full_disk(path):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if not shared or error.errno not in READ_ONLY:
                 raise
