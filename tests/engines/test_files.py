@@ -39,7 +39,7 @@ from perdure.engines.files_names import encoded
 from perdure.proving import hostile
 from perdure.proving.drills.damage import files_in, laid
 from perdure.proving.file_stories import history, judge, opened, small_journals
-from perdure.proving.refusing import Refusing, Trouble
+from perdure.proving.refusing import Call, Refusing, Trouble
 from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, NOTES, Note, stored, there
 
 A = ("default", "a")
@@ -448,6 +448,22 @@ async def _outcome(engine: files.FilesEngine, rank: int) -> str:
     except StorageFull as full:
         return type(full).__name__
     return "done"
+
+
+@pytest.mark.parametrize("call", ["disk.create", "disk.write", "disk.sync", "disk.names"])
+async def test_a_disk_that_fails_while_a_store_is_closed_is_told_in_our_words(
+    call: Call, tmp_path: Path
+) -> None:
+    refusing = Refusing(Trouble(calls=()))
+    engine = await opened(tmp_path / "store", refusing.disk)
+    await engine.commit(put(FACTS, A, Note("kept")))
+    await engine.usage()  # flushes: what is left is the manifest and a new journal
+    refusing.trouble = Trouble(calls=(call,), times=None)
+    with pytest.raises(Unavailable):
+        await engine.close()
+    engine = await opened(tmp_path / "store")
+    assert there(await engine.get(FACTS, A)).value == Note("kept")
+    await engine.close()
 
 
 async def test_a_close_is_not_lost_on_who_was_about_to_write_the_files(tmp_path: Path) -> None:

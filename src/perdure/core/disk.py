@@ -16,6 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from weakref import WeakSet
 
@@ -138,7 +139,7 @@ class Disk:
             return  # an operator's, in a directory that this process may not even open
         try:
             with full_disk(path):
-                missing = [part for part in path.parents if not part.exists()]
+                missing = [*takewhile(lambda part: not part.exists(), path.parents)]
                 for part in (*reversed(missing), path):
                     self.add_directory(part)
                     self.sync_directory(part.parent)
@@ -159,7 +160,8 @@ class Disk:
         it noted in the file. `shared` needs no right to write, and on a file system where nothing
         can be written no file either: nobody owns what they cannot lock."""
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with full_disk(path):
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             if not shared or error.errno not in READ_ONLY:
                 raise

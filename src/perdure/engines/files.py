@@ -390,7 +390,8 @@ class FilesEngine:
         if committer is None or committer.latched:
             self._store.release()
         else:
-            await off_loop(self._store.finish)
+            with translated(self._root):
+                await off_loop(self._store.finish)
 
     def _get(self, records: Records[T], place: str) -> Record[T] | None:
         row = self._state.records.get((records.name, place))

@@ -4,8 +4,9 @@ reference engine has it. So a store that comes back can be held to a prefix of i
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,45 @@ class History(msgspec.Struct, frozen=True):
 
 async def history(rng: random.Random, size: int) -> History:
     """`size` batches, each of one to three operations on a few keys."""
-    engine = MemoryEngine(LAYOUTS, SystemClock())
     batches: list[Batch] = []
-    moments = [Moment(Committed(()), await stored(engine))]
     for number in range(1, size + 1):
         batch = Batch()
         for kind in rng.sample(range(8), rng.randint(1, 3)):
             batch += _operation(kind, rng, number)
-        batch = batch.named(f"op {number}")
         batches.append(batch)
+    return await history_of(batches)
+
+
+async def history_of(batches: Iterable[Batch]) -> History:
+    """Batches, each with an operation id of its own."""
+    engine = MemoryEngine(LAYOUTS, SystemClock())
+    named = tuple(batch.named(f"op {number}") for number, batch in enumerate(batches, 1))
+    moments = [Moment(Committed(()), await stored(engine))]
+    for batch in named:
         moments.append(Moment(await engine.commit(batch), await stored(engine)))
-    return History(tuple(batches), tuple(moments))
+    return History(named, tuple(moments))
+
+
+def short_histories(longest: int) -> Iterator[tuple[Batch, ...]]:
+    """Every sequence of so many or fewer of the operations that a store of files tells apart, on
+    one record with an attachment or without, one stream, and both at once."""
+    record, stream = ("default", "box", "1"), ("default", "s")
+
+    def note(number: int) -> Note:
+        return Note("open", number, body="x" * 40)
+
+    kinds: tuple[Callable[[int], Batch], ...] = (
+        lambda number: put(NOTES, record, note(number)),
+        lambda number: put(NOTES, record, note(number), attachment=b"%d" % number),
+        lambda number: delete(NOTES, record),
+        lambda number: append(EVENTS, stream, [note(number), note(-number)]),
+        lambda number: trim(EVENTS, stream, 2),
+        lambda number: drop(EVENTS, stream),
+        lambda number: put(FACTS, ("T", "1"), note(number)) + append(EVENTS, ("T", "s"), [Note()]),
+    )
+    for length in range(1, longest + 1):
+        for chosen in itertools.product(kinds, repeat=length):
+            yield tuple(kind(number) for number, kind in enumerate(chosen, 1))
 
 
 def _operation(kind: int, rng: random.Random, number: int) -> Batch:
@@ -89,14 +118,23 @@ async def opened(root: Path, disk: Disk | None = None) -> FilesEngine:
 async def judge(root: Path, told: History, least: int, most: int) -> list[str]:
     """What does not hold in a store that came back: it is as after one of the batches from `least`
     (the last acknowledged) to `most` (the last begun), no directory is empty, `verify` finds
-    nothing, and the history can go on, with the numbers it should have."""
+    nothing, and the history can go on, with the numbers it should have; what came of that is there
+    after one more restart."""
     try:
         engine = await opened(root)
     except PerdureError as error:
         return [f"with {least} acknowledged the store does not open: {error}"]
     try:
         wrong = [f"nothing is left in {path}" for path in _empty(root)]
-        return wrong + await troubles(engine, told, least, most)
+        wrong += await troubles(engine, told, least, most)
+        left = await stored(engine) if not wrong else []
+    finally:
+        await engine.close()
+    if wrong:
+        return wrong
+    engine = await opened(root)
+    try:
+        return [] if await stored(engine) == left else ["another start found something else"]
     finally:
         await engine.close()
 

@@ -36,7 +36,7 @@ PER_CHANGE = {
     "process-crash / server": 10,
     "process-crash / postgres": 42,
     "power-cut / engine": 1_000,
-    "power-cut / files": 1_000,
+    "power-cut / files": 23_500,
     "power-cut / blobs": 300,
     "power-cut / ext4": 20,
     "failed-sync / engine": 200,
