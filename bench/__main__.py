@@ -23,6 +23,7 @@ from bench import (
     report,
     streams,
     tracing,
+    workers,
 )
 from bench.contenders import ROOT
 from bench.report import Section
@@ -40,6 +41,7 @@ QUESTIONS: dict[str, tuple[ModuleType, Callable[[argparse.Namespace], Section]]]
     "background": (background, lambda asked: background.measure(asked.turns)),
     "abuse": (abuse, lambda asked: abuse.measure(min(asked.turns, 3))),
     "files": (files, lambda asked: files.measure(asked.turns)),
+    "workers": (workers, lambda asked: workers.measure(asked.turns, asked.duration_s)),
     "recovery": (
         recovery,
         lambda asked: recovery.measure(min(asked.turns, 3), asked.responses, asked.duration_s),

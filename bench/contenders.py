@@ -13,11 +13,17 @@ PINS = ROOT / "bench" / "environments"
 
 PERDURE = "Perdure"
 PERDURE_SHARDS = "Perdure, shards"
+PERDURE_FILES = "Perdure, files"
+PERDURE_SQLITE = "Perdure, SQLite"
+PERDURE_MEMORY = "Perdure, memory"
 RAW = "raw SQLite"
+RAW_APPEND = "one file, shared fsyncs"
 LANGGRAPH = "LangGraph AsyncSqliteSaver"
 LANGGRAPH_POSTGRES = "LangGraph AsyncPostgresSaver"
 ASYNCPG = "asyncpg"
 AGENTS = "OpenAI Agents SQLiteSession"
+ADK = "Google ADK DatabaseSessionService"
+EVENTSOURCING = "eventsourcing on SQLite"
 FASTAPI = "FastAPI + uvicorn"
 FASTAPI_DURABLE = "FastAPI + sqlite3 (durable)"
 STARLETTE = "Starlette + msgspec + uvicorn"
@@ -28,6 +34,8 @@ _ENVIRONMENT_OF = {
     LANGGRAPH: "langgraph",
     LANGGRAPH_POSTGRES: "langgraph-postgres",
     AGENTS: "agents",
+    ADK: "adk",
+    EVENTSOURCING: "eventsourcing",
     FASTAPI: "fastapi",
     FASTAPI_DURABLE: "fastapi",
     STARLETTE: "starlette",

@@ -15,7 +15,13 @@ from pathlib import Path
 
 WARM_S = 0.2
 PAYLOAD_BYTES = 1024
+_LONG_READS = 300
 GET_ROWS = 5_000
+SESSION_ITEMS, SESSION_LAST = 200, 20
+"""What a session holds when its newest items are read, and how many of them."""
+
+LONG_ENTRIES, LONG_READ = 1_000_000, 100
+"""A log of 1 GB, and how much of it one read asks for."""
 
 Operation = Callable[[int, int], Awaitable[object]]
 """Does the nth operation of a writer; called as (writer, n)."""
@@ -76,6 +82,25 @@ def plain_loop(operation: Callable[[int], object], duration_s: float) -> dict[st
         if started_s >= warm_s:
             latencies.append(clock() - started_s)
     return told(latencies, clock() - warm_s, began_s)
+
+
+async def read_places(read: Callable[[int], Awaitable[int]]) -> dict[str, float]:
+    """Milliseconds that reads of a long log take at its start, in its middle and at its end;
+    `read` is given the number to read behind and says how many entries it got."""
+    found: dict[str, float] = {}
+    for place, where in (("start", 0), ("middle", LONG_ENTRIES // 2), ("end", LONG_ENTRIES)):
+        took_ms = []
+        for n in range(_LONG_READS):
+            after = max(0, min(where + 37 * n, LONG_ENTRIES) - LONG_READ)
+            began_s = time.perf_counter()
+            got = await read(after)
+            took_ms.append((time.perf_counter() - began_s) * 1e3)
+            if got != LONG_READ:
+                raise RuntimeError(f"{got} entries instead of {LONG_READ} behind {after}")
+        ordered = sorted(took_ms)
+        found |= {f"{place}_ms": percentile(ordered, 0.5)}
+        found |= {f"{place}_p99_ms": percentile(ordered, 0.99)}
+    return found
 
 
 def told(latencies: Iterable[float], elapsed_s: float, began_s: float) -> dict[str, float]:
