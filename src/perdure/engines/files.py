@@ -390,7 +390,7 @@ class FilesEngine:
         if committer is None or committer.latched:
             self._store.release()
         else:
-            with translated(self._root):
+            with translated(self._tree.root):
                 await off_loop(self._store.finish)
 
     def _get(self, records: Records[T], place: str) -> Record[T] | None:
