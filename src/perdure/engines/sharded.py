@@ -39,21 +39,19 @@ from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.offload import off_loop_to_write
 from perdure.core.paging import every
-from perdure.core.rows import At, FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow, fill
+from perdure.core.rows import At, FloorRow, Row, Rows, fill
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
-from perdure.engines.sharded_map import SHARD_LAYOUTS, Absent, Shard, assemble
+from perdure.engines.sharded_map import Absent, Shard, assemble
 from perdure.engines.sharded_merge import Answers, Listing, listed, merged_rows, round_of
 from perdure.engines.sharded_move import Mover
 from perdure.engines.sharded_places import Places
+from perdure.engines.sharded_rows import OWN, misplaced, partition_of_row
 from perdure.engines.sharded_watch import Watch
 
 T = TypeVar("T")
 
 _SLICE_S = 1.0
 """How long a wait may hear nothing of its stream having moved."""
-
-_OWN = {layout.name for layout in SHARD_LAYOUTS}
-"""Collections of the shards' own, which are no part of the store that they are together."""
 
 
 class ShardedEngine:
@@ -317,6 +315,8 @@ class ShardedEngine:
                 async for finding in shard.engine.verify():
                     where = f"shard {shard.name}: {finding.where}"
                     yield msgspec.structs.replace(finding, where=where)
+                async for finding in misplaced(self.places, shard, self._layouts):
+                    yield finding
             except Unavailable as error:
                 yield Finding(f"shard {shard.name}", str(error), "unreadable")
         for absent in self.places.absent:
@@ -369,7 +369,7 @@ class ShardedEngine:
                 *(self._rows(shard, after) for shard in self.places.every())
             )
             found, end = merged_rows(pages)
-            page = fill(row for row in found if row.at.name not in _OWN)
+            page = fill(row for row in found if row.at.name not in OWN)
             if page.items and (page.after or end):
                 return Rows(page.items, page.items[-1].at)
             if page.items or end is None:
@@ -414,7 +414,8 @@ class ShardedEngine:
                 for part in parts.values():
                     part.append(row)
             else:
-                parts[(await self._home(self._partition_of(row))).id].append(row)
+                home = await self._home(partition_of_row(row, self._layouts))
+                parts[home.id].append(row)
         if under:
             about = (await self._home(partition_of(under))).id
             if any(part for id, part in parts.items() if id != about):
@@ -426,12 +427,6 @@ class ShardedEngine:
 
     async def _home(self, partition: str | None) -> Shard:
         return self.places.primary if partition is None else await self.places.home(partition)
-
-    def _partition_of(self, row: RecordRow | StreamRow | OperationRow) -> str | None:
-        if isinstance(row, OperationRow):
-            return row.partition or None
-        layout = self._layouts.get(row.at.name)
-        return None if layout is None else _partition(layout, keys.split(row.place))
 
     def announce(self, note: str) -> None:
         self.watch.note = note
