@@ -26,6 +26,7 @@ from perdure.engines.sharded import ShardedEngine
 from perdure.engines.sharded_map import ShardMap, home_of
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subject import FACTS, LAYOUTS, MOVES, PLIES, Note
+from perdure.services.shards import shard_warnings
 from tests.engines.test_sharded import memory
 
 GAMES = [f"game {number}" for number in range(40)]
@@ -78,6 +79,8 @@ async def test_a_write_waits_for_its_partition_so_long_and_no_longer(
     engine = await together(stores)
     resharding = asyncio.create_task(engine.mover.reshard((), silent))
     await stores[2].asked.wait()
+    (warning,) = shard_warnings(engine.sharding)
+    assert "This process is at it" in warning
     game = next(game for game in FEW if engine.places.map.homes(game)[1] == stores[2].store_id)
     with pytest.raises(Unavailable, match=f"{game} is being moved"):
         await engine.commit(put(MOVES, ("t", game, "1"), Note(), expect=1))

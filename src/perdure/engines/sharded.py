@@ -26,6 +26,7 @@ from perdure.core.disk import Disk
 from perdure.core.engine import (
     Engine,
     EngineStats,
+    Moving,
     Progress,
     Recovered,
     Sharding,
@@ -96,6 +97,8 @@ class ShardedEngine:
             for shard in shards:
                 if shard.id in map.every:
                     await places.tell_one(shard, map)
+        for shard in shards:
+            await shard.count_left()
         return cls(places, layouts, disk)
 
     @property
@@ -115,7 +118,19 @@ class ShardedEngine:
 
         known = tuple(state(shard) for shard in self.places.shards.values())
         absent = tuple(ShardState(url=one.url, down=str(one.why)) for one in self.places.absent)
-        return Sharding(known + absent, self.places.missing)
+        return Sharding(known + absent, self.places.missing, self._moving())
+
+    def _moving(self) -> Moving | None:
+        map = self.places.map
+        if not map.next:
+            return None
+        left = [shard.left for shard in self.places.shards.values() if shard.left is not None]
+        return Moving(
+            members=map.members,
+            to=map.next,
+            here=self.mover.resharding.locked(),
+            partitions=sum(left) if left else None,
+        )
 
     @property
     def latched(self) -> str | None:

@@ -48,7 +48,7 @@ class Mover:
         self._places = places
         self._layouts = layouts
         self._moving: dict[str, asyncio.Task[None]] = {}
-        self._resharding = asyncio.Lock()
+        self.resharding = asyncio.Lock()
 
     async def before_write(self, partition: str) -> None:
         """Move a partition that is about to be written to. Raises `Unavailable` where it is so
@@ -67,7 +67,7 @@ class Mover:
 
         Raises `Invalid` for a shard that is not there, or while another reshard is to be ended.
         """
-        async with self._resharding:
+        async with self.resharding:
             places = self._places
             await self._require_all()
             wanted, target = places.map, self._target(drain)
