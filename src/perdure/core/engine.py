@@ -163,6 +163,10 @@ class Engine(Protocol):
         while they are accepted."""
         ...
 
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        """The same for writes to one stream: a shard that refuses them fails what lives in it."""
+        ...
+
     async def commit(self, batch: Batch) -> Committed:
         """Apply a batch wholly or not at all; return once it is durable under `survives`.
 

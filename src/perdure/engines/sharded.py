@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,10 +134,13 @@ class ShardedEngine:
 
     @property
     def latched(self) -> str | None:
-        told = [
-            f"{s.name}: {s.engine.latched}" for s in self.places.shards.values() if s.engine.latched
-        ]
-        return "; ".join(told) or None
+        return _latched(self.places.shards.values())
+
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        partition, places = _partition(log, stream), self.places
+        map = places.map
+        homes = (map.primary,) if partition is None else map.homes(partition)
+        return _latched(places.shards[id] for id in set(homes) if id in places.shards)
 
     @property
     def stats(self) -> EngineStats:
@@ -476,6 +479,11 @@ class ShardedEngine:
             return [(name, part)]
 
         return await listed(listing, ask, self.store_id, cursor)
+
+
+def _latched(shards: Iterable[Shard]) -> str | None:
+    told = [f"{shard.name}: {shard.engine.latched}" for shard in shards if shard.engine.latched]
+    return "; ".join(told) or None
 
 
 async def _wait(log: Log[Any], stream: Key, after: int, engine: Engine, *, timeout_s: float) -> Tip:
