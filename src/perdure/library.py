@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from perdure.core.blobs import Blob
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import TEMPORARY, Disk
-from perdure.core.engine import Engine, Resharded
+from perdure.core.engine import Engine, Resharded, Sharding
 from perdure.core.errors import Invalid, Unavailable
 from perdure.core.offload import off_loop
 from perdure.core.values import Finding
@@ -29,6 +29,7 @@ from perdure.engines import (
     reshard_engine,
     restore_engine,
     salvage_engine,
+    sharding_of,
 )
 from perdure.services import backups, copying, verification
 from perdure.services.backups import Manifest, Progress
@@ -52,6 +53,11 @@ class Embedded(State):
         super().__init__(engine)
         runner = None if engine.shared else _EMBEDDED
         self.workers = Workers(self, clock, Tail(engine), runner=runner)
+
+    @property
+    def sharding(self) -> Sharding | None:
+        """The shards, where the store is made of several."""
+        return sharding_of(self.engine)
 
 
 _EMBEDDED = "embedded"

@@ -26,6 +26,7 @@ from perdure.engines.sharded import ShardedEngine
 from perdure.engines.sharded_map import ShardMap, home_of
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subject import FACTS, LAYOUTS, MOVES, PLIES, Note
+from perdure.services.shards import shard_warnings
 from tests.engines.test_sharded import memory
 
 GAMES = [f"game {number}" for number in range(40)]
@@ -78,6 +79,8 @@ async def test_a_write_waits_for_its_partition_so_long_and_no_longer(
     engine = await together(stores)
     resharding = asyncio.create_task(engine.mover.reshard((), silent))
     await stores[2].asked.wait()
+    (warning,) = shard_warnings(engine.sharding)
+    assert "This process is at it" in warning
     game = next(game for game in FEW if engine.places.map.homes(game)[1] == stores[2].store_id)
     with pytest.raises(Unavailable, match=f"{game} is being moved"):
         await engine.commit(put(MOVES, ("t", game, "1"), Note(), expect=1))
@@ -299,6 +302,51 @@ async def test_a_read_under_way_while_its_partition_moves_finds_it(begun: bool) 
     found = await reading
     assert found is not None
     assert found.version == (2 if begun else 1)
+
+
+async def verified(engine: Engine) -> list[tuple[str, str]]:
+    return [(one.kind, f"{one.where}: {one.why}") async for one in engine.verify()]
+
+
+# proves S7
+async def test_what_lies_in_a_shard_that_is_not_its_home_is_named() -> None:
+    """One partition whole in the wrong shard, one in two, and one of what only the primary keeps;
+    while partitions move, what is in two is in order."""
+    stores = memory(3, LAYOUTS)
+    engine = await together(stores)
+    await fill(engine, FEW)
+    assert await verified(engine) == []
+    at = {store.store_id: store for store in stores}
+    first, second = FEW[:2]
+    homes_of = {game: at[engine.places.map.homes(game)[0]] for game in (first, second)}
+    wrong = {
+        game: next(one for one in stores[1:] if one is not homes_of[game]) for game in homes_of
+    }
+    rows = {game: (await engine.rows(partition=game)).items for game in homes_of}
+    for game in homes_of:
+        rows[game] = tuple(row for row in rows[game] if not isinstance(row, FloorRow))
+        await wrong[game].load(rows[game])
+    await homes_of[first].unload(rows[first])
+    await stores[2].commit(put(FACTS, ("t", "astray"), Note()))
+    found = sorted(await verified(engine))
+    assert [kind for kind, _ in found] == ["misplaced"] * 3
+    for game, there in ((first, "has nothing of it"), (second, f"keeps {len(rows[second])} rows")):
+        (told,) = [text for _, text in found if game in text]
+        assert told.startswith(f"shard {wrong[game].store_id} at memory://: the partition {game}:")
+        assert f"{len(rows[game])} rows of it lie here" in told
+        assert f"its home is {homes_of[game].store_id} at memory://, which {there}" in told
+    assert any("the collection facts: it is not partitioned" in text for _, text in found)
+    assert await engine.get(MOVES, ("t", first, "1")) is None, "nobody reads it there"
+
+
+# proves S7
+@pytest.mark.parametrize("at", range(1, 60, 6))
+async def test_half_of_a_move_is_nothing_astray(at: int) -> None:
+    stores, _, _ = await half_moved(at, drained=False)
+    engine = await together(stores)
+    assert await verified(engine) == []
+    await engine.mover.reshard((), silent)
+    assert await verified(engine) == []
 
 
 class LosesTombstones(Wrapping):

@@ -18,12 +18,13 @@ from perdure.core.batch import append, put
 from perdure.core.engine import Engine, Resharded
 from perdure.core.errors import Invalid, Unavailable
 from perdure.core.paging import every
-from perdure.engines import open_engine
+from perdure.engines import open_engine, sharding_of
 from perdure.engines.checked import Checked
 from perdure.engines.sharded import ShardedEngine
 from perdure.engines.wrapping import Wrapping
 from perdure.proving.subject import LAYOUTS, MOVES, PLIES, Note
 from perdure.proving.subjects import postgres_url, shards_url
+from perdure.services.shards import shard_warnings
 from perdure.surfaces.state import LAYOUTS as STATE_LAYOUTS
 from tests.engines.test_resharding import (
     FEW,
@@ -164,9 +165,9 @@ async def test_a_process_that_lacks_a_shard_that_was_added_says_so() -> None:
 
 
 async def command(dies_at: int, *given: str) -> tuple[int, bytes, str]:
-    """Run `perdure reshard`: its exit code and what it said."""
+    """Run a command: its exit code and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.engines.resharding_command", "reshard", "--json", *given),
+        *(sys.executable, "-m", "tests.engines.resharding_command", *given),
         cwd=ROOT,
         env=os.environ | {"DIES_AT": str(dies_at)},
         stdout=asyncio.subprocess.PIPE,
@@ -193,9 +194,22 @@ async def test_the_command_goes_on_after_it_was_killed(tmp_path: Path) -> None:
     config = tmp_path / "perdure.toml"
     config.write_text(f"shards = {msgspec.json.encode(shards_of(three)).decode()}")
     given = ("--config", str(config), "--data", str(tmp_path))
-    killed, *said = await command(4, *given)
+    killed, *said = await command(4, "reshard", *given)
     assert killed == -signal.SIGKILL, said
+    code, answer, complaint = await command(0, "status", "--json", *given)
+    assert code == 3, complaint
+    shards = msgspec.json.decode(answer)["shards"]
+    (added,) = [shard["id"] for shard in shards["shards"] if not shard["member"]]
+    assert shards["moving"] == {
+        "members": list(old),
+        "to": sorted([*old, added]),
+        "here": False,
+        "partitions": shards["moving"]["partitions"],
+    }
     engine = await open_engine(three, layouts)
+    (warning,) = shard_warnings(sharding_of(engine))
+    assert f"to {', '.join(sorted([*old, added]))}, {shards['moving']['partitions']} so" in warning
+    assert "run `perdure reshard` again, and it goes on" in warning
     found = [record.key[1] async for record in every(engine, MOVES, ("t",))]
     assert found == sorted(GAMES)
     assert await engine.count(MOVES, ()) == {(): len(GAMES)}
@@ -203,13 +217,13 @@ async def test_the_command_goes_on_after_it_was_killed(tmp_path: Path) -> None:
         assert await engine.get(MOVES, ("t", game, "1"))
         assert (await engine.tip(PLIES, ("t", game))).last == 1
     await engine.close()
-    code, answer, complaint = await command(0, *given)
+    code, answer, complaint = await command(0, "reshard", "--json", *given)
     assert code == 0, complaint
     done = msgspec.json.decode(answer, type=Resharded)
     engine = await open_engine(three, layouts)
     assert isinstance(engine, ShardedEngine)
     whole = engine.places.map
-    added = next(id for id in whole.members if id not in old)
+    assert shard_warnings(sharding_of(engine)) == []
     assert done.partitions == sum(whole.homes(game)[0] == added for game in GAMES)
     assert await rows_of(engine) == before
     assert [finding async for finding in engine.verify()] == []

@@ -10,11 +10,16 @@ import pytest
 
 from perdure.core.batch import append, drop
 from perdure.core.clock import SystemClock
+from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Latched, Missing, Unavailable
+from perdure.core.keys import Key
 from perdure.core.layouts import Log
 from perdure.core.values import Entry
 from perdure.engines import open_engine
+from perdure.engines.memory import MemoryEngine
+from perdure.engines.sharded import ShardedEngine
+from perdure.engines.sharded_map import SHARD_LAYOUTS
 from perdure.engines.wrapping import Wrapping
 from perdure.services import tail as tails
 from perdure.services.tail import Tail
@@ -134,8 +139,7 @@ async def test_what_a_latched_store_cannot_go_on_with_is_not_waited_for(
     class Latching(Wrapping):
         why: str | None = None
 
-        @property
-        def latched(self) -> str | None:
+        def latched_for(self, log: Log[Any], stream: Key) -> str | None:
             return self.why
 
     monkeypatch.setattr(tails, "_WAIT_S", 0.01)
@@ -146,3 +150,27 @@ async def test_what_a_latched_store_cannot_go_on_with_is_not_waited_for(
     latching.why = "a sync failed"
     with pytest.raises(Latched, match="a sync failed"):
         await anext(following)
+
+
+# proves S7
+async def test_a_shard_that_is_latched_ends_the_streams_that_live_in_it_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tails, "_WAIT_S", 0.01)
+    clock = SystemClock()
+    log = Log("games", int, key=("tenant", "game"), partition="game")
+    stores = [MemoryEngine((log, *SHARD_LAYOUTS), clock) for _ in range(2)]
+    engine = await ShardedEngine.open(stores, [log], clock=clock, disk=Disk(), read_only=False)
+    by_home = {engine.places.map.homes(f"{game}")[0]: ("t", f"{game}") for game in range(40)}
+    failed, sound = by_home[stores[0].store_id], by_home[stores[1].store_id]
+    tail = Tail(engine)
+    following = {key: tail.follow(log, key, after=0, ended=is_last) for key in (failed, sound)}
+    for key in following:
+        await engine.commit(append(log, key, [1]))
+        assert [entry.value for entry in await anext(following[key])] == [1]
+    stores[0].latched = "a sync failed"
+    with pytest.raises(Latched, match=f"{stores[0].store_id} at memory://: a sync failed"):
+        await anext(following[failed])
+    await engine.commit(append(log, sound, [LAST]))
+    assert [entry.value for entry in await anext(following[sound])] == [LAST]
+    await engine.close()

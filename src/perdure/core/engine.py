@@ -116,12 +116,23 @@ class ShardState(msgspec.Struct, frozen=True, kw_only=True):
     recovered: Recovered | None = None
 
 
+class Moving(msgspec.Struct, frozen=True, kw_only=True):
+    """Partitions are on their way from the shards that had them to those that will, by id. `here`
+    says whether this process moves them; `partitions` how many have moved, if that was counted."""
+
+    members: tuple[str, ...]
+    to: tuple[str, ...]
+    here: bool
+    partitions: int | None
+
+
 class Sharding(msgspec.Struct, frozen=True):
     """The shards that a store is made of. `missing` are the ids of those that hold a part of it and
     were never seen: they are among those without an id."""
 
     shards: tuple[ShardState, ...]
     missing: tuple[str, ...]
+    moving: Moving | None = None
 
 
 Progress = Callable[[int, int], None]
@@ -150,6 +161,10 @@ class Engine(Protocol):
     def latched(self) -> str | None:
         """Why writes are refused until reopened, and in which shard where there are several; None
         while they are accepted."""
+        ...
+
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        """The same for writes to one stream: a shard that refuses them fails what lives in it."""
         ...
 
     async def commit(self, batch: Batch) -> Committed:

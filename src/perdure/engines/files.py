@@ -111,6 +111,9 @@ class FilesEngine:
             return "the store was opened for reading only"
         return self._committer.latched
 
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        return self.latched
+
     async def commit(self, batch: Batch) -> Committed:
         self._check_open(*map(layout_of, batch.ops))
         partition = partition_of(batch)

@@ -95,6 +95,9 @@ class MemoryEngine:
         self._changed = asyncio.Event()
         self._closed = False
 
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        return self.latched
+
     async def commit(self, batch: Batch) -> Committed:
         self._check_open(*map(layout_of, batch.ops))
         partition = partition_of(batch)

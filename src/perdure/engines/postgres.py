@@ -177,6 +177,9 @@ class PostgresEngine:
             return "the store was opened for reading only"
         return self._latch.why
 
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        return self.latched
+
     async def commit(self, batch: Batch) -> Committed:
         self._check_open()
         partition = partition_of(batch)

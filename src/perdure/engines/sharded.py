@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from perdure.core.disk import Disk
 from perdure.core.engine import (
     Engine,
     EngineStats,
+    Moving,
     Progress,
     Recovered,
     Sharding,
@@ -39,21 +40,19 @@ from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
 from perdure.core.offload import off_loop_to_write
 from perdure.core.paging import every
-from perdure.core.rows import At, FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow, fill
+from perdure.core.rows import At, FloorRow, Row, Rows, fill
 from perdure.core.values import Committed, Entry, Finding, Page, Record, Tip
-from perdure.engines.sharded_map import SHARD_LAYOUTS, Absent, Shard, assemble
+from perdure.engines.sharded_map import Absent, Shard, assemble
 from perdure.engines.sharded_merge import Answers, Listing, listed, merged_rows, round_of
 from perdure.engines.sharded_move import Mover
 from perdure.engines.sharded_places import Places
+from perdure.engines.sharded_rows import OWN, misplaced, partition_of_row
 from perdure.engines.sharded_watch import Watch
 
 T = TypeVar("T")
 
 _SLICE_S = 1.0
 """How long a wait may hear nothing of its stream having moved."""
-
-_OWN = {layout.name for layout in SHARD_LAYOUTS}
-"""Collections of the shards' own, which are no part of the store that they are together."""
 
 
 class ShardedEngine:
@@ -98,6 +97,8 @@ class ShardedEngine:
             for shard in shards:
                 if shard.id in map.every:
                     await places.tell_one(shard, map)
+        for shard in shards:
+            await shard.count_left()
         return cls(places, layouts, disk)
 
     @property
@@ -117,14 +118,29 @@ class ShardedEngine:
 
         known = tuple(state(shard) for shard in self.places.shards.values())
         absent = tuple(ShardState(url=one.url, down=str(one.why)) for one in self.places.absent)
-        return Sharding(known + absent, self.places.missing)
+        return Sharding(known + absent, self.places.missing, self._moving())
+
+    def _moving(self) -> Moving | None:
+        map = self.places.map
+        if not map.next:
+            return None
+        left = [shard.left for shard in self.places.shards.values() if shard.left is not None]
+        return Moving(
+            members=map.members,
+            to=map.next,
+            here=self.mover.resharding.locked(),
+            partitions=sum(left) if left else None,
+        )
 
     @property
     def latched(self) -> str | None:
-        told = [
-            f"{s.name}: {s.engine.latched}" for s in self.places.shards.values() if s.engine.latched
-        ]
-        return "; ".join(told) or None
+        return _latched(self.places.shards.values())
+
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        partition, places = _partition(log, stream), self.places
+        map = places.map
+        homes = (map.primary,) if partition is None else map.homes(partition)
+        return _latched(places.shards[id] for id in set(homes) if id in places.shards)
 
     @property
     def stats(self) -> EngineStats:
@@ -317,6 +333,8 @@ class ShardedEngine:
                 async for finding in shard.engine.verify():
                     where = f"shard {shard.name}: {finding.where}"
                     yield msgspec.structs.replace(finding, where=where)
+                async for finding in misplaced(self.places, shard, self._layouts):
+                    yield finding
             except Unavailable as error:
                 yield Finding(f"shard {shard.name}", str(error), "unreadable")
         for absent in self.places.absent:
@@ -369,7 +387,7 @@ class ShardedEngine:
                 *(self._rows(shard, after) for shard in self.places.every())
             )
             found, end = merged_rows(pages)
-            page = fill(row for row in found if row.at.name not in _OWN)
+            page = fill(row for row in found if row.at.name not in OWN)
             if page.items and (page.after or end):
                 return Rows(page.items, page.items[-1].at)
             if page.items or end is None:
@@ -414,7 +432,8 @@ class ShardedEngine:
                 for part in parts.values():
                     part.append(row)
             else:
-                parts[(await self._home(self._partition_of(row))).id].append(row)
+                home = await self._home(partition_of_row(row, self._layouts))
+                parts[home.id].append(row)
         if under:
             about = (await self._home(partition_of(under))).id
             if any(part for id, part in parts.items() if id != about):
@@ -426,12 +445,6 @@ class ShardedEngine:
 
     async def _home(self, partition: str | None) -> Shard:
         return self.places.primary if partition is None else await self.places.home(partition)
-
-    def _partition_of(self, row: RecordRow | StreamRow | OperationRow) -> str | None:
-        if isinstance(row, OperationRow):
-            return row.partition or None
-        layout = self._layouts.get(row.at.name)
-        return None if layout is None else _partition(layout, keys.split(row.place))
 
     def announce(self, note: str) -> None:
         self.watch.note = note
@@ -466,6 +479,11 @@ class ShardedEngine:
             return [(name, part)]
 
         return await listed(listing, ask, self.store_id, cursor)
+
+
+def _latched(shards: Iterable[Shard]) -> str | None:
+    told = [f"{shard.name}: {shard.engine.latched}" for shard in shards if shard.engine.latched]
+    return "; ".join(told) or None
 
 
 async def _wait(log: Log[Any], stream: Key, after: int, engine: Engine, *, timeout_s: float) -> Tip:

@@ -88,12 +88,14 @@ def home_of(shards: Iterable[str], partition: str) -> str:
 class Shard:
     """One of the stores. `standing` is None until it was told what it is; `version` is that of the
     record that says so, as it was at `seen_s`; this map it was first seen with at `since_s`. `down`
-    says why it did not answer when it was last looked at."""
+    says why it did not answer when it was last looked at, `left` how many partitions have moved
+    away by then, while some do."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.id = engine.store_id
         self.down: str | None = None
+        self.left: int | None = None
         self.standing: Standing | None = None
         self.version = 0
         self.seen_s = self.since_s = float("-inf")
@@ -135,6 +137,12 @@ class Shard:
                     raise
             else:
                 self._learn(standing, told.numbers[0], asked_s, clock.monotonic_s())
+
+    async def count_left(self) -> None:
+        """Learn how many partitions have left the shard, if any do now."""
+        moves = self.standing is not None and self.standing.map.next
+        with self.named():
+            self.left = (await self.engine.count(MOVED, ())).get((), 0) if moves else None
 
     def knows(self, map: ShardMap) -> bool:
         """Whether it is this map that the shard was last seen to have."""

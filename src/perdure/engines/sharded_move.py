@@ -15,28 +15,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 
 import msgspec
 import xxhash
 
-from perdure.core import keys
 from perdure.core.batch import Batch, delete, join, put
 from perdure.core.engine import Engine, Resharded
 from perdure.core.errors import Conflict, Damaged, Invalid, Unavailable
 from perdure.core.keys import SYSTEM_TENANT
 from perdure.core.layouts import Layout
 from perdure.core.limits import PAGE_MAX
-from perdure.core.rows import At, FloorRow, Kind, OperationRow, Row, each
+from perdure.core.rows import FloorRow, Row, each
 from perdure.engines.sharded_map import MOVED, Moved, Shard, ShardMap
 from perdure.engines.sharded_places import CHANGED, Places
+from perdure.engines.sharded_rows import pages_of, partitions
 
 WAIT_S = 5.0
 """How long a write waits for its partition to move before it is told to come back."""
 
 _AT_ONCE = 16
-_END = keys.span(())[1]
 
 Progress = Callable[[int, int], None]
 """Told partitions and rows that were moved, from the event loop."""
@@ -49,7 +48,7 @@ class Mover:
         self._places = places
         self._layouts = layouts
         self._moving: dict[str, asyncio.Task[None]] = {}
-        self._resharding = asyncio.Lock()
+        self.resharding = asyncio.Lock()
 
     async def before_write(self, partition: str) -> None:
         """Move a partition that is about to be written to. Raises `Unavailable` where it is so
@@ -68,7 +67,7 @@ class Mover:
 
         Raises `Invalid` for a shard that is not there, or while another reshard is to be ended.
         """
-        async with self._resharding:
+        async with self.resharding:
             places = self._places
             await self._require_all()
             wanted, target = places.map, self._target(drain)
@@ -135,16 +134,9 @@ class Mover:
         self, source: Shard, wanted: ShardMap, far: list[int], progress: Progress
     ) -> None:
         """Move all that is to leave a shard. None of it is written there any more."""
-        after: At | None = None
-        while True:
-            with source.named():
-                page = await source.engine.rows(after=after)
-            found: dict[str, int] = {}
-            for row in page.items:
-                partition = self._partition(row)
-                if partition is not None and wanted.homes(partition)[1] != source.id:
-                    found[partition] = found.get(partition, 0) + 1
-            leaving = iter(found)
+        async for found in partitions(source, self._layouts):
+            homes = {partition: wanted.homes(partition) for partition in found}
+            leaving = iter([one for one, (old, new) in homes.items() if old == source.id != new])
             while some := list(islice(leaving, _AT_ONCE)):
                 moving = [self._begin(partition) for partition in some]
                 await asyncio.wait(moving)
@@ -153,24 +145,6 @@ class Mover:
                 far[0] += len(some)
                 far[1] += sum(found[partition] for partition in some)
                 progress(*far)
-            if page.after is None:
-                return
-            after = self._past_common(page.after)
-
-    def _past_common(self, after: At) -> At:
-        """The same place, or the end of a collection that is not partitioned."""
-        layout = self._layouts.get(after.name)
-        if after.kind >= Kind.FLOORS or (layout and layout.partition is not None):
-            return after
-        return At(after.kind, after.name, _END)
-
-    def _partition(self, row: Row) -> str | None:
-        if isinstance(row, OperationRow):
-            return row.partition or None
-        layout = self._layouts.get(row.at.name)
-        if isinstance(row, FloorRow) or layout is None:
-            return None
-        return layout.partition_of(keys.split(row.place))
 
     def _begin(self, partition: str) -> asyncio.Task[None]:
         """The move of a partition that is under way, or begins now."""
@@ -213,7 +187,7 @@ class Mover:
         else has moved it meanwhile. Raises `Damaged` where it came out otherwise."""
         copied, digest, there = 0, xxhash.xxh3_128(), xxhash.xxh3_128()
         try:
-            async for rows in _pages(source, partition):
+            async for rows in pages_of(source, partition):
                 copied += _add(digest, rows)
                 load = functools.partial(_load, rows)
                 if not await self._places.move(target, wanted, load):
@@ -221,7 +195,7 @@ class Mover:
         except Conflict as conflict:
             why = str(conflict)
         else:
-            async for rows in _pages(target, partition):
+            async for rows in pages_of(target, partition):
                 _add(there, rows)
             if there.digest() == digest.digest():
                 return copied
@@ -235,7 +209,7 @@ class Mover:
 
     async def _remove(self, source: Shard, partition: str, wanted: ShardMap) -> bool:
         """Remove a partition where it was; False where the map no longer says so."""
-        async for rows in _pages(source, partition):
+        async for rows in pages_of(source, partition):
             own = [row for row in rows if not isinstance(row, FloorRow)]
             if own and not await self._places.move(source, wanted, functools.partial(_unload, own)):
                 return False
@@ -257,16 +231,6 @@ async def _load(rows: Sequence[Row], engine: Engine, under: Batch) -> None:
 
 async def _unload(rows: Sequence[Row], engine: Engine, under: Batch) -> None:
     await engine.unload(rows, under=under)
-
-
-async def _pages(shard: Shard, partition: str) -> AsyncIterator[tuple[Row, ...]]:
-    after: At | None = None
-    while True:
-        with shard.named():
-            page = await shard.engine.rows(after=after, partition=partition)
-        yield page.items
-        if (after := page.after) is None:
-            return
 
 
 def _add(digest: xxhash.xxh3_128, rows: Iterable[Row]) -> int:

@@ -49,6 +49,7 @@ class Watch:
         while True:
             try:
                 await self._places.look(shard)
+                await shard.count_left()
                 shard.down = None
             except PerdureError as error:
                 shard.down = str(error)

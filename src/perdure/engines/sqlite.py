@@ -117,6 +117,9 @@ class SqliteEngine:
             return "the store was opened for reading only"
         return self._committer.latched
 
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        return self.latched
+
     async def commit(self, batch: Batch) -> Committed:
         self._check_open()
         partition = partition_of(batch)

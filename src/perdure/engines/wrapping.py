@@ -35,6 +35,9 @@ class Wrapping:
     def latched(self) -> str | None:
         return self.engine.latched
 
+    def latched_for(self, log: Log[Any], stream: Key) -> str | None:
+        return self.engine.latched_for(log, stream)
+
     async def commit(self, batch: Batch) -> Committed:
         return await self.engine.commit(batch)
 

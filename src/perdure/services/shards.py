@@ -1,14 +1,35 @@
-"""What is wrong with the shards of a store, for operators: in readiness, listings and `status`."""
+"""What is to be known of the shards of a store, for operators: in readiness, listings, `status`."""
 
 from __future__ import annotations
 
-from perdure.core.engine import Sharding, ShardState
+from perdure.core.engine import Moving, Sharding, ShardState
 
 
 def shard_warnings(sharding: Sharding | None) -> list[str]:
-    """Which shards do not answer, and what that means, one line a shard."""
+    """Which shards do not answer, and what is being moved; what that means, and what to do."""
     if sharding is None:
         return []
+    told = [] if sharding.moving is None else [_moving(sharding.moving, sharding)]
+    return told + _lacking(sharding)
+
+
+def _moving(moving: Moving, sharding: Sharding) -> str:
+    far = "" if moving.partitions is None else f", {moving.partitions} so far"
+    drained = [shard.id for shard in sharding.shards if shard.id and shard.id not in moving.to]
+    again = " ".join(["perdure reshard", *(f"--drain {id}" for id in drained)])
+    who = (
+        "This process is at it."
+        if moving.here
+        else f"If nobody is at it any more, it was cut off: run `{again}` again, and it goes on."
+    )
+    return (
+        f"partitions are being moved from the shards {', '.join(moving.members)} to "
+        f"{', '.join(moving.to)}{far}. All are readable and writable; until it has ended there is "
+        f"no backup and no copy. {who}"
+    )
+
+
+def _lacking(sharding: Sharding) -> list[str]:
     unseen = [shard for shard in sharding.shards if shard.id is None]
     if sharding.missing and not unseen:
         return [

@@ -68,8 +68,8 @@ class _Stream:
             if tip.last < self.last:
                 raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
             if tip.last == self.last:
-                if self._engine.latched is not None:
-                    raise Latched(f"{self._engine.latched}. Nothing more comes until a restart.")
+                if (why := self._engine.latched_for(self._log, self._key)) is not None:
+                    raise Latched(f"{why}. Nothing more comes until a restart.")
                 continue
             entries = await self._engine.read(self._log, self._key, after=self.last, limit=_PAGE)
             if entries:

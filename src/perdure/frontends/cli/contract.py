@@ -49,7 +49,9 @@ async def _contract(config: Config) -> StateReport:
         seen = await last_seen(state)
         warnings += [f"{one.where}: {one.why}" for one in seen.damaged]
         recovery = seen.boot.recovery if seen.boot is not None else ()
-        return state_report(state.engine.url, config.profile, recovery, warnings)
+        return state_report(
+            state.engine.url, config.profile, recovery, warnings, shards=state.sharding
+        )
 
 
 def _survives(survives: Survives) -> str:

@@ -10,6 +10,7 @@ import typer
 from rich.filesize import decimal
 
 from perdure.core.clock import SystemClock
+from perdure.core.engine import Sharding
 from perdure.core.values import Finding
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import (
@@ -27,6 +28,7 @@ from perdure.library import open as open_store
 from perdure.services.config import Config
 from perdure.services.jobs import JobCounts
 from perdure.services.reports import InstanceState, StartupReport, instance_state, last_seen
+from perdure.services.shards import shard_warnings
 from perdure.services.usage import DiskUse
 from perdure.surfaces.boots import Boot, Phase, SurfaceRecovery
 
@@ -48,6 +50,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     usage: DiskUse | None = None
     jobs: JobCounts | None = None
     damaged: list[Finding] = []
+    shards: Sharding | None = None
 
 
 class _Usage(msgspec.Struct):
@@ -96,6 +99,7 @@ async def _status(config: Config) -> Status:
         instances=instances.data,
         usage=usage.last,
         jobs=usage.jobs,
+        shards=startup.shards,
     )
 
 
@@ -105,6 +109,7 @@ async def _stored(config: Config) -> Status:
         seen = await last_seen(state)
         clock = SystemClock()
         instances = [instance_state(one, state, clock, running="") for one in seen.instances]
+        shards = state.sharding
     return Status(
         running=False,
         ready=False,
@@ -115,6 +120,7 @@ async def _stored(config: Config) -> Status:
         last_boot=seen.boot,
         instances=instances[:_SHOWN],
         damaged=seen.damaged,
+        shards=shards,
     )
 
 
@@ -122,6 +128,8 @@ def _show(found: Status) -> None:
     if found.startup is None:
         console.print(f"[bold]not running[/] on {found.engine}")
         _show_findings(found.damaged)
+        _show_warnings(shard_warnings(found.shards))
+        _show_shards(found.shards)
         _show_last(found.last_boot)
         return
     report = found.startup
@@ -138,13 +146,31 @@ def _show(found: Status) -> None:
     for check in report.checks:
         checks.add_row(f"  {check.name}", "ok" if check.ok else "[red]no[/]", check.reason)
     console.print(checks)
-    for warning in report.warnings:
-        console.print(f"  [yellow]warning[/] {warning}")
+    _show_warnings(report.warnings)
+    _show_shards(found.shards)
     _show_recovery(report.recovery, report.phases)
     if found.jobs is not None:
         _show_jobs(found.jobs)
     if found.usage is not None:
         _show_usage(found.usage)
+
+
+def _show_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        console.print(f"  [yellow]warning[/] {warning}")
+
+
+def _show_shards(sharding: Sharding | None) -> None:
+    if sharding is None:
+        return
+    console.print("shards")
+    rows = table()
+    for shard in sharding.shards:
+        kinds = [("primary", shard.primary), ("keeps partitions", shard.member)]
+        kept = ", ".join(kind for kind, holds in kinds if holds) or "nothing lives in it"
+        shown = kept if shard.id else "never seen"
+        rows.add_row(f"  {shard.id or '?'}", shard.url, "[red]down[/]" if shard.down else shown)
+    console.print(rows)
 
 
 def _show_jobs(jobs: JobCounts) -> None:
