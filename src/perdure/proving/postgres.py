@@ -75,6 +75,8 @@ class Server:
         """Start it and wait until it answers, making its data first where there is none."""
         if not self._data.exists():
             self._make()
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None  # however that one ended, this is another
         arguments = [f"--{name}={value}" for name, value in (_SETTINGS | settings).items()]
         deadline_s = time.monotonic() + _START_S
         while not self._answers():
@@ -98,6 +100,10 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise TooLate(f"PostgreSQL did not stop within {_STOP_S:g} s: {self._said()}") from None
+
+    async def is_gone(self) -> bool:
+        """Whether it has ended, by itself or not."""
+        return self._process is None or self._process.poll() is not None
 
     def remove(self) -> None:
         """End it and forget its data."""
