@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
+from perdure.core.errors import StorageFull
 from perdure.engines.postgres_commit import Committer
 from perdure.proving.drills.database import FailingDatabase, Network
 from perdure.proving.drills.drill import Trial
+from perdure.proving.drills.full_database import FullDatabase
 
 
 # proves C12
@@ -35,3 +37,38 @@ async def test_a_commit_that_is_guessed_is_found(
     await FailingDatabase().run(trial)
     assert trial.violations
     assert any(told in violation.what for violation in trial.violations)
+
+
+@pytest.fixture
+def full() -> FullDatabase:
+    if (lacks := FullDatabase().lacks()) is not None:
+        pytest.skip(lacks)
+    return FullDatabase()
+
+
+# proves C10, C12
+async def test_a_log_that_cannot_grow_ends_the_server_and_not_the_engine(
+    full: FullDatabase, tmp_path: Path
+) -> None:
+    trial = Trial(tmp_path, "ci", seconds=60, case=2)
+    await full.run(trial)
+    assert trial.violations == []
+    assert trial.notes["log"] == 1
+
+
+async def test_an_engine_that_a_full_disk_latches_is_found(
+    full: FullDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = Committer._patiently
+
+    async def latches(committer: Committer, group: Any) -> Any:
+        try:
+            return await attempt(committer, group)
+        except StorageFull:
+            committer._latch.close("as planted")
+            raise
+
+    monkeypatch.setattr(Committer, "_patiently", latches)
+    trial = Trial(tmp_path, "ci", seconds=60, case=1)
+    await full.run(trial)
+    assert any("as planted" in violation.what for violation in trial.violations)

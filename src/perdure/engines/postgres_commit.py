@@ -364,7 +364,7 @@ class Committer:
                 shared[number] = False
                 if (loaded := self._layouts.get(row.at.name)) is not None and loaded.urgent:
                     urgent.add(number)
-        begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
+        begin = "BEGIN ISOLATION LEVEL READ COMMITTED"
         if len(shared) > LOCKS_MAX:
             begin += f"; SELECT pg_advisory_xact_lock({self._gate})"
             shared = {number: shared[number] for number in urgent}

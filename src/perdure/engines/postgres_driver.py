@@ -92,9 +92,11 @@ _WRONG = {
     ("synchronous_commit", "off"): "it confirms commits before they are on its disk. "
     "Set synchronous_commit = on for the server, the database or the role that Perdure uses",
 }
-_NOT_WRITABLE = {
+_BEHIND = {
     ("in_hot_standby", "on"): "it is a standby. Name the primary, or several hosts with "
     "target_session_attrs=read-write",
+}
+_NOT_WRITABLE = {
     ("default_transaction_read_only", "on"): "its sessions are read-only. "
     "Set default_transaction_read_only = off for the role that Perdure uses",
 }
@@ -238,12 +240,15 @@ class Database:
             await self.clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
-    async def check_promise(self, session: Session) -> None:
-        """Refuse a server that acknowledges what it can lose, or that cannot be written to.
+    async def check_promise(self, session: Session, *, to_read: bool = False) -> None:
+        """Refuse a server that acknowledges what it can lose, that may lack what was acknowledged,
+        or that cannot be written to where that is needed.
 
         Raises `PromiseBroken`, and `Unavailable` for what may be over in a moment.
         """
-        rules = {**_WRONG, **({} if self._read_only else _NOT_WRITABLE)}
+        rules = dict(_WRONG)
+        if not self._read_only:
+            rules |= _BEHIND if to_read else _BEHIND | _NOT_WRITABLE
         names = [name for name, _ in rules]
         found = {tuple(row) for row in await session.fetch(SQL["settings"], names)}
         for rule, why in rules.items():
@@ -254,13 +259,12 @@ class Database:
     async def pin_promise(self, session: Session) -> None:
         """The same of a new session of a store that is open, which may do better later; and what
         it commits stays as durable as it is now, whatever the server is told meanwhile."""
-        await self._check_again(session)
+        await self._check_again(session, to_read=False)
         await session.execute(SQL["pin"])
 
-    async def _check_again(self, session: Session) -> None:
-        """Of a reader too: a server that became a standby may lack what was acknowledged."""
+    async def _check_again(self, session: Session, *, to_read: bool = True) -> None:
         try:
-            await self.check_promise(session)
+            await self.check_promise(session, to_read=to_read)
         except PromiseBroken as error:
             raise Unavailable(str(error)) from error
 

@@ -74,7 +74,10 @@ class Server:
     def start(self, **settings: str) -> None:
         """Start it and wait until it answers, making its data first where there is none."""
         if not self._data.exists():
-            self._make()
+            options = ("--no-locale", "--encoding=UTF8", "--no-sync", "-A", "trust")
+            self._make("initdb", "-U", ADMINISTRATOR, *options)
+        if self._process is not None and self._process.poll() is not None:
+            self._process = None  # however that one ended, this is another
         arguments = [f"--{name}={value}" for name, value in (_SETTINGS | settings).items()]
         deadline_s = time.monotonic() + _START_S
         while not self._answers():
@@ -99,20 +102,29 @@ class Server:
             self._process.kill()
             raise TooLate(f"PostgreSQL did not stop within {_STOP_S:g} s: {self._said()}") from None
 
+    async def is_gone(self) -> bool:
+        """Whether it has ended, by itself or not."""
+        return self._process is None or self._process.poll() is not None
+
     def remove(self) -> None:
         """End it and forget its data."""
         self.stop(signal.SIGQUIT)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _make(self) -> None:
+    def follow(self, primary: Server) -> None:
+        """Be a standby of a server that runs, from the next start on until it is promoted."""
+        of = ("-h", str(primary.socket.parent), "-U", ADMINISTRATOR)
+        self._make("pg_basebackup", *of, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+
+    def _make(self, program: str, *options: str) -> None:
+        """Make its data by a program."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if (owner := _owner()) is not None:
             for path in {self.directory, self.socket.parent}:
                 os.chown(path, *owner)
-        options = ("--no-locale", "--encoding=UTF8", "--no-sync", "-A", "trust")
-        made = self._run("initdb", "-D", str(self._data), "-U", ADMINISTRATOR, *options)
+        made = self._run(program, "-D", str(self._data), *options)
         if made.wait(_START_S):
-            raise Unavailable(f"initdb failed: {self._said()}")
+            raise Unavailable(f"{program} failed: {self._said()}")
 
     def _answers(self) -> bool:
         asked = ("pg_isready", "-q", "-h", str(self.socket.parent), "-d", "postgres")
@@ -147,10 +159,13 @@ class Server:
             )
 
 
-def make_server() -> Server:
-    """A running server in a temporary directory of its own, which ends with this process."""
+def make_server(primary: Server | None = None) -> Server:
+    """A running server in a temporary directory of its own, which ends with this process: alone, or
+    a standby of another."""
     server = Server(Path(tempfile.mkdtemp(prefix="perdure-pg-")))
     atexit.register(server.remove)
+    if primary is not None:
+        server.follow(primary)
     server.start()
     return server
 

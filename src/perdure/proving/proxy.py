@@ -41,7 +41,7 @@ class Proxy:
         """Unset, everything is held back, and who connects hears nothing."""
 
         self.passing.set()
-        self._target = target
+        self.target = target
         self._open: set[asyncio.StreamWriter] = set()
 
     def cut(self) -> None:
@@ -55,7 +55,7 @@ class Proxy:
             answers.transport.abort()
             return
         await self.passing.wait()
-        server, asks = await asyncio.open_unix_connection(str(self._target))
+        server, asks = await asyncio.open_unix_connection(str(self.target))
         self._open |= {answers, asks}
         struck: list[At] = []
         carried = (

@@ -18,6 +18,7 @@ from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.file_cuts import CutFiles
 from perdure.proving.drills.file_damage import DamagedFiles
 from perdure.proving.drills.file_failures import FAILING_FILES
+from perdure.proving.drills.full_database import FullDatabase
 from perdure.proving.drills.histories import ContendingClients
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
@@ -44,6 +45,7 @@ DRILLS: tuple[Drill, ...] = (
     FailedSystemCalls(),
     FullDisk(),
     FullSystem(),
+    FullDatabase(),
     *FAILING_FILES,
     *FAILING_BLOBS,
     *FAILING_SERVERS,

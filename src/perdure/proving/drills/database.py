@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal, get_args
@@ -52,7 +53,8 @@ class Writing:
     def __init__(self, engine: Engine) -> None:
         self.begun = dict.fromkeys(range(_WRITERS), 0)
         self.acknowledged = dict.fromkeys(range(_WRITERS), 0)
-        self.unknown = self.refused = 0
+        self.unknown = 0
+        self.refused = Counter[str]()
         self._engine = engine
         self._over = False
         self._tasks = [asyncio.create_task(self._write(writer)) for writer in range(_WRITERS)]
@@ -68,6 +70,11 @@ class Writing:
             )
 
         await wait_until(reached, _DEADLINE_S, f"{more} more steps of every writer")
+
+    @property
+    def ended(self) -> bool:
+        """Whether every writer has given up."""
+        return all(task.done() for task in self._tasks)
 
     async def stop(self) -> list[str]:
         """End the writers; what they were refused."""
@@ -85,8 +92,8 @@ class Writing:
                 return
             except Latched:
                 raise
-            except Unavailable:
-                self.refused += 1
+            except Unavailable as error:
+                self.refused[error.code] += 1
                 self.begun[writer] -= 1  # it is not there, or its repeat will be a conflict
                 continue
             self.acknowledged[writer] = self.begun[writer]
@@ -144,7 +151,7 @@ class FailingDatabase:
             await engine.close()
         trial.count("steps", sum(writing.acknowledged.values()))
         trial.count("unknown", writing.unknown)
-        trial.count("refused", writing.refused)
+        trial.count("refused", writing.refused.total())
         return [f"{strike}: {one}" for one in wrong]
 
 
