@@ -20,6 +20,7 @@ from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine, Resharded, Sharding
 from perdure.core.errors import Invalid, Unavailable
+from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Finding
 from perdure.engines import (
@@ -139,6 +140,13 @@ async def verify(url: str, blobs: str) -> Verified:
     change nothing; see `services.verification`. A server verifies its own: ask that."""
     async with open(url, read_only=True) as state, _looking(state.engine, blobs) as keeper:
         return await verification.verify(state.engine, keeper)
+
+
+async def verify_workers(url: str, within: Key) -> Verified:
+    """Look for what does not hold of the workers of a tenant, of a runtime, or of one, in a store
+    that no process holds, and change nothing; see `services.verification`."""
+    async with open(url, read_only=True) as state:
+        return await verification.verify_workers(state, within)
 
 
 async def accept(url: str) -> list[Finding]:

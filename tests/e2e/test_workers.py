@@ -42,9 +42,16 @@ async def test_an_operator_lists_shows_and_follows_workers(tmp_path: Path) -> No
             last = msgspec.json.decode(await follower.stdout.readline())
         told = [(one["number"], one["type"]) for one in (*first, last)]
         assert told == [(1, "created"), (2, "accepted"), (3, "stopped")]
+        for within in ((), ("lab",), ("lab/scout",)):
+            verified = await perdure("workers", "verify", *within, *data)
+            assert (verified.code, verified.out) == (0, "nothing is damaged\n")
         shown = await perdure("workers", "show", "lab/scout", *data)
         assert shown.json()["overview"]["reason"] == "enough"
     async with asyncio.timeout(STARTS_WITHIN_S):
         assert await follower.wait() == 5  # its server has stopped
+    verified = await perdure("workers", "verify", "lab", *data)
+    assert (verified.code, verified.out) == (0, "nothing is damaged\n")
+    unknown = await perdure("workers", "verify", "lab/nobody", *data)
+    assert (unknown.code, "nobody" in unknown.err) == (3, True)
     said = await perdure("workers", "transcript", "lab/scout", *data)
     assert said.out.endswith("user          look\n")

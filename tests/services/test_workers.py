@@ -24,6 +24,7 @@ from perdure.engines.checked import Checked
 from perdure.engines.wrapping import Wrapping
 from perdure.library import Embedded
 from perdure.proving.subjects import postgres_url
+from perdure.services.worker_checks import check_workers
 from perdure.surfaces.state import LAYOUTS
 from perdure.surfaces.workers import (
     ARCHIVES,
@@ -102,6 +103,7 @@ async def agree(state: Embedded) -> None:
     assert seen == (counts.events, counts.transcript, counts.inputs, counts.taken)
     worker = await state.workers.get(*AT)
     assert (view.status, view.generation) == (worker.status, worker.generation)
+    assert [one async for one in check_workers(state.engine)] == []
 
 
 # proves W1, W2, W4

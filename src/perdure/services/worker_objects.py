@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
 
+from perdure.core import codec
 from perdure.core.keys import Key
 from perdure.core.values import Entry, Record
 from perdure.surfaces import workers as kept
@@ -16,6 +18,12 @@ from perdure.wire import workers as wire
 def plain(raw: msgspec.Raw) -> Any:
     """What a value was before it was stored."""
     return msgspec.json.decode(raw)
+
+
+def fingerprint(value: Any) -> str:
+    """What tells a request from others: equal for equal values, in whatever order of fields."""
+    codec.check(value)
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
 
 
 def runtime_object(key: Key, runtime: kept.Runtime) -> wire.RuntimeObject:

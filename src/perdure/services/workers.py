@@ -8,7 +8,6 @@ refused for good. Damage in one worker is told once, and keeps no other from wor
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
@@ -31,6 +30,7 @@ from perdure.services.tail import Tail
 from perdure.services.worker_objects import (
     diagnostic_object,
     event_object,
+    fingerprint,
     overview_object,
     plain,
     retention_object,
@@ -104,7 +104,7 @@ class Workers:
         `OtherFingerprint` where it was in others."""
         body = typed(asked, wire.CreateBody)
         key, at_s = (self._tenant, body.id), int(self._clock.now_s())
-        made = kept.Runtime(at_s, _fingerprint(body.config), _raw(body.config))
+        made = kept.Runtime(at_s, fingerprint(body.config), _raw(body.config))
 
         async def attempt() -> kept.Runtime:
             found = await self._surface.find_runtime(key)
@@ -130,7 +130,7 @@ class Workers:
         `OtherFingerprint` where it was in others, and `NotFound` for an unknown runtime."""
         body = typed(asked, wire.CreateBody)
         key, at_s = self._key(runtime_id, body.id), int(self._clock.now_s())
-        made = Worker(runtime_id, at_s, _fingerprint(body.config), _raw(body.config))
+        made = Worker(runtime_id, at_s, fingerprint(body.config), _raw(body.config))
 
         async def attempt() -> Worker:
             home = await self._surface.runtime(key[:2])
@@ -175,7 +175,7 @@ class Workers:
         body = typed(asked, wire.InputBody)
         key = self._key(runtime_id, worker_id)
         submission_id = body.submission_id or self._clock.new_id("sub")
-        digest = _fingerprint([body.role, body.content])
+        digest = fingerprint([body.role, body.content])
         said = Said(body.role, int(self._clock.now_s()), _raw(body.content))
 
         async def attempt() -> kept.Submission:
@@ -497,12 +497,6 @@ def _is_last(entry: Entry[WorkerEvent]) -> bool:
 def _raw(value: Any) -> msgspec.Raw:
     codec.check(value)
     return msgspec.Raw(codec.encode(value))
-
-
-def _fingerprint(value: Any) -> str:
-    """What tells a request from others: equal for equal values, in whatever order of fields."""
-    codec.check(value)
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
 
 
 def _same(key: Key, found: F, fingerprint: str) -> F:

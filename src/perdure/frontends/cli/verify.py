@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
+from rich.markup import escape
 
 from perdure import library
 from perdure.core.errors import Damaged
@@ -38,12 +39,16 @@ def verify(
     accepted = asyncio.run(library.accept(settings.engine_url)) if accept else []
     for one in accepted if not json else ():
         console.print(f"[yellow]{one.kind}[/] {one.where}: {one.why}")
-    found = asyncio.run(_verify(settings))
+    tell(asyncio.run(_verify(settings)), json)
+
+
+def tell(found: Verified, json: bool) -> None:
+    """Say what was found, and exit as that is."""
     if json:
         say_json(found)
     else:
         for finding in found.findings:
-            console.print(f"[red]{finding.kind}[/] {finding.where}: {finding.why}")
+            console.print(f"[red]{finding.kind}[/] {escape(finding.where)}: {escape(finding.why)}")
         more = f"more than {FINDINGS_MAX}" if found.more else len(found.findings)
         console.print("nothing is damaged" if found.ok else f"{more} findings")
         left = found.reclaimable

@@ -16,12 +16,15 @@ import msgspec
 import typer
 from rich.markup import escape
 
+from perdure import library
 from perdure.core.errors import Invalid
+from perdure.core.keys import DEFAULT_TENANT
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import console, moment, say_json, table, wide
 from perdure.frontends.cli.store import ask, holder, server, stream
-from perdure.library import open as open_store
+from perdure.frontends.cli.verify import tell
 from perdure.services.config import Config
+from perdure.services.verification import Verified
 from perdure.services.workers import Workers
 from perdure.surfaces.workers import Status
 from perdure.wire.lists import ListQuery
@@ -195,6 +198,34 @@ def transcript(
     asyncio.run(told())
 
 
+@workers.command()
+def verify(
+    within: Annotated[
+        str, typer.Argument(metavar="[RUNTIME[/WORKER]]", help="The runtime, or one worker.")
+    ] = "",
+    data: Data = None,
+    engine: Engine = None,
+    config: ConfigFile = None,
+    json: AsJson = False,
+) -> None:
+    """Hold what is stored of workers against each other: counts, logs, projections, inputs,
+    archives.
+
+    Exits with 0 when all of it agrees and with 6 when it does not.
+    """
+    settings = configured(config, data=data, engine=engine)
+    one = _split(within) if "/" in within else tuple(filter(None, (within,)))
+
+    async def look() -> Verified:
+        held = await holder(settings)
+        if held is None:
+            return await library.verify_workers(settings.engine_url, (DEFAULT_TENANT, *one))
+        asked = dict(zip(("runtime_id", "worker_id"), one, strict=False))
+        return await ask(held, _path("/control/workers/verify", asked), Verified, timeout_s=None)
+
+    tell(asyncio.run(look()), json)
+
+
 async def _told(
     settings: Config, path: str, type: type[T], look: Callable[[Workers], Awaitable[T]]
 ) -> T:
@@ -202,7 +233,7 @@ async def _told(
     held = await holder(settings)
     if held is not None:
         return await ask(held, path, type)
-    async with open_store(settings.engine_url, read_only=True) as state:
+    async with library.open(settings.engine_url, read_only=True) as state:
         return await look(state.workers)
 
 

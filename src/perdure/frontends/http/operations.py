@@ -129,6 +129,19 @@ async def verify(service: Service, call: Call) -> Answer:
     return shown(await verification.verify(service.node.state.engine, service.node.blobs))
 
 
+class WithinQuery(msgspec.Struct, frozen=True):
+    """A runtime, or one worker of it; everything without."""
+
+    runtime_id: str | None = None
+    worker_id: str | None = None
+
+
+async def verify_workers(service: Service, call: Call) -> Answer:
+    asked = query_of(call, WithinQuery)
+    within = filter(None, (call.tenant, asked.runtime_id, asked.worker_id))
+    return shown(await verification.verify_workers(service.node.state, tuple(within)))
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs under way, and what was measured last: None before it was the first time."""
 
@@ -333,6 +346,15 @@ CONTROL_ROUTES = (
         verify,
         Verified,
         access="operator",
+    ),
+    _route(
+        "/control/workers/verify",
+        "verifyWorkers",
+        "Hold what is stored of workers against each other.",
+        verify_workers,
+        Verified,
+        access="operator",
+        query=WithinQuery,
     ),
     Route(
         method="POST",
