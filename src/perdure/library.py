@@ -7,7 +7,9 @@ and hands every call over, so there are no second, synchronous versions of anyth
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
+import os
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
@@ -19,7 +21,7 @@ from perdure.core.blobs import Blob
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine, Resharded, Sharding
-from perdure.core.errors import Invalid, Unavailable
+from perdure.core.errors import Closed, Invalid, Unavailable
 from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Finding
@@ -292,7 +294,12 @@ async def _listed(blobs: str) -> list[Blob]:
 @contextmanager
 def blocking(url: str) -> Iterator[Any]:
     """The same state for a program without an event loop: its async methods return their results,
-    its async iterators are plain ones, and its pure functions stay what they are."""
+    its async iterators are plain ones, and its pure functions stay what they are. Any thread of
+    the process that opened it may use it, also one that runs an event loop, which waits meanwhile.
+
+    A program that ends without leaving this loses nothing that was acknowledged. A fork of the
+    process, and who comes after the end, is told by `Closed`.
+    """
     portal = _Portal()
     try:
         opened = open(url)
@@ -300,21 +307,54 @@ def blocking(url: str) -> Iterator[Any]:
         try:
             yield _Blocking(state, portal)
         finally:
-            portal.run(opened.__aexit__(None, None, None))
+            if portal.why_closed is None:
+                portal.run(opened.__aexit__(None, None, None))
     finally:
         portal.close()
 
 
 class _Portal:
-    """An event loop in a thread of its own."""
+    """An event loop in a thread of its own, which the end of the program does not wait for."""
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="perdure-portal")
+        self._ended = False
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="perdure-portal", daemon=True
+        )
         self._thread.start()
+        atexit.register(self._end)
+
+    @property
+    def why_closed(self) -> str | None:
+        """Why nothing can be asked any more, None while it can."""
+        if self._pid != os.getpid():
+            return (
+                f"this store was opened by process {self._pid}, and its threads are not in a fork "
+                "of that. Open a store in the process that uses it, once the other has closed it."
+            )
+        return "this store was closed. Open it again." if self._ended else None
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        """The result of `work`. An interrupt ends it first, so that nothing goes on unseen."""
+        if (why := self.why_closed) is not None:
+            work.close()
+            raise Closed(why)
+        begun: list[asyncio.Task[Any] | None] = []
+
+        async def running() -> T:
+            begun.append(asyncio.current_task())
+            return await work
+
+        future = asyncio.run_coroutine_threadsafe(running(), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            if future.cancel():
+                asyncio.run_coroutine_threadsafe(_over(begun), self._loop).result()
+                work.close()
+            raise
 
     def iterate(self, source: AsyncGenerator[T, None]) -> Iterator[T]:
         async def following() -> tuple[T] | None:
@@ -327,12 +367,25 @@ class _Portal:
             while (item := self.run(following())) is not None:
                 yield item[0]
         finally:
-            self.run(source.aclose())
+            if self.why_closed is None:
+                self.run(source.aclose())
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        if self.why_closed is None:
+            atexit.unregister(self._end)
+            self._end()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _end(self) -> None:
+        self._ended = True
+
+
+async def _over(begun: Sequence[asyncio.Task[Any] | None]) -> None:
+    """Return when what has begun, if anything has, is over."""
+    if tasks := [task for task in begun if task is not None]:
+        await asyncio.wait(tasks)
 
 
 class _Blocking:

@@ -12,7 +12,7 @@ from perdure.core.batch import append, drop
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
-from perdure.core.errors import Latched, Missing, Unavailable
+from perdure.core.errors import CursorRefused, Latched, Missing, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Log
 from perdure.core.values import Entry
@@ -174,3 +174,25 @@ async def test_a_shard_that_is_latched_ends_the_streams_that_live_in_it_and_no_o
     await engine.commit(append(log, sound, [LAST]))
     assert [entry.value for entry in await anext(following[sound])] == [LAST]
     await engine.close()
+
+
+# proves C23, W10
+@pytest.mark.parametrize("recent", [2, 512])
+async def test_who_follows_an_incarnation_is_told_nothing_of_the_next(
+    engine: Engine, recent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tails, "_RECENT_MAX", recent)
+    tail = Tail(engine)
+    await engine.commit(append(LOG, KEY, [1, 2, 3]))
+    seen: list[int] = []
+
+    async def follow() -> None:
+        async for entries in tail.follow(LOG, KEY, after=0, ended=is_last, incarnation=1):
+            seen.extend(entry.value for entry in entries)
+            await engine.commit(drop(LOG, KEY))
+            await engine.commit(append(LOG, KEY, [11, 12, 13, 14, LAST]))
+
+    with pytest.raises((Missing, CursorRefused)):
+        await follow()
+    assert seen == [1, 2, 3]
+    assert tail.stats.streams == tail.stats.followers == 0

@@ -454,6 +454,23 @@ async def test_an_ended_worker_is_archived_and_gone_and_its_id_is_free(
         await anext(workers.archive("lab", "op2"))
 
 
+# proves W7
+async def test_a_run_of_a_worker_that_was_purged_writes_nothing_for_its_namesake(
+    place: Place, state: Embedded
+) -> None:
+    stale = (await state.workers.start(*AT)).generation
+    await state.workers.stop(*AT)
+    await state.workers.retain(*AT, {"operation_id": "op1", "mode": "purge"})
+    state = await place.open()
+    await state.workers.create("lab", {"id": "scout"})
+    run = (await state.workers.start(*AT)).generation
+    assert run > stale
+    with pytest.raises(StaleGeneration):
+        await state.workers.progress(*AT, {"generation": stale})
+    await state.workers.progress(*AT, {"generation": run})
+    await agree(state)
+
+
 class Forgetful(Wrapping):
     """An engine that hands back another archive than it was given, or dies at its last commit."""
 

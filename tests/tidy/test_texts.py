@@ -84,7 +84,7 @@ def absent_documents(tree: Tree) -> list[str]:
         if text.path.endswith((".md", ".py", ".toml"))
         for number, line in text.lines()
         for name in DOCUMENT.findall(line)
-        if not any(path == name or path.endswith("/" + name.lstrip("./")) for path in here)
+        if not any(f"/{path}".endswith("/" + name.lstrip("./")) for path in here)
     ]
 
 

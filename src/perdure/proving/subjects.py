@@ -17,7 +17,6 @@ from perdure.core.engine import Engine
 from perdure.core.keys import Key, join
 from perdure.core.layouts import Layout
 from perdure.engines import open_engine, restore_engine
-from perdure.engines.files_names import Tree
 from perdure.proving import postgres
 from perdure.proving.subject import LAYOUTS, NOTES, Subject
 
@@ -58,6 +57,8 @@ async def _files(directory: Path, layouts: Sequence[Layout], clock: Clock) -> En
 
 def _damage_files(directory: Path, key: Key) -> None:
     """The same, as somebody would with an editor."""
+    from perdure.engines.files_names import Tree  # the others are proven without it
+
     tree = Tree(directory / "store")
     tree.declare(NOTES)
     path = tree.record("notes", key)

@@ -115,13 +115,14 @@ class Retiring:
         )
 
     async def _parts(self, key: Key) -> AsyncIterator[_Part]:
-        lines: list[bytes] = []
+        lines, data = 0, bytearray()
         async for line in self._lines(key):
-            lines.append(line)
-            if sum(map(len, lines)) >= PART_BYTES:
-                yield _Part(len(lines), b"".join(lines))
-                lines = []
-        yield _Part(len(lines), b"".join(lines))
+            lines += 1
+            data += line
+            if len(data) >= PART_BYTES:
+                yield _Part(lines, bytes(data))
+                lines, data = 0, bytearray()
+        yield _Part(lines, bytes(data))
 
     async def _lines(self, key: Key) -> AsyncIterator[bytes]:
         """The worker, its state, its events and its transcript, in this order."""

@@ -23,6 +23,9 @@ from perdure.services.supervisor import contained
 
 Ended = Callable[[Entry[Any]], bool]
 
+_Followed = tuple[str, Key, int | None]
+"""A log, a stream of it, and the incarnation of that which is meant, if it matters."""
+
 _RECENT_MAX = 512
 _PAGE = 64
 """Entries read at once: few enough for an engine to read them without a thread."""
@@ -41,11 +44,20 @@ class _Stream:
     """The shared reader of one stream; it runs while anyone follows, up to the entry that ends
     the stream, whose number is then `final`."""
 
-    def __init__(self, engine: Engine, log: Log[Any], key: Key, after: int, ended: Ended) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        log: Log[Any],
+        key: Key,
+        after: int,
+        ended: Ended,
+        incarnation: int | None,
+    ) -> None:
         self._engine = engine
         self._log = log
         self._key = key
         self._ended = ended
+        self._incarnation = incarnation
         self.final: int | None = None
         self.followers = 0
         self.last = after
@@ -65,19 +77,24 @@ class _Stream:
         self.last = max(0, min(self.last, tip.last - 1))
         while self.final is None:
             tip = await self._engine.wait(self._log, self._key, self.last, timeout_s=_WAIT_S)
-            if tip.last < self.last:
+            if tip.last < self.last or self._incarnation not in (None, tip.incarnation):
                 raise Missing(f"{self._log.name} {show(self._key)} was deleted.")
             if tip.last == self.last:
                 if (why := self._engine.latched_for(self._log, self._key)) is not None:
                     raise Latched(f"{why}. Nothing more comes until a restart.")
                 continue
-            entries = await self._engine.read(self._log, self._key, after=self.last, limit=_PAGE)
-            if entries:
+            if entries := await self.read(self.last):
                 self.recent.extend(entries)
                 self.last = entries[-1].seq
                 if self._ended(entries[-1]):
                     self.final = self.last
                 self._wake()
+
+    async def read(self, after: int) -> list[Entry[Any]]:
+        """Entries above `after`, of this stream and of none that came in its place."""
+        return await self._engine.read(
+            self._log, self._key, after=after, incarnation=self._incarnation, limit=_PAGE
+        )
 
     def fail(self, error: PerdureError) -> None:
         self.failure = error
@@ -100,7 +117,7 @@ class Tail:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._streams: dict[tuple[str, Key], _Stream] = {}
+        self._streams: dict[_Followed, _Stream] = {}
         self.stats = TailStats()
 
     async def follow(
@@ -110,17 +127,26 @@ class Tail:
         *,
         after: int,
         ended: Ended,
+        incarnation: int | None = None,
     ) -> AsyncGenerator[list[Entry[Any]], None]:
         """Entries above `after` in order, in groups as they become durable; it stops behind the
         entry that `ended` says is the last, whether or not `after` is beyond it. Raises what the
-        engine raises, and what `fail` is told."""
-        stream = self._join(log, key, after, ended)
+        engine raises, and what `fail` is told; and `Missing` or `CursorRefused`, where an
+        `incarnation` is given, once the stream is not of that any more."""
+        place = (log.name, key, incarnation)
+        stream = self._streams.get(place)
+        if stream is None or stream.failure is not None:
+            stream = _Stream(self._engine, log, key, after, ended, incarnation)
+            self._streams[place] = stream
+            self.stats.streams += 1
+        stream.followers += 1
+        self.stats.followers += 1
         try:
             while True:
                 moved = stream.moved
                 entries = stream.after(after)
                 if entries is None:
-                    entries = await self._engine.read(log, key, after=after, limit=_PAGE)
+                    entries = await stream.read(after)
                 if entries:
                     after = entries[-1].seq
                     yield entries
@@ -131,29 +157,19 @@ class Tail:
                 else:
                     await moved.wait()
         finally:
-            self._leave(log, key, stream)
+            self._leave(place, stream)
 
     def fail(self, log: Log[Any], key: Key, error: PerdureError) -> None:
         """Tell whoever follows now that nothing more will come, and why."""
-        stream = self._streams.get((log.name, key))
+        stream = self._streams.get((log.name, key, None))
         if stream is not None:
             stream.fail(error)
 
-    def _join(self, log: Log[Any], key: Key, after: int, ended: Ended) -> _Stream:
-        stream = self._streams.get((log.name, key))
-        if stream is None or stream.failure is not None:
-            stream = _Stream(self._engine, log, key, after, ended)
-            self._streams[(log.name, key)] = stream
-            self.stats.streams += 1
-        stream.followers += 1
-        self.stats.followers += 1
-        return stream
-
-    def _leave(self, log: Log[Any], key: Key, stream: _Stream) -> None:
+    def _leave(self, place: _Followed, stream: _Stream) -> None:
         stream.followers -= 1
         self.stats.followers -= 1
         if stream.followers == 0:
             stream.reader.cancel()
             self.stats.streams -= 1
-            if self._streams.get((log.name, key)) is stream:
-                del self._streams[(log.name, key)]
+            if self._streams.get(place) is stream:
+                del self._streams[place]

@@ -303,7 +303,7 @@ class Workers:
         else:
             incarnation, seq = entry_at(engine.store_id, log, key, after)
             await engine.read(log, key, after=seq, incarnation=incarnation, limit=0)
-        following = self._tail.follow(log, key, after=seq, ended=_is_last)
+        following = self._tail.follow(log, key, after=seq, ended=_is_last, incarnation=incarnation)
         async with self._quarantine(key), aclosing(following) as groups:
             async for group in groups:
                 yield [

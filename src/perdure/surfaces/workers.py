@@ -8,7 +8,9 @@ Invariants
   at the version it was read at. So state, events and transcript agree at every moment, and writers
   never interleave.
 - Every change of status raises the generation by one, and whoever runs a worker names the
-  generation it was given. A run that was stopped, or taken over, writes nothing more.
+  generation it was given. A run that was stopped, or taken over, writes nothing more; nor does one
+  of a worker that was removed, whose id another has now: the version of the record, which goes on
+  across removals, is the least that a generation is.
 """
 
 from __future__ import annotations
@@ -495,7 +497,7 @@ class Workers:
         moved = msgspec.structs.replace(
             held.value,
             status=status,
-            generation=held.value.generation + 1,
+            generation=max(held.value.generation + 1, held.version),
             runner=runner,
             ended_by=event_id if ended else held.value.ended_by if status.ended else None,
             reason=reason,
