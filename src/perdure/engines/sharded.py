@@ -31,6 +31,7 @@ from perdure.core.engine import (
     Snapshot,
     Survives,
     Usage,
+    Written,
 )
 from perdure.core.errors import Invalid, SpansPartitions, Unavailable
 from perdure.core.keys import Key
@@ -68,6 +69,12 @@ class ShardedEngine:
             }
         )
         self.recovered = _recovered([engine.recovered for engine in engines])
+        self.written = Written(
+            min(engine.written.format for engine in engines),
+            max(engine.written.newest for engine in engines),
+            tuple(step for engine in engines for step in engine.written.steps),
+            None if self.shared else sum(engine.written.number or 0 for engine in engines),
+        )
         self.places = places
         self._layouts = {layout.name: layout for layout in layouts}
         self.mover = Mover(places, self._layouts)
@@ -325,7 +332,7 @@ class ShardedEngine:
             with shard.named():
                 snapshots.append(await shard.engine.backup(place, told(shard.id)))
         number = sum(snapshot.number for snapshot in snapshots)
-        return Snapshot(self.store_id, number, snapshots[0].format)
+        return Snapshot(self.store_id, number, snapshots[0].format, tuple(snapshots))
 
     async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
         if partition is not None:
