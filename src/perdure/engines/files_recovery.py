@@ -301,6 +301,15 @@ def _add_indexes(store: Store, records: Records[Any], note: Note) -> None:
         state.records[(row.collection, row.place)] = replace(row, columns=columns)
 
 
+def change_format(store: Store, note: Note) -> None:
+    """Run the steps that the store lacks. It is of the new format once its manifest says so."""
+    for step in store.place.steps:
+        if step.format > store.state.format:
+            note(f"format {step.format}: {step.says}")
+            step.run(store)
+            store.state.format = step.format
+
+
 def _take(store: Store, lacking: Lacking, note: Note) -> None:
     """Bring the files up to date, then begin to own the store."""
     place, state = store.place, store.state
@@ -308,11 +317,7 @@ def _take(store: Store, lacking: Lacking, note: Note) -> None:
     state.done(work, store.applier.apply(work))
     declared = (*lacking.collections, *lacking.indexes)
     state.declare(LayoutRow(one.name, one.version, shape_of(one)) for one in declared)
-    for step in place.steps:
-        if step.format > state.format:
-            note(f"format {step.format}: {step.says}")
-            step.run(store)
-            state.format = step.format
+    change_format(store, note)
     if declared or store.written.steps or not store.recovered.clean:
         store.write_manifest(*state.manifest())
     store.written = Written(state.format, place.format)
