@@ -14,14 +14,18 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
+from perdure.core.addresses import store_path
 from perdure.core.blobs import Blob
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import TEMPORARY, Disk
 from perdure.core.engine import Engine, Resharded, Sharding
-from perdure.core.errors import Closed, Invalid, Unavailable
+from perdure.core.errors import Closed, Damaged, Invalid, Unavailable
 from perdure.core.keys import Key
 from perdure.core.offload import off_loop
 from perdure.core.values import Finding
@@ -41,6 +45,7 @@ from perdure.services.copying import Copied
 from perdure.services.recovery import free, unfinished
 from perdure.services.salvage import Salvaging, complete_salvage
 from perdure.services.tail import Tail
+from perdure.services.upgrading import Migration, Upgrading
 from perdure.services.verification import Verified
 from perdure.services.workers import Workers
 from perdure.surfaces.state import LAYOUTS, State
@@ -73,10 +78,17 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[Embedded]:
     """The state kept at `url` (`sqlite:///state.db`, `memory://`), closed cleanly at the end;
     `read_only` changes nothing in it, not even what a crash left to be recovered.
 
-    Raises what `open_engine` raises; `StoreLocked` where a server or another program has it.
+    Where an older Perdure wrote it, a snapshot is kept beside it and it is upgraded; one that lies
+    in a database is `NeedsUpgrade`, which `migrate` or a server does. Raises what `open_engine`
+    raises; `StoreLocked` where a server or another program has it.
     """
     clock = SystemClock()
-    engine = await open_engine(url, LAYOUTS, read_only=read_only)
+    opening = partial(open_engine, url, LAYOUTS)
+    beside = None if read_only else store_path(url)
+    if beside is None:
+        engine = await opening(read_only=read_only)
+    else:
+        engine = await _upgrading(url, blobs_beside(url) or "memory://", beside).open(_untold)
     try:
         state = Embedded(engine, clock)
         if not (read_only or engine.shared):
@@ -86,6 +98,43 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[Embedded]:
         yield state
     finally:
         await engine.close()
+
+
+async def migrate(
+    url: str, blobs: str, data: Path, progress: Progress, *, dry_run: bool = False
+) -> Migration:
+    """Upgrade the store at `url` to what this release writes, keeping a snapshot of it as it is,
+    with the blobs at the URL `blobs`: beside the store, or in the directory `data` where that is a
+    database. Then everything is verified. A `dry_run` only says what that would do.
+
+    Raises `StorageFull` where there is no room for that, before anything is changed; `Damaged`.
+    """
+    upgrading = _upgrading(url, blobs, store_path(url) or data / "store")
+    plan = await upgrading.plan()
+    if dry_run or not plan.steps:
+        return plan
+    engine = await upgrading.open(progress)
+    try:
+        progress("verifying", 0, 0)
+        async for finding in engine.verify():
+            raise Damaged(finding.where, finding.why)
+        return msgspec.structs.replace(plan, format=engine.written.format, done=True)
+    finally:
+        await engine.close()
+
+
+def _upgrading(url: str, blobs: str, beside: Path) -> Upgrading:
+    return Upgrading(
+        partial(open_engine, url, LAYOUTS),
+        partial(open_blobs, blobs, read_only=True),
+        beside,
+        SystemClock(),
+        Disk(),
+    )
+
+
+def _untold(what: str, done: int, total: int) -> None:
+    pass
 
 
 async def back_up(url: str, blobs: str, target: Path, progress: Progress) -> Manifest:

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,7 @@ from perdure.proving.drills.damage import files_in, laid
 from perdure.proving.file_stories import history, judge, opened, small_journals
 from perdure.proving.refusing import Call, Refusing, Trouble
 from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, NOTES, Note, stored, there
+from tests.engines.upgrades import upgraded
 
 A = ("default", "a")
 
@@ -308,7 +310,7 @@ async def test_a_collection_gets_the_indexes_that_were_declared_since(tmp_path: 
     for rank in (3, 1, 2):
         await engine.commit(put(old, ("t", f"{rank}"), Note(rank=rank)))
     await engine.close()
-    engine = await open_engine(url, [new])
+    engine = await upgraded(partial(open_engine, url, [new]))
     page = await engine.scan(new, ("t",), index="ranked", limit=9)
     assert [record.value.rank for record in page.items] == [1, 2, 3]
     assert [it async for it in engine.verify()] == []

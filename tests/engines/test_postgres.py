@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from perdure.proving.postgres import DSN, Server, make_server, shared_dsn
 from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, NOTES, Note
 from perdure.surfaces.state import LAYOUTS as SURFACES
 from tests.engines.postgres_stores import at, beside, opened
+from tests.engines.upgrades import upgraded
 
 A = ("t", "a")
 B = ("t", "b")
@@ -252,7 +254,7 @@ async def test_a_newer_schema_serves_older_code_where_it_says_so(
     with monkeypatch.context() as later:
         later.setattr(postgres_schema, "MIGRATIONS", (*MIGRATIONS, newer))
         later.setattr(postgres_schema, "FORMAT", FORMAT + 1)
-        engine = await opened(url)
+        engine = await upgraded(partial(opened, url))
         assert (await engine.commit(put(FACTS, A, Note(rank=2)))).numbers == (2,)
         await engine.close()
     if serves > FORMAT:
@@ -282,7 +284,7 @@ async def test_a_collection_gets_the_indexes_its_layout_has_gained(url: str) -> 
         await reader.scan(NOTES, ("t",), index="by_rank", limit=1)
     await reader.close()
     told: list[str] = []
-    engine = await opened(url, note=told.append)
+    engine = await upgraded(partial(opened, url), note=told.append)
     counted = await engine.count(NOTES, ("t",), index="by_status", group=1)
     assert counted == {("open",): 800}
     page = await engine.scan(NOTES, ("t",), index="by_rank", limit=3, descending=True)
@@ -570,7 +572,7 @@ async def test_an_older_process_does_not_write_past_a_newer_index(url: str) -> N
     narrow = Records("notes", Note, key=NOTES.key)
     older = await opened(url, layouts=[narrow, EVENTS])
     await older.commit(put(narrow, (*BOX, "1"), Note("open", 1)))
-    newer = await opened(url, layouts=[NOTES, EVENTS])
+    newer = await upgraded(partial(opened, url, layouts=[NOTES, EVENTS]))
     with pytest.raises(Latched, match="more indexes"):
         await older.commit(put(narrow, (*BOX, "2"), Note("open", 2)))
     assert older.latched is not None

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -15,11 +17,13 @@ import pytest
 from perdure.core.batch import append, delete, put
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
-from perdure.core.errors import Damaged, Invalid
+from perdure.core.engine import Snapshot
+from perdure.core.errors import Damaged, Invalid, NeedsUpgrade
 from perdure.core.layouts import Index, Log, Records
 from perdure.engines import sqlite_upgrade
 from perdure.engines.sqlite import SqliteEngine
 from perdure.proving.steps import Note
+from tests.engines.upgrades import upgraded
 
 NARROW = Records("notes", Note, key=("tenant", "note"))
 DUE = Records(
@@ -50,17 +54,16 @@ async def opened(
     path: Path,
     notes: Records[Note],
     note: Callable[[str], None] = ignored,
-    *,
-    read_only: bool = False,
+    **options: Any,
 ) -> SqliteEngine:
-    return await SqliteEngine.open(
-        str(path),
-        (notes, EVENTS),
-        clock=SystemClock(),
-        disk=Disk(),
-        read_only=read_only,
-        note=note,
+    """The store; upgraded, if it has fewer indexes."""
+    opening = partial(
+        SqliteEngine.open, str(path), (notes, EVENTS), clock=SystemClock(), disk=Disk()
     )
+    try:
+        return await opening(note=note, **options)
+    except NeedsUpgrade:
+        return await upgraded(opening, note=note, **options)
 
 
 async def fill(path: Path, notes: Records[Note], count: int = 250) -> None:
@@ -204,14 +207,20 @@ async def test_an_older_release_refuses_a_store_with_more_indexes(tmp_path: Path
 
 
 # proves C7
-async def test_damage_does_not_stop_an_upgrade_and_stays_damage(tmp_path: Path) -> None:
+async def test_what_is_damaged_is_not_upgraded_and_damage_found_late_stays(tmp_path: Path) -> None:
     await fill(tmp_path / "old.db", NARROW)
     connection = apsw.Connection(str(tmp_path / "old.db"), vfs="cksmvfs")
     connection.execute(
         "UPDATE records_notes SET value = ? WHERE key = ?", (b'{"text": 5', "t0\x1f3")
     )
     connection.close()
-    engine = await opened(tmp_path / "old.db", WIDE)
+    with pytest.raises(Damaged, match="notes t0/3"):
+        await opened(tmp_path / "old.db", WIDE)
+    before = await opened(tmp_path / "old.db", NARROW, read_only=True)
+    assert before.written.number is not None
+    taken = Snapshot(before.store_id, before.written.number, 1)
+    await before.close()
+    engine = await opened(tmp_path / "old.db", WIDE, snapshots=[taken])
     found = [finding.where async for finding in engine.verify()]
     assert found == ["notes t0/3"]
     with pytest.raises(Damaged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
 _SECRET = {"user", "password", "passfile", "sslpassword"}
@@ -22,6 +23,12 @@ def shards_of(url: str) -> list[str]:
 def of_shards(urls: Iterable[str]) -> str:
     """The one URL of several shards."""
     return SHARDS + ",".join(urls)
+
+
+def store_path(url: str) -> Path | None:
+    """Where a store is that lies in files of its own."""
+    scheme, _, path = url.partition(":///")
+    return Path(path) if scheme in ("sqlite", "file") else None
 
 
 def without_credentials(url: str) -> str:

@@ -308,6 +308,11 @@ class Disk:
         finally:
             os.close(fd)
 
+    def free_bytes(self, path: Path) -> int:
+        """How much room there is for this user where `path` is, or will be."""
+        found = os.statvfs(next(part for part in (path, *path.parents) if part.exists()))
+        return found.f_bavail * found.f_frsize
+
     def read_chunks(self, path: Path, start: int, chunk_bytes: int) -> Iterator[bytes]:
         """The bytes of a file from `start`, in chunks."""
         with path.open("rb") as file:

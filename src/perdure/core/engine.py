@@ -17,13 +17,14 @@ What holds for every method
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from perdure.core.batch import NOTHING, Batch
+from perdure.core.errors import NeedsUpgrade
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Log, Records
 from perdure.core.rows import At, Row, Rows
@@ -82,11 +83,46 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """What a backup holds: the store of this id after its commit `number`, and nothing later."""
+    """What a backup holds: the store of this id after its commit `number`, and nothing later; where
+    it is made of shards, `parts` are theirs."""
 
     store_id: str
     number: int
     format: int
+    parts: tuple[Snapshot, ...] = ()
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of an upgrade: what it does, and how many rows it goes through. It writes no more
+    than `collection` takes, or than the whole store where that is empty."""
+
+    says: str
+    rows: int
+    collection: str = ""
+
+
+class Written(msgspec.Struct, frozen=True):
+    """The format that a store is in, the newest one this release knows, and what an upgrade does to
+    the store, which is nothing once it was opened for writing."""
+
+    format: int
+    newest: int
+    steps: tuple[Step, ...] = ()
+    number: int | None = None
+    """The last commit, as it was when the store was opened; None where others commit as well."""
+
+    def require(self, where: str, store_id: str, taken: Iterable[Snapshot]) -> None:
+        """Raises `NeedsUpgrade` unless there is nothing to do or one of the snapshots that were
+        `taken` is of this store after its last commit: so nothing is upgraded that is not kept as
+        it was."""
+        parts = (part for snapshot in taken for part in (snapshot, *snapshot.parts))
+        kept = [part.number for part in parts if part.store_id == store_id]
+        if self.steps and not (kept if self.number is None else self.number in kept):
+            raise NeedsUpgrade(
+                f"{where} was written by an older Perdure and needs an upgrade: "
+                f"{'; '.join(step.says for step in self.steps)}. Nothing was changed. Run `perdure "
+                "migrate`, which keeps a verified snapshot of it as it is and upgrades it."
+            )
 
 
 class Salvaged(msgspec.Struct, frozen=True):
@@ -153,6 +189,7 @@ class Engine(Protocol):
     """Whether several processes may open the store at once."""
 
     recovered: Recovered
+    written: Written
 
     @property
     def stats(self) -> EngineStats: ...

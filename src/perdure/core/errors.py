@@ -100,6 +100,12 @@ class NewerFormat(Invalid):
     code = "newer_format"
 
 
+class NeedsUpgrade(Unavailable):
+    """The store was written by an older Perdure, and no snapshot was taken of it as it is."""
+
+    code = "needs_upgrade"
+
+
 class PromiseBroken(Invalid):
     """A surface's promise cannot be held by the engine it was given."""
 

@@ -3,8 +3,8 @@ once, so that every engine says the same of the same damage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -12,6 +12,8 @@ from perdure.core.errors import Damaged, Invalid, NewerFormat, Unavailable, Wron
 from perdure.core.keys import SEPARATOR, Key, show
 from perdure.core.layouts import Index, Layout, Records
 from perdure.core.values import Record, Tip, record_sum, tip_sum
+
+T = TypeVar("T")
 
 
 def checked_record(
@@ -55,6 +57,20 @@ def check_whole(where: str, store_id: str, found: str | None, copy_of: str | Non
             f"{where} holds an unfinished copy of another store, {found}. Name another place, or "
             "remove what is there."
         )
+
+
+class FormatStep(NamedTuple, Generic[T]):
+    """The step of a store from one format to the next. A step is given an open store of the format
+    before and makes it one of its own; its engine says what must hold if it is cut off."""
+
+    format: int
+    says: str
+    run: Callable[[T], None]
+
+
+def newest(steps: Sequence[FormatStep[Any]]) -> int:
+    """The format that a store has after all of the steps, which begin behind format 1."""
+    return steps[-1].format if steps else 1
 
 
 class Lacking(msgspec.Struct, frozen=True):

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perdure.core.addresses import shards_of, without_credentials
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
-from perdure.core.engine import Engine, Progress, Resharded, Salvaged, Sharding
+from perdure.core.engine import Engine, Progress, Resharded, Salvaged, Sharding, Snapshot
 from perdure.core.errors import Invalid, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout
 from perdure.core.offload import off_loop, steps_off_loop
@@ -38,9 +38,11 @@ async def open_engine(
     read_only: bool = False,
     note: Callable[[str], None] = lambda detail: None,
     copy_of: str | None = None,
+    snapshots: Sequence[Snapshot] = (),
 ) -> Engine:
     """Open the store at `url`, recovering it first unless `read_only`. A store of an earlier
-    release gets the indexes that were declared since; `note` is told how far that is.
+    release is upgraded if one of the `snapshots` is of it as it is now, and else that is
+    `NeedsUpgrade`; `note` is told how far it is.
 
     With `copy_of`, the id of another store, it is made at `url` to become a copy of that, under the
     same id; or it is one that a copy which was cut off has left there. Nobody else opens it before
@@ -50,53 +52,37 @@ async def open_engine(
     are then refused. Raises `Invalid` for a URL no engine knows, `StoreLocked`, `NewerFormat`,
     `Damaged` where the store cannot be trusted at all, `WrongShards`.
     """
-    clock = clock or SystemClock()
+    clock, disk = clock or SystemClock(), disk or Disk()
+    options: dict[str, Any] = {
+        "clock": clock,
+        "disk": disk,
+        "read_only": read_only,
+        "note": note,
+        "snapshots": snapshots,
+    }
     if urls := shards_of(url):
         if copy_of is not None:
             raise Invalid(
                 "a copy is one store. Copy to one; then list it as the first of several shards."
             )
-        opening = partial(open_engine, clock=clock, disk=disk, read_only=read_only, note=note)
-        return await _open_shards(urls, layouts, opening, clock, disk or Disk(), read_only)
+        opening = partial(open_engine, **options)
+        return await _open_shards(urls, layouts, opening, clock, disk, read_only)
     scheme, separator, path = url.partition("://")
     if url == "memory://":
         from perdure.engines.memory import MemoryEngine
 
         return MemoryEngine(layouts, clock, copy_of=copy_of)
+    options["copy_of"] = copy_of
     if scheme == "sqlite" and separator and len(path) > 1:
         from perdure.engines.sqlite import SqliteEngine
 
-        return await SqliteEngine.open(
-            path[1:],
-            layouts,
-            clock=clock,
-            disk=disk or Disk(),
-            read_only=read_only,
-            note=note,
-            copy_of=copy_of,
-        )
+        return await SqliteEngine.open(path[1:], layouts, **options)
     if scheme == "file" and separator and len(path) > 1:
         from perdure.engines.files import FilesEngine
 
-        return await FilesEngine.open(
-            path[1:],
-            layouts,
-            clock=clock,
-            disk=disk or Disk(),
-            read_only=read_only,
-            note=note,
-            copy_of=copy_of,
-        )
+        return await FilesEngine.open(path[1:], layouts, **options)
     if scheme in ("postgresql", "postgres") and separator:
-        return await _postgres().open(
-            url,
-            layouts,
-            clock=clock,
-            disk=disk or Disk(),
-            read_only=read_only,
-            note=note,
-            copy_of=copy_of,
-        )
+        return await _postgres().open(url, layouts, **options)
     raise Invalid(f"no engine opens {without_credentials(url)!r}; the known forms are {_SCHEMES}.")
 
 

@@ -23,7 +23,7 @@ from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
 from perdure.core.disk import Disk, translated
-from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage, Written
 from perdure.core.errors import (
     Closed,
     Damaged,
@@ -44,7 +44,7 @@ from perdure.engines.files_accept import acceptances
 from perdure.engines.files_backup import Moment, backup_steps
 from perdure.engines.files_commit import Committer
 from perdure.engines.files_read import stored_entries
-from perdure.engines.files_recovery import Place, Store, open_store
+from perdure.engines.files_recovery import STEPS, Place, Steps, Store, open_store
 from perdure.engines.files_rows import rows_in
 from perdure.engines.files_verify import files_of, judge_records, judge_stream, strays, usage_of
 from perdure.engines.group import Outcome, Request
@@ -70,6 +70,7 @@ class FilesEngine:
         self.url = f"file:///{store.place.root}"
         self.store_id = store.state.store_id
         self.recovered: Recovered = store.recovered
+        self.written: Written = store.written
         self.stats = EngineStats()
         self._store = store
         self._state = store.state
@@ -93,11 +94,19 @@ class FilesEngine:
         read_only: bool = False,
         note: Callable[[str], None] = lambda detail: None,
         copy_of: str | None = None,
+        snapshots: Sequence[Snapshot] = (),
+        steps: Steps = STEPS,
     ) -> FilesEngine:
-        """See `engines.open_engine`."""
-        place = Place(Path(path), clock, disk)
+        """See `engines.open_engine`; `steps` lead to the format that is written."""
+        place = Place(Path(path), clock, disk, steps)
         store = await off_loop(
-            open_store, place, layouts, read_only=read_only, note=note, copy_of=copy_of
+            open_store,
+            place,
+            layouts,
+            read_only=read_only,
+            note=note,
+            copy_of=copy_of,
+            snapshots=snapshots,
         )
         try:
             return cls(store, layouts, read_only=read_only)

@@ -32,7 +32,6 @@ from perdure.engines.files_journal import (
     sealed,
 )
 from perdure.engines.files_manifest import (
-    FORMAT,
     Head,
     Manifest,
     OperationRow,
@@ -87,9 +86,11 @@ def backup_steps(
     disk.sync_file(into / FRAMES)
     whole = msgspec.structs.replace(head, applied=number)
     write_manifest(disk, into / MANIFEST, whole, [])
-    for at, _ in enumerate(_checked(into, read_manifest(into / MANIFEST).head), 1):
+    if read_manifest(into / MANIFEST, head.perdure_format).head != whole:
+        raise Damaged(str(into / MANIFEST), "it is not what was written")
+    for at, _ in enumerate(_checked(into, whole), 1):
         yield total + at * total // number, 2 * total
-    yield Snapshot(head.store_id, head.number, FORMAT)
+    yield Snapshot(head.store_id, head.number, head.perdure_format)
 
 
 def restore_steps(
@@ -106,7 +107,7 @@ def restore_steps(
         raise Invalid(f"{root} is not empty. A backup is restored into an empty place only.")
     if not (source / MANIFEST).exists():
         raise Invalid(f"{source} holds no backup of a store of files.")
-    head = read_manifest(source / MANIFEST).head
+    head = read_manifest(source / MANIFEST, place.format).head
     rows = [(row.name, row.version, row.shape) for row in head.layouts]
     check_layouts(rows, str(source), layouts)
     made = Place(root.with_name(root.name + TEMPORARY), place.clock, disk)

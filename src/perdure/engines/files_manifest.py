@@ -24,9 +24,6 @@ from perdure.core.errors import Damaged, NewerFormat
 from perdure.core.layouts import Columns
 from perdure.core.values import Tip
 
-FORMAT = 1
-"""Raised when something is stored that an older Perdure would misread."""
-
 
 class RecordRow(msgspec.Struct, frozen=True, array_like=True, tag="record", gc=False):
     """A record. `version` is negative, and `at_s` when that came about, where it is deleted.
@@ -120,18 +117,18 @@ def write_manifest(disk: Disk, path: Path, head: Head, rows: Iterable[Row]) -> i
     return len(data)
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Raises `NewerFormat`, and `Damaged` where it is not as it was written: then nothing can be
-    said of any file."""
+def read_manifest(path: Path, newest: int) -> Manifest:
+    """Raises `NewerFormat` for a format beyond `newest`, and `Damaged` where it is not as it
+    was written: then nothing can be said of any file."""
     data = path.read_bytes()
     lines, end = data[: data.rfind(b"\n", 0, -1) + 1], data[data.rfind(b"\n", 0, -1) + 1 :]
     try:
         first = lines[: lines.find(b"\n") + 1]
         format = msgspec.json.decode(first, type=_Format).perdure_format
-        if format > FORMAT:
+        if format > newest:
             raise NewerFormat(
                 f"{path.parent.parent} was written in format {format}; this release knows up to "
-                f"{FORMAT}. The store was left untouched; open it with a newer Perdure."
+                f"{newest}. The store was left untouched; open it with a newer Perdure."
             )
         whole = end == msgspec.json.encode(_Sum(xxhash.xxh3_128_hexdigest(lines))) + b"\n"
         if whole:

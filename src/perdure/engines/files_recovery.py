@@ -4,6 +4,11 @@ date, and only then let anybody write.
 A store exists once it has a manifest, which is written last. What was recovered is applied to
 synced files, and the journal starts over as a new one, before the first acknowledgement: the page
 cache may hold frames that never reached the disk.
+
+Format steps run once the files have everything, and then the manifest is written, by which the
+store is of the new format. Until that moment the store is read as one of the format before, also
+for its snapshot; so a step leaves every file, at each moment, such that both formats read it, and
+does again what one that was cut off has done. What only the new format knows is not yet written.
 """
 
 from __future__ import annotations
@@ -19,17 +24,23 @@ from msgspec.structs import replace
 
 from perdure.core.clock import Clock
 from perdure.core.disk import READ_ONLY, Disk, Lock
-from perdure.core.engine import Recovered
+from perdure.core.engine import Recovered, Snapshot, Step, Written
 from perdure.core.errors import Damaged, Invalid, Missing, Unavailable
 from perdure.core.keys import split
 from perdure.core.layouts import Columns, Layout, Records, default_path
 from perdure.core.mark import Mark, read_mark
-from perdure.core.stored import Lacking, check_layouts, check_whole, shape_of
+from perdure.core.stored import (
+    FormatStep,
+    Lacking,
+    check_layouts,
+    check_whole,
+    newest,
+    shape_of,
+)
 from perdure.core.values import Finding
 from perdure.engines.files_apply import Applier
 from perdure.engines.files_journal import Found, Journal, is_new, read_journal
 from perdure.engines.files_manifest import (
-    FORMAT,
     Head,
     LayoutRow,
     RecordRow,
@@ -45,6 +56,11 @@ Note = Callable[[str], None]
 _NOTED_EVERY = 1_000
 _LOOK = " It can be looked at as it is, but kept in use only where this user can write."
 
+Steps = tuple[FormatStep["Store"], ...]
+
+STEPS: Steps = ()
+"""From format 1 on, one after another. The last leads to the format that this release writes."""
+
 
 class Place(msgspec.Struct, frozen=True):
     """Where a store lies, and what to reach it with."""
@@ -52,6 +68,12 @@ class Place(msgspec.Struct, frozen=True):
     root: Path
     clock: Clock
     disk: Disk
+    steps: Steps = STEPS
+
+    @property
+    def format(self) -> int:
+        """The one that stores are made in."""
+        return newest(self.steps)
 
     @property
     def manifest(self) -> Path:
@@ -82,6 +104,7 @@ class Store:
         self.state = state
         self.tree = tree
         self.recovered = recovered
+        self.written = Written(state.format, place.format)
         self.applier = Applier(place.disk, tree)
         self.journal: Journal | None = None
         self.mark: Mark | None = None
@@ -137,16 +160,19 @@ def open_store(
     read_only: bool,
     note: Note,
     copy_of: str | None = None,
+    snapshots: Sequence[Snapshot] = (),
 ) -> Store:
     """Open, recover and take the store at `place`; made first where there is none. With `copy_of`,
-    the id of another store, it is one that becomes its copy.
+    the id of another store, it is one that becomes its copy. An older one is upgraded, if it is as
+    one of the `snapshots` has it.
 
-    Raises `StoreLocked`, `NewerFormat`, `Invalid`, `Missing` (only when `read_only`), and `Damaged`
-    where acknowledged commits are gone (when `read_only` that is a finding instead).
+    Raises `StoreLocked`, `NewerFormat`, `NeedsUpgrade`, `Invalid`, `Missing` (only when
+    `read_only`), and `Damaged` where acknowledged commits are gone (when `read_only` that is a
+    finding instead).
     """
     started_s = place.clock.monotonic_s()
     try:
-        store = _open(place, layouts, note, copy_of, read_only=read_only)
+        store = _open(place, layouts, note, copy_of, snapshots, read_only=read_only)
     except OSError as error:
         look = "" if read_only or error.errno not in READ_ONLY else _LOOK
         raise Unavailable(f"{place.root} cannot be opened: {error.strerror}.{look}") from error
@@ -156,7 +182,13 @@ def open_store(
 
 
 def _open(
-    place: Place, layouts: Sequence[Layout], note: Note, copy_of: str | None, *, read_only: bool
+    place: Place,
+    layouts: Sequence[Layout],
+    note: Note,
+    copy_of: str | None,
+    snapshots: Sequence[Snapshot],
+    *,
+    read_only: bool,
 ) -> Store:
     if not read_only:
         place.disk.make_directory(place.root)
@@ -167,12 +199,11 @@ def _open(
         lock = place.disk.lock(place.lock, shared=read_only)
         undo.callback(lock.release)
         if not read_only:
-            lock.note(f"{os.getpid()}\n")
             if place.journal.exists():  # an owner whose lock file was removed still holds this one
                 held.callback(place.disk.lock(place.journal).release)
             if not place.manifest.exists():
                 _create(place, copy_of)
-        manifest = read_manifest(place.manifest)
+        manifest = read_manifest(place.manifest, place.format)
         rows = [(row.name, row.version, row.shape) for row in manifest.head.layouts]
         lacking = check_layouts(rows, str(place.root), layouts)
         state, tree = State(manifest), tree_of(place.root, manifest.head.layouts)
@@ -181,11 +212,15 @@ def _open(
         store = Store(place, lock, state, tree, _recover(place, state, read_only=read_only))
         undo.callback(store.release)
         check_whole(str(place.root), state.store_id, state.copy_of, copy_of)
+        store.written = _written(store, lacking)
+        if not read_only:
+            store.written.require(str(place.root), state.store_id, snapshots)
+            lock.note(f"{os.getpid()}\n")
         for records in lacking.indexes:
             _add_indexes(store, records, note)
         state.open_orders(layouts)
         if not read_only:
-            _take(store, lacking)
+            _take(store, lacking, note)
         undo.pop_all()
         return store
 
@@ -213,7 +248,7 @@ def _create(place: Place, copy_of: str | None) -> None:
         )
     store_id = copy_of or place.clock.new_id("store")
     Journal.create(place.disk, place.journal, store_id, 0, closed=True).close()
-    head = Head(FORMAT, store_id, 0, 0, copy_of=copy_of)
+    head = Head(place.format, store_id, 0, 0, copy_of=copy_of)
     write_manifest(place.disk, place.manifest, head, [])
 
 
@@ -254,6 +289,17 @@ def _lost(found: Found, state: State, mark: int) -> str:
     )
 
 
+def _written(store: Store, lacking: Lacking) -> Written:
+    """What the store is in, and what an upgrade would do to it."""
+    place, state = store.place, store.state
+    rows = state.places
+    todo = [Step(step.says, rows) for step in place.steps if step.format > state.format]
+    for records in lacking.indexes:
+        rows = sum(name == records.name for name, _ in state.records)
+        todo.append(Step(f"new indexes of {records.name}", rows, records.name))
+    return Written(state.format, place.format, tuple(todo), state.number)
+
+
 def _add_indexes(store: Store, records: Records[Any], note: Note) -> None:
     """Work out the columns of a collection that was declared with more indexes since. A record
     that cannot be read has none, so that no index leads to it."""
@@ -271,7 +317,16 @@ def _add_indexes(store: Store, records: Records[Any], note: Note) -> None:
         state.records[(row.collection, row.place)] = replace(row, columns=columns)
 
 
-def _take(store: Store, lacking: Lacking) -> None:
+def change_format(store: Store, note: Note) -> None:
+    """Run the steps that the store lacks. It is of the new format once its manifest says so."""
+    for step in store.place.steps:
+        if step.format > store.state.format:
+            note(f"format {step.format}: {step.says}")
+            step.run(store)
+            store.state.format = step.format
+
+
+def _take(store: Store, lacking: Lacking, note: Note) -> None:
     """Bring the files up to date, then begin to own the store."""
     place, state = store.place, store.state
     work = state.work()
@@ -281,8 +336,10 @@ def _take(store: Store, lacking: Lacking) -> None:
         known = state.layouts.get(one.name)
         path = one.path if known is None else known.path
         state.layouts[one.name] = LayoutRow(one.name, one.version, shape_of(one), path)
-    if declared or not store.recovered.clean:
+    change_format(store, note)
+    if declared or store.written.steps or not store.recovered.clean:
         store.write_manifest(*state.manifest())
+    store.written = Written(state.format, place.format)
     store.start_journal(state.number)
     store.mark = Mark(place.disk, place.mark, state.store_id)
     store.mark.write(state.number)

@@ -26,7 +26,6 @@ from perdure.core.values import Committed, Tip, record_sum
 from perdure.engines.files_format import Identity
 from perdure.engines.files_journal import Frame, RecordChange, StreamChange
 from perdure.engines.files_manifest import (
-    FORMAT,
     Head,
     Manifest,
     OperationRow,
@@ -98,6 +97,7 @@ class State:
 
     def __init__(self, manifest: Manifest) -> None:
         head = manifest.head
+        self.format = head.perdure_format
         self.store_id = head.store_id
         self.number = head.number
         self.applied = head.applied
@@ -234,7 +234,7 @@ class State:
     def manifest(self) -> tuple[Head, list[Row]]:
         """The state as it is written down. Rows are values: it may be written in any thread."""
         head = Head(
-            *(FORMAT, self.store_id, self.number, self.applied),
+            *(self.format, self.store_id, self.number, self.applied),
             tuple(self.layouts.values()),
             dict(self.incarnations),
             self.copy_of,

@@ -21,7 +21,7 @@ from perdure.core.batch import NOTHING, Batch, digest, layout_of, partition_of
 from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Facts, LogWrite, RecordWrite, Write, decide
-from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage, Written
 from perdure.core.errors import Closed, Conflict, Invalid
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
@@ -81,6 +81,7 @@ class MemoryEngine:
     ) -> None:
         self.store_id = copy_of or clock.new_id("store")
         self.recovered = Recovered(clean=True)
+        self.written = Written(1, 1)
         self.stats = EngineStats()
         self._clock = clock
         self._layouts = {layout.name: layout for layout in layouts}

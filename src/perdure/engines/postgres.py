@@ -23,7 +23,7 @@ from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place
 from perdure.core.disk import Disk
-from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage, Written
 from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
@@ -45,7 +45,7 @@ from perdure.engines.postgres_group import check_texts
 from perdure.engines.postgres_points import Points
 from perdure.engines.postgres_rows import read_rows
 from perdure.engines.postgres_scan import count_rows, scan_page
-from perdure.engines.postgres_schema import Table, choose_schema, open_schema
+from perdure.engines.postgres_schema import FORMAT, Table, choose_schema, open_schema
 from perdure.engines.postgres_tail import Tails
 from perdure.engines.postgres_verify import usage_of, verify_store
 
@@ -71,11 +71,13 @@ class PostgresEngine:
         layouts: Sequence[Layout],
         store_id: str,
         lacking: Lacking,
+        written: Written,
         disk: Disk,
     ) -> None:
         self.url = database.where
         self.store_id = store_id
         self.recovered = Recovered(clean=True)
+        self.written = written
         self.stats = EngineStats()
         self._database = database
         self._layouts = tuple(layouts)
@@ -105,6 +107,7 @@ class PostgresEngine:
         read_only: bool = False,
         note: Callable[[str], None] = lambda detail: None,
         copy_of: str | None = None,
+        snapshots: Sequence[Snapshot] = (),
     ) -> PostgresEngine:
         """See `engines.open_engine`. A server that is starting is waited for."""
         address = parse(url)
@@ -116,11 +119,12 @@ class PostgresEngine:
                 await choose_schema(database, session, address.schema, read_only=read_only)
                 await session.close()
                 session = await database.connect_for_long()
-                store_id, lacking = await open_schema(
-                    database, session, layouts, clock, note, copy_of, read_only=read_only
+                store_id, lacking, written = await open_schema(
+                    *(database, session, layouts, clock, note, copy_of, snapshots),
+                    read_only=read_only,
                 )
                 await session.close()
-                engine = cls(database, layouts, store_id, lacking, disk)
+                engine = cls(database, layouts, store_id, lacking, written, disk)
                 await database.open_pool()
                 if not read_only:
                     session = await database.connect()
@@ -148,7 +152,8 @@ class PostgresEngine:
 
         async def look(held: Database, store_id: str) -> None:
             if check is not None:
-                await check(cls(held, layouts, store_id, Lacking(), disk))
+                written = Written(FORMAT, FORMAT)
+                await check(cls(held, layouts, store_id, Lacking(), written, disk))
 
         database = Database(address, clock, read_only=False)
         await restore(
@@ -371,7 +376,8 @@ class PostgresEngine:
         self._backing_up = True
         try:
             return await back_up(
-                self._database, self.store_id, self._layouts, into, progress, self._disk
+                *(self._database, self.store_id, self._layouts, into, progress, self._disk),
+                format=self.written.format,
             )
         finally:
             self._backing_up = False

@@ -91,6 +91,8 @@ async def back_up(
     into: Path,
     progress: Progress,
     disk: Disk,
+    *,
+    format: int,
 ) -> Snapshot:
     """Copy what is there now into the empty directory `into`, verified before and after."""
     target = into / COPY
@@ -103,7 +105,7 @@ async def back_up(
                     raise Damaged(finding.where, finding.why)
                 number = await session.fetchval(SQL["moment"])
                 described = [tuple(row) for row in await session.fetch(SQL["layouts"])]
-                head = Head(Snapshot(store_id, number, FORMAT), tuple(described))
+                head = Head(Snapshot(store_id, number, format), tuple(described))
                 await _copy(session, head, target, progress, disk)
     finally:
         session.terminate()

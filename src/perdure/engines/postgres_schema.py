@@ -22,6 +22,7 @@ import xxhash
 
 from perdure.core import keys
 from perdure.core.clock import Clock
+from perdure.core.engine import Snapshot, Step, Written
 from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat
 from perdure.core.layouts import Column, Index, Layout, Records
 from perdure.core.stored import Lacking, check_layouts, check_whole, checked_record, shape_of
@@ -50,6 +51,7 @@ class Migration(NamedTuple):
     number: int
     serves: int
     sql: str
+    says: str = ""
 
 
 def _migrations() -> tuple[Migration, ...]:
@@ -59,7 +61,8 @@ def _migrations() -> tuple[Migration, ...]:
             text = file.read_text("utf-8")
             serves = re.search(r"^-- serves: (\d+)$", text, flags=re.MULTILINE)
             assert serves is not None, f"{file.name} does not say whom it serves"
-            found.append(Migration(int(name[1]), int(serves[1]), text))
+            says = text.partition("\n")[0].removeprefix("-- ")
+            found.append(Migration(int(name[1]), int(serves[1]), text, says))
     return tuple(sorted(found))
 
 
@@ -211,13 +214,16 @@ async def open_schema(
     clock: Clock,
     note: Callable[[str], None],
     copy_of: str | None,
+    snapshots: Sequence[Snapshot],
     *,
     read_only: bool,
-) -> tuple[str, Lacking]:
-    """Find or make the store, bring it up to date, and return its id and what it still lacks, which
-    is nothing unless `read_only`. With `copy_of`, the id of another, it becomes a copy of that.
+) -> tuple[str, Lacking, Written]:
+    """Find or make the store, bring it up to date if one of the `snapshots` is of it, and return
+    its id, what it still lacks, which is nothing unless `read_only`, and the format it is in. With
+    `copy_of`, the id of another, it becomes a copy of that.
 
-    Raises `Missing` where there is none to be read, `Invalid`, `NewerFormat`.
+    All that is changed is changed in one transaction, by one process at a time. Raises `Missing`
+    where there is none to be read, `Invalid`, `NewerFormat`, `NeedsUpgrade`.
     """
     where = database.where
     version = session.get_server_version().major
@@ -237,7 +243,8 @@ async def open_schema(
             raise Missing(f"{where} holds no Perdure store, so there is nothing to read.")
         _check_format(where, facts)
         check_whole(where, facts["store_id"], facts.get("copy_of"), copy_of)
-        return facts["store_id"], check_layouts(await _layouts(session), where, layouts)
+        lacking = check_layouts(await _layouts(session), where, layouts)
+        return facts["store_id"], lacking, await _written(session, facts, lacking)
     async with session.transaction():
         await session.execute(SQL["lock"], _OPENING)
         facts = await _facts(session, where)
@@ -245,13 +252,15 @@ async def open_schema(
             facts = await create_store(session, where, clock, copy_of)
         _check_format(where, facts)
         check_whole(where, facts["store_id"], facts.get("copy_of"), copy_of)
-        await _migrate(session, int(facts["format"]))
         lacking = check_layouts(await _layouts(session), where, layouts, writing=True)
+        found = await _written(session, facts, lacking)
+        found.require(where, facts["store_id"], snapshots)
+        await _migrate(session, found.format)
         for layout in lacking.collections:
             await add_layout(session, layout)
         for records in lacking.indexes:
             await _widen(session, records, note)
-    return facts["store_id"], Lacking()
+    return facts["store_id"], Lacking(), Written(max(found.format, FORMAT), FORMAT)
 
 
 async def choose_schema(
@@ -341,6 +350,19 @@ async def _migrate(session: Session, found: int) -> None:
             await session.execute(migration.sql)
             await session.execute(SQL["set_fact"], "format", str(migration.number))
             await session.execute(SQL["set_fact"], "serves", str(migration.serves))
+
+
+async def _written(session: Session, facts: dict[str, str], lacking: Lacking) -> Written:
+    """What the store is in, and what an upgrade would do to it."""
+    found = int(facts["format"])
+    todo: list[Step] = []
+    if found < FORMAT:
+        ((rows,),) = await session.fetch(SQL["rows_about"])
+        todo = [Step(step.says, rows) for step in MIGRATIONS if step.number > found]
+    for records in lacking.indexes:
+        ((rows,),) = await session.fetch(f"SELECT count(*) FROM {Table(records).name}")
+        todo.append(Step(f"new indexes of {records.name}", rows, records.name))
+    return Written(found, FORMAT, tuple(todo))
 
 
 async def _layouts(session: Session) -> list[tuple[str, int, str]]:

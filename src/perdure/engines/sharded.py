@@ -34,6 +34,7 @@ from perdure.core.engine import (
     Snapshot,
     Survives,
     Usage,
+    Written,
 )
 from perdure.core.errors import Invalid, SpansPartitions, Unavailable
 from perdure.core.keys import Key
@@ -71,6 +72,12 @@ class ShardedEngine:
             }
         )
         self.recovered = _recovered([engine.recovered for engine in engines])
+        self.written = Written(
+            min(engine.written.format for engine in engines),
+            max(engine.written.newest for engine in engines),
+            tuple(step for engine in engines for step in engine.written.steps),
+            None if self.shared else sum(engine.written.number or 0 for engine in engines),
+        )
         self.places = places
         self.watch = Watch(places, layouts, self.survives)
         self._layouts = {layout.name: layout for layout in layouts}
@@ -374,7 +381,7 @@ class ShardedEngine:
             with shard.named():
                 snapshots.append(await shard.engine.backup(place, told(shard.id)))
         number = sum(snapshot.number for snapshot in snapshots)
-        return Snapshot(self.store_id, number, snapshots[0].format)
+        return Snapshot(self.store_id, number, snapshots[0].format, tuple(snapshots))
 
     async def rows(self, *, after: At | None = None, partition: str | None = None) -> Rows:
         if partition is not None:

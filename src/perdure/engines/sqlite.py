@@ -21,7 +21,7 @@ from perdure.core.clock import Clock
 from perdure.core.cursors import Position, Question
 from perdure.core.deciding import Place as Touched
 from perdure.core.disk import Disk
-from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage
+from perdure.core.engine import EngineStats, Progress, Recovered, Snapshot, Survives, Usage, Written
 from perdure.core.errors import Closed, Damaged, Invalid, Latched, Unavailable
 from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Log, Records
@@ -39,6 +39,7 @@ from perdure.engines.sqlite_recovery import Place, Store, open_store
 from perdure.engines.sqlite_rows import read_rows
 from perdure.engines.sqlite_scan import count_rows, scan_page
 from perdure.engines.sqlite_schema import SEQ_MAX, SQL, Table, absent_tip
+from perdure.engines.sqlite_upgrade import STEPS, Steps
 from perdure.engines.sqlite_usage import usage_steps
 from perdure.engines.sqlite_verify import verify_store
 from perdure.engines.waiting import Waiting
@@ -60,6 +61,7 @@ class SqliteEngine:
         self.url = f"sqlite:///{store.place.path}"
         self.store_id = store.store_id
         self.recovered: Recovered = store.recovered
+        self.written: Written = store.written
         self.stats = EngineStats()
         self._store = store
         self._layouts = tuple(layouts)
@@ -91,12 +93,22 @@ class SqliteEngine:
         vfs: str | None = None,
         note: Callable[[str], None] = lambda detail: None,
         copy_of: str | None = None,
+        snapshots: Sequence[Snapshot] = (),
+        steps: Steps = STEPS,
     ) -> SqliteEngine:
         """See `engines.open_engine`. `vfs` names the SQLite VFS to use in place of the checksum
-        VFS, over which it must be built."""
-        place = Place(Path(path), clock, disk, vfs)
+        VFS, over which it must be built; `steps` lead to the format that is written."""
+        place = Place(Path(path), clock, disk, vfs, steps)
         opening = asyncio.ensure_future(
-            off_loop(open_store, place, layouts, read_only=read_only, note=note, copy_of=copy_of)
+            off_loop(
+                open_store,
+                place,
+                layouts,
+                read_only=read_only,
+                note=note,
+                copy_of=copy_of,
+                snapshots=snapshots,
+            )
         )
         try:
             store = await asyncio.shield(opening)

@@ -60,7 +60,7 @@ def backup_steps(
         snapshot = Snapshot(
             store_id=source.execute(SQL["fact"], ("store_id",)).get,
             number=recovered_number(source, target),
-            format=schema.FORMAT,
+            format=source.pragma("user_version"),
         )
         with closing(_open_copy(target, vfs)) as copy, copy.backup("main", source, "main") as pages:
             while not pages.done:
@@ -93,10 +93,10 @@ def restore_steps(
         for suffix in ("", "-wal", "-shm", ".lock"):
             undo.callback(place.disk.unlink, place.beside(TEMPORARY + suffix))
         yield from _copy_file(place.disk, source / COPY, temporary)
-        schema.check_file(temporary)
+        schema.check_file(temporary, place.format)
         with closing(connect(str(temporary), vfs=place.vfs)) as copy:
             copy.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
-            schema.check_format(str(source), copy.pragma("user_version"))
+            schema.check_format(str(source), copy.pragma("user_version"), place.format)
             check_layouts(copy.execute(SQL["layouts"]), str(source), layouts)
             copy.execute(SQL["set_fact"], ("store_id", place.clock.new_id("store")))
             empty_log(copy)  # closing does so too, and tells nobody where that fails
@@ -117,7 +117,7 @@ def _open_copy(target: Path, vfs: str | None) -> apsw.Connection:
     copy.pragma("page_size", PAGE_BYTES)
     copy.pragma("journal_mode", "off")
     copy.pragma("synchronous", 0)
-    copy.pragma("user_version", schema.FORMAT)
+    copy.pragma("user_version", 1)
     return copy
 
 

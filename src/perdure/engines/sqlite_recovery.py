@@ -9,8 +9,9 @@ files before the first acknowledgement: the page cache may hold frames that neve
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -18,16 +19,24 @@ import msgspec
 
 from perdure.core.clock import Clock
 from perdure.core.disk import READ_ONLY, TEMPORARY, Disk, Lock
-from perdure.core.engine import Recovered
+from perdure.core.engine import Recovered, Snapshot, Written
 from perdure.core.errors import Damaged, Latched, Missing, StoreLocked, Unavailable
 from perdure.core.layouts import Layout, Records
 from perdure.core.mark import Mark, read_mark
-from perdure.core.stored import Lacking, check_layouts, check_whole
+from perdure.core.stored import Lacking, check_layouts, check_whole, newest
 from perdure.core.values import Finding
 from perdure.engines import sqlite_schema as schema
 from perdure.engines.sqlite_driver import PAGE_BYTES, connect, connect_frozen, translating
 from perdure.engines.sqlite_schema import SQL
-from perdure.engines.sqlite_upgrade import Note, add_indexes, empty_log
+from perdure.engines.sqlite_upgrade import (
+    STEPS,
+    Note,
+    Steps,
+    add_indexes,
+    change_format,
+    empty_log,
+    written,
+)
 from perdure.engines.sqlite_wal import (
     FRAME_BYTES,
     PostMortem,
@@ -47,6 +56,12 @@ class Place(msgspec.Struct, frozen=True):
     clock: Clock
     disk: Disk
     vfs: str | None = None
+    steps: Steps = STEPS
+
+    @property
+    def format(self) -> int:
+        """The one that stores are made in."""
+        return newest(self.steps)
 
     def beside(self, suffix: str) -> Path:
         """A file that belongs to the store."""
@@ -73,6 +88,7 @@ class Store:
         self.lock = lock
         self.mark: Mark | None = None
         self.lacking = Lacking()
+        self.written = Written(place.format, place.format)
         self.number = recovered_number(connection, place.path)
         self.store_id: str = connection.execute(SQL["fact"], ("store_id",)).get
         self.recovered = Recovered(clean=connection.execute(SQL["fact"], ("clean",)).get == 1)
@@ -129,16 +145,19 @@ def open_store(
     read_only: bool,
     note: Note = lambda detail: None,
     copy_of: str | None = None,
+    snapshots: Sequence[Snapshot] = (),
 ) -> Store:
     """Open, recover and take the store at `place`; made first where there is none. `note` is told
-    what takes long. With `copy_of`, the id of another store, it is one that becomes its copy.
+    what takes long. With `copy_of`, the id of another store, it is one that becomes its copy. An
+    older one is upgraded, if it is as one of the `snapshots` has it.
 
-    Raises `StoreLocked`, `NewerFormat`, `Invalid`, `Missing` (only when `read_only`), and
-    `Damaged` where acknowledged commits are gone (when `read_only` that is a finding instead).
+    Raises `StoreLocked`, `NewerFormat`, `NeedsUpgrade`, `Invalid`, `Missing` (only when
+    `read_only`), and `Damaged` where acknowledged commits are gone (when `read_only` that is a
+    finding instead).
     """
     started_s = place.clock.monotonic_s()
     try:
-        store = _open(place, layouts, note, copy_of, read_only=read_only)
+        store = _open(place, layouts, note, copy_of, snapshots, read_only=read_only)
     except OSError as error:
         look = "" if read_only or error.errno not in READ_ONLY else _LOOK
         raise Unavailable(f"{place.path} cannot be opened: {error.strerror}.{look}") from error
@@ -148,7 +167,13 @@ def open_store(
 
 
 def _open(
-    place: Place, layouts: Sequence[Layout], note: Note, copy_of: str | None, *, read_only: bool
+    place: Place,
+    layouts: Sequence[Layout],
+    note: Note,
+    copy_of: str | None,
+    snapshots: Sequence[Snapshot],
+    *,
+    read_only: bool,
 ) -> Store:
     where = str(place.path)
     if not read_only:
@@ -158,22 +183,23 @@ def _open(
     with ExitStack() as undo, translating(where):
         lock = place.disk.lock(place.beside(".lock"), shared=read_only)
         undo.callback(lock.release)
-        if not read_only:
-            lock.note(f"{os.getpid()}\n")
-            if not place.path.exists() or place.path.stat().st_size == 0:
-                _create(place, copy_of)
-        schema.check_file(place.path)
+        if not read_only and (not place.path.exists() or place.path.stat().st_size == 0):
+            _create(place, copy_of)
+        schema.check_file(place.path, place.format)
         connection = place.connect(read_only=read_only)
         undo.callback(connection.close)
         store = Store(place, lock, connection)
-        schema.check_format(where, connection.pragma("user_version"))
+        schema.check_format(where, connection.pragma("user_version"), place.format)
         becoming = connection.execute(SQL["fact"], ("copy_of",)).get
         check_whole(where, store.store_id, becoming, copy_of)
         store.lacking = check_layouts(
             connection.execute(SQL["layouts"]), where, layouts, writing=not read_only
         )
+        store.written = written(connection, place.steps, store.lacking, store.number)
         store.recovered = _recover(store, read_only=read_only)
         if not read_only:
+            store.written.require(where, store.store_id, snapshots)
+            lock.note(f"{os.getpid()}\n")
             _take(store, note)
         undo.pop_all()
         return store
@@ -195,7 +221,7 @@ def _create(place: Place, copy_of: str | None) -> None:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(SQL["create"])
         connection.pragma("application_id", schema.APPLICATION_ID)
-        connection.pragma("user_version", schema.FORMAT)
+        connection.pragma("user_version", place.format)
         connection.execute(SQL["set_fact"], ("store_id", copy_of or place.clock.new_id("store")))
         if copy_of is not None:
             connection.execute(SQL["set_fact"], ("copy_of", copy_of))
@@ -269,27 +295,38 @@ def _take(store: Store, note: Note) -> None:
     for finding in torn_end(place.path):  # no frame of the log made it whole
         raise Damaged(finding.where, finding.why)
     store.number += 1
-    if not _commit_facts(connection, store.number, clean=0, layouts=store.lacking.collections):
+    if not _commit_facts(connection, store.number, clean=0, begin=partial(_begin, store, note)):
         raise StoreLocked(str(place.path), 0)
     for records in store.lacking.indexes:
         add_indexes(connection, records, note)
     store.lacking = Lacking()
+    store.written = Written(place.format, place.format)
     # SQLite ignores a failed sync of the directory that names its log; this one is not ignored.
     place.disk.sync_directory(place.path.parent)
     store.mark = Mark(place.disk, place.beside(".mark"), store.store_id)
     store.mark.write(store.number)
 
 
+def _begin(store: Store, note: Note) -> None:
+    """Let the store be of this release's format, with room for all collections."""
+    change_format(store.connection, store.place.steps, note)
+    for layout in store.lacking.collections:
+        schema.add_layout(store.connection, layout)
+
+
 def _commit_facts(
-    connection: apsw.Connection, number: int, *, clean: int, layouts: Sequence[Layout] = ()
+    connection: apsw.Connection,
+    number: int,
+    *,
+    clean: int,
+    begin: Callable[[], None] = lambda: None,
 ) -> bool:
     """Whether it was done: not where another process has written since the last commit."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         if not advance(connection, number):
             return False
-        for layout in layouts:
-            schema.add_layout(connection, layout)
+        begin()
         connection.execute(SQL["set_fact"], ("clean", clean))
         connection.execute("COMMIT")
     finally:

@@ -22,9 +22,6 @@ from perdure.core.values import Record, Tip, record_sum
 from perdure.engines.sqlite_driver import RESERVE_BYTES
 
 APPLICATION_ID = int.from_bytes(b"PERD")
-FORMAT = 1
-"""Of the whole store. A store with a higher one is refused untouched."""
-
 STREAM_SHIFT = 32
 SEQ_MAX = (1 << STREAM_SHIFT) - 1
 STREAM_ID_MAX = (1 << 31) - 1
@@ -152,8 +149,8 @@ def absent_tip(connection: apsw.Connection, log: str) -> Tip:
     return Tip() if forgotten is None else Tip(forgotten)
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is not a store of this format, before SQLite has touched it.
+def check_file(path: Path, newest: int) -> None:
+    """Refuse what is not a store of a format up to `newest`, before SQLite has touched it.
 
     Raises `NewerFormat`, `Damaged`, or `Invalid` for a file of another kind.
     """
@@ -164,16 +161,16 @@ def check_file(path: Path) -> None:
         if path.with_name(path.name + ".mark").exists():
             raise Damaged(str(path), "its first bytes are not those of a Perdure store")
         raise Invalid(f"{path} is not a Perdure store. It was left as it is; name another path.")
-    check_format(str(path), int.from_bytes(head[60:64]))
+    check_format(str(path), int.from_bytes(head[60:64]), newest)
     if head[20] != RESERVE_BYTES:
         raise Damaged(str(path), "its header no longer announces page checksums")
 
 
-def check_format(where: str, found: int) -> None:
+def check_format(where: str, found: int, newest: int) -> None:
     """Raises `NewerFormat` for a store of a format this release does not know."""
-    if found > FORMAT:
+    if found > newest:
         raise NewerFormat(
-            f"{where} has store format {found}; this release knows up to {FORMAT}. "
+            f"{where} has store format {found}; this release knows up to {newest}. "
             "It was left untouched; open it with the Perdure that wrote it, or a newer one."
         )
 

@@ -26,6 +26,7 @@ class Wrapping:
         self.survives = engine.survives
         self.shared = engine.shared
         self.recovered = engine.recovered
+        self.written = engine.written
 
     @property
     def stats(self) -> EngineStats:

@@ -20,12 +20,13 @@ import msgspec
 
 from perdure.core.batch import Batch
 from perdure.core.disk import Disk, Lock
-from perdure.core.engine import Engine
+from perdure.core.engine import Engine, Written
 from perdure.core.offload import off_loop
 from perdure.core.values import Committed
 from perdure.engines import (
     blobs_local,
     files_commit,
+    files_recovery,
     sqlite,
     sqlite_commit,
     sqlite_driver,
@@ -38,7 +39,7 @@ from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.wrapping import Wrapping
-from perdure.proving import conformance, planted_files
+from perdure.proving import conformance, planted_files, upgrades
 from perdure.proving.campaign import Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
@@ -69,6 +70,8 @@ from perdure.proving.rules import logs
 from perdure.proving.subjects import KNOWN
 from perdure.proving.sweeping import lost_to_a_sweep
 from perdure.proving.waiting import TooLate
+from perdure.services import upgrading
+from perdure.services.backups import Manifest, Progress, read_manifest
 from perdure.services.blobs import BlobKeeper
 
 _REFUSED_SYNC = Trouble(calls=("sqlite.sync",), n=25, times=None)
@@ -267,6 +270,32 @@ async def _hasty(engine: SqliteEngine, batch: Batch) -> Committed:
     return Committed(tuple(1 for _ in batch.ops))
 
 
+Cut = Callable[[Path], Awaitable[tuple[int, list[str]]]]
+
+
+async def _by_cut_upgrades(
+    cut: Cut, owner: object, name: str, bug: Any, stage: Stage, home: Path
+) -> str | None:
+    Disk().make_directory(home)
+    with replaced(owner, name, bug):
+        return next(iter((await cut(home))[1]), None)
+
+
+async def _by_bad_snapshots(
+    owner: object, name: str, bug: Any, stage: Stage, home: Path
+) -> str | None:
+    with replaced(owner, name, bug):
+        return await upgrades.upgraded_over_a_bad_snapshot(home)
+
+
+async def _believed(source: Path, progress: Progress) -> Manifest:
+    return read_manifest(source)
+
+
+def _require_nothing(written: Written, *of: object) -> None:
+    pass
+
+
 _commit = SqliteEngine.commit
 _make_checkpointer = Checkpointer.__init__
 _under_way: set[asyncio.Future[Committed]] = set()
@@ -324,7 +353,40 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ),
 )
 
+_UPGRADES: tuple[tuple[str, str, Cut, object, str, Any], ...] = (
+    (
+        "the steps of an upgrade are committed one by one",
+        *("SQLite engine", upgrades.cut_sqlite, sqlite_recovery, "change_format"),
+        upgrades.outside_of_the_transaction,
+    ),
+    (
+        "the number of a format is raised before the data",
+        *("SQLite engine", upgrades.cut_sqlite, sqlite_recovery, "change_format"),
+        upgrades.number_first,
+    ),
+    (
+        "the number of a format is raised before the data",
+        *("files engine", upgrades.cut_files, files_recovery, "change_format"),
+        upgrades.manifest_first,
+    ),
+)
+
 BUGS: tuple[Bug, ...] = (
+    *(
+        Bug(says, part, "cuts of an upgrade", partial(_by_cut_upgrades, cut, owner, name, bug))
+        for says, part, cut, owner, name, bug in _UPGRADES
+    ),
+    *(
+        Bug(
+            says,
+            *("upgrades", "a disk that loses a byte of a snapshot"),
+            partial(_by_bad_snapshots, owner, name, bug),
+        )
+        for says, owner, name, bug in (
+            ("a snapshot is not read again", upgrading, "check_backup", _believed),
+            ("a store is upgraded without a snapshot", Written, "require", _require_nothing),
+        )
+    ),
     *(
         Bug(PLANTS[plant].says, "server", "lives that end in a death", partial(_in_lives, plant))
         for plant in CASES

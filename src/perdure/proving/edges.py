@@ -24,7 +24,7 @@ import perdure
 from perdure.core.disk import Disk, Lock, Writer
 
 ROOT = Path(perdure.__file__).parent
-_READS = {"read_chunks"}
+_READS = {"read_chunks", "free_bytes"}
 _OWNERS = {"disk": Disk, "writer": Writer, "lock": Lock}
 """The disk module's classes, by the name under which their objects are held."""
 

@@ -14,12 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from perdure import __version__
+from perdure.core.addresses import store_path
 from perdure.core.batch import Batch
 from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
@@ -55,6 +56,7 @@ from perdure.services.supervisor import Supervisor
 from perdure.services.sweeper import Sweeper
 from perdure.services.tail import Tail
 from perdure.services.tokens import TokenCounter
+from perdure.services.upgrading import Upgrading
 from perdure.services.uploads import Uploads
 from perdure.services.upstream import Upstream
 from perdure.services.upstreams import Member, Upstreams
@@ -167,14 +169,20 @@ class Node:
     async def _open_engine(self) -> Engine:
         if not self.config.engine_url.startswith("memory:"):
             await off_loop_to_write(self._disk.make_directory, self.config.data_path)
-        engine = await open_engine(
-            self.config.engine_url,
-            LAYOUTS,
-            clock=self.clock,
-            disk=self._disk,
-            note=self.startup.note,
+        options: dict[str, Any] = {"clock": self.clock, "disk": self._disk}
+        upgrading = Upgrading(
+            partial(
+                open_engine, self.config.engine_url, LAYOUTS, note=self.startup.note, **options
+            ),
+            partial(open_blobs, self.config.blobs_url, **options, read_only=True),
+            store_path(self.config.engine_url) or self.config.data_path / "store",
+            *(self.clock, self._disk),
         )
-        return self._wrap(engine)
+        return self._wrap(await upgrading.open(self._tell))
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        of = f": {done} of {total}" if total else ""
+        self.startup.note(f"a snapshot before the upgrade: {what}{of}")
 
     async def _open_blobs(self, engine: Engine) -> Blobs:
         return await open_blobs(

@@ -56,6 +56,10 @@ SELECT name, version, shape FROM layouts
 -- name: add_layout
 INSERT INTO layouts (name, version, shape) VALUES (?, ?, ?)
 
+-- name: tables
+-- As they stand in a statement.
+SELECT format('"%w"', name) FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'
+
 -- name: trees
 SELECT name, tbl_name FROM sqlite_schema WHERE rootpage > 0
 UNION ALL SELECT 'sqlite_schema', 'sqlite_schema'

@@ -12,6 +12,7 @@ from perdure.frontends.cli.backup import backup, restore
 from perdure.frontends.cli.contract import contract
 from perdure.frontends.cli.copy import copy
 from perdure.frontends.cli.demo import demo
+from perdure.frontends.cli.migrate import migrate
 from perdure.frontends.cli.objects import conversations, files, jobs, responses
 from perdure.frontends.cli.output import exit_code, say_error
 from perdure.frontends.cli.prune import prune
@@ -42,6 +43,7 @@ COMMANDS = (
     backup,
     restore,
     copy,
+    migrate,
     prune,
     reshard,
     torture,

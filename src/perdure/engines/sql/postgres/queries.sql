@@ -203,6 +203,10 @@ SELECT pg_notify($1, $2)
 SELECT c.relname::text, pg_total_relation_size(c.oid) FROM pg_class AS c
 WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'
 
+-- name: rows_about
+SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
+WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r'
+
 -- name: entries_by_log
 SELECT log, sum(last - first + 1)::bigint FROM streams WHERE last >= first GROUP BY log
 
