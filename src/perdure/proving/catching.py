@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -41,10 +42,12 @@ from perdure.proving import conformance, planted_files
 from perdure.proving.campaign import Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
+from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
 from perdure.proving.drills.clocks import JumpedServer
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.file_cuts import CutFiles, Met
@@ -82,12 +85,13 @@ Catch = Callable[[Stage, Path], Awaitable[str | None]]
 
 class Bug(msgspec.Struct, frozen=True):
     """A planted bug: what is wrong, the part that has it, and what catches it in an empty
-    directory."""
+    directory. `lacks` says why that cannot run on this machine, if so."""
 
     says: str
     part: str
     by: str
     catch: Catch
+    lacks: Callable[[], str | None] = lambda: None
 
 
 class Caught(msgspec.Struct, frozen=True):
@@ -104,8 +108,9 @@ async def catch_all(home: Path, told: Callable[[str, int, int], None]) -> list[C
     """Plant every bug, one after the other."""
     found: list[Caught] = []
     async with _staged(home) as stage:
-        for number, bug in enumerate(BUGS):
-            told(f"planted: {bug.says}", number, len(BUGS))
+        ready = [bug for bug in BUGS if bug.lacks() is None]
+        for number, bug in enumerate(ready):
+            told(f"planted: {bug.says}", number, len(ready))
             began_s = time.monotonic()
             shown = await bug.catch(stage, home / f"bug-{number}")
             if shown is not None:
@@ -165,6 +170,14 @@ async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) 
 
 async def _on_files(disk: Callable[[], Met], stage: Stage, home: Path) -> str | None:
     return await _shown(CutFiles(disk), home)
+
+
+async def _by_writer(drill: Drill, stage: Stage, home: Path) -> str | None:
+    return await _shown(drill, home)
+
+
+def _planted(plant: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "perdure.proving.planted_files", plant)
 
 
 async def _past_the_overlay(stage: Stage, home: Path) -> str | None:
@@ -319,6 +332,13 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     ),
 )
 
+_WRITERS_OF_FILES: tuple[tuple[str, Drill], ...] = (
+    ("hasty", KilledCalls(_planted("hasty"), "files-process", "/journal")),
+    ("untyped", FailedSystemCalls(_planted("untyped"), "files-process", "/journal")),
+    ("deaf", FullSystem(_planted("deaf"), "files-process", "/journal")),
+    ("unsynced", CutExt4(_planted("unsynced"), "files-ext4")),
+)
+
 BUGS: tuple[Bug, ...] = (
     *(
         Bug(PLANTS[plant].says, "server", "lives that end in a death", partial(_in_lives, plant))
@@ -345,6 +365,16 @@ BUGS: tuple[Bug, ...] = (
     *(
         Bug(says, "files engine", "power-cut / files", partial(_on_files, disk))
         for says, disk in planted_files.DISKS.items()
+    ),
+    *(
+        Bug(
+            planted_files.WRITERS[plant][0],
+            "files engine",
+            f"{drill.fault.name} / {drill.subject}",
+            partial(_by_writer, drill),
+            drill.lacks,
+        )
+        for plant, drill in _WRITERS_OF_FILES
     ),
     Bug(
         "a read does not look for what is committed and not in the files yet",

@@ -1,19 +1,29 @@
 """Mistakes that engines on plain files really make, each put into ours as one change.
 
 A disk that does less than it says must show in the states that a power cut leaves; what is wrong in
-the code, in those or in the rules of the conformance suite.
+the code, in those or in the rules of the conformance suite; what a writer does, to whoever watches
+its process: `python -m perdure.proving.planted_files PLANT ARGUMENTS` is `perdure.proving.writer`
+with one of `WRITERS`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from perdure.core.batch import Batch
 from perdure.core.disk import Disk
+from perdure.core.errors import PerdureError
+from perdure.core.values import Committed
+from perdure.engines.files import FilesEngine
 from perdure.engines.files_manifest import RecordRow
 from perdure.engines.files_names import OWN
 from perdure.engines.files_read import stored_record
 from perdure.engines.files_recovery import Store
+from perdure.proving import writer
 from perdure.proving.drills.file_cuts import Met
 
 
@@ -65,3 +75,51 @@ def read_past_the_overlay(store: Store, row: RecordRow) -> tuple[bytes, bytes | 
 
 def never_cut(disk: Disk, fd: int, size_bytes: int) -> None:
     """Leave what a write that failed, or a crash, has left of a frame or of lines."""
+
+
+_commit = FilesEngine.commit
+_sync = Disk.sync
+_under_way: set[asyncio.Future[Committed]] = set()
+
+
+async def _answer_first(engine: FilesEngine, batch: Batch) -> Committed:
+    committing = asyncio.ensure_future(_commit(engine, batch))
+    _under_way.add(committing)
+    committing.add_done_callback(_under_way.discard)
+    return Committed(())
+
+
+async def _answer_anyway(engine: FilesEngine, batch: Batch) -> Committed:
+    with suppress(PerdureError):
+        return await _commit(engine, batch)
+    return Committed(())
+
+
+async def _answer_in_its_own_words(engine: FilesEngine, batch: Batch) -> Committed:
+    try:
+        return await _commit(engine, batch)
+    except PerdureError as error:
+        raise error.__cause__ or error from None
+
+
+def _sync_no_journal(disk: Disk, fd: int, path: Path) -> None:
+    if path.name != "journal":
+        _sync(disk, fd, path)
+
+
+WRITERS: dict[str, tuple[str, object, str, object]] = {
+    "hasty": ("a commit is answered as it is handed over", FilesEngine, "commit", _answer_first),
+    "deaf": ("a commit that was refused is answered", FilesEngine, "commit", _answer_anyway),
+    "untyped": (
+        "what the system says of a disk that fails leaves the engine in its own words",
+        *(FilesEngine, "commit", _answer_in_its_own_words),
+    ),
+    "unsynced": ("the journal is never synced", Disk, "sync", _sync_no_journal),
+}
+"""What is wrong with a writer, and what is put in whose place."""
+
+
+if __name__ == "__main__":
+    plant, *arguments = sys.argv[1:]
+    setattr(*WRITERS[plant][1:])
+    writer.main(arguments)

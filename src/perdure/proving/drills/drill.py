@@ -15,19 +15,44 @@ from perdure.core.disk import Disk
 from perdure.proving.faults import Fault
 
 Subject = Literal[
-    "engine", "files", "process", "history", "http", "ext4", "blobs", "server", "postgres"
+    "engine",
+    "files",
+    "process",
+    "files-process",
+    "history",
+    "http",
+    "ext4",
+    "files-ext4",
+    "blobs",
+    "server",
+    "postgres",
 ]
 """The `engine` is that of sqlite, `files` that of plain files. A `process` is an engine in a
 process of its own, seen from the kernel's side; a `history` is what several clients of an engine
 were told, `http` what those of a server were, `ext4` that file system under engine and blobs, and
 `postgres` a database of its own under an engine."""
 
-STORES: dict[str, tuple[str, str]] = {
-    "engine": ("sqlite:///{}/state.db", "state.db.lock"),
-    "files": ("file:///{}/state", "state/.perdure/lock"),
+_SQLITE = ("sqlite:///{}/state.db", "state.db.lock")
+_FILES = ("file:///{}/state", "state/.perdure/lock")
+_STORES: dict[Subject, tuple[str, str]] = {
+    "engine": _SQLITE,
+    "process": _SQLITE,
+    "ext4": _SQLITE,
+    "files": _FILES,
+    "files-process": _FILES,
+    "files-ext4": _FILES,
 }
-"""Of subjects that are engines with one owner: the URL of a store in a directory, and its lock
-file."""
+
+
+def url_in(place: Path, subject: Subject) -> str:
+    """The URL of a subject's store in a directory; the subject is an engine with one owner."""
+    return _STORES[subject][0].format(place)
+
+
+def lock_in(place: Path, subject: Subject) -> Path:
+    """The lock file of that store."""
+    return place / _STORES[subject][1]
+
 
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""
