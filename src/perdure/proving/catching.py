@@ -27,6 +27,8 @@ from perdure.core.values import Committed
 from perdure.engines import (
     blobs_local,
     files_commit,
+    files_format,
+    files_recovery,
     sqlite,
     sqlite_commit,
     sqlite_driver,
@@ -51,6 +53,7 @@ from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.file_cuts import CutFiles, Met
+from perdure.proving.drills.file_damage import DamagedFiles
 from perdure.proving.drills.file_failures import FAILING_FILES
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
@@ -329,6 +332,18 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     (
         "after a failed sync the engine goes on",
         *(FAILING_FILES[0], files_commit.Committer, "latch", _forget_latch),
+    ),
+    (
+        "the checksum of a record's file is not looked at",
+        *(DamagedFiles(), files_recovery, "stored_record", planted_files.unchecked_record),
+    ),
+    (
+        "the checksum of a line is not looked at",
+        *(DamagedFiles(), files_format, "parse_line", planted_files.unchecked_line),
+    ),
+    (
+        "which commit was acknowledged last is not looked at",
+        *(DamagedFiles(), files_recovery, "read_mark", lambda path, store_id: 0),
     ),
 )
 

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from perdure.core.batch import Batch
 from perdure.core.disk import Disk
-from perdure.core.errors import PerdureError
+from perdure.core.errors import Damaged, PerdureError
+from perdure.core.keys import split
 from perdure.core.values import Committed
 from perdure.engines.files import FilesEngine
+from perdure.engines.files_format import Identity, parse_line, parse_record
 from perdure.engines.files_manifest import RecordRow
-from perdure.engines.files_names import OWN
-from perdure.engines.files_read import stored_record
+from perdure.engines.files_names import OWN, attachment_path, record_path
+from perdure.engines.files_read import reading, stored_record, where_of
 from perdure.engines.files_recovery import Store
 from perdure.proving import writer
 from perdure.proving.drills.file_cuts import Met
@@ -71,6 +73,22 @@ def drop_frames(
 def read_past_the_overlay(store: Store, row: RecordRow) -> tuple[bytes, bytes | None]:
     """Read the file, whatever is committed and not in it yet."""
     return stored_record(store.place.root, row)
+
+
+def unchecked_record(root: Path, row: RecordRow) -> tuple[bytes, bytes | None]:
+    """Believe what a record's file says."""
+    key = split(row.place)
+    with reading(where_of(row)):
+        file = parse_record(record_path(root, row.collection, key).read_bytes())
+        if file is None:
+            raise Damaged(where_of(row), "it does not decode")
+        path = attachment_path(root, row.collection, key, row.version)
+        return bytes(file.value), path.read_bytes() if row.attached else None
+
+
+def unchecked_line(line: bytes, identity: Identity | None) -> tuple[int, bytes] | None:
+    """Believe what a line says."""
+    return parse_line(line, None)
 
 
 def never_cut(disk: Disk, fd: int, size_bytes: int) -> None:

@@ -50,7 +50,7 @@ PER_CHANGE = {
     "failed-sync / blobs": 60,
     "full-disk / blobs": 90,
     "damage / engine": 3_000,
-    "damage / files": 1_000,
+    "damage / files": 4_000,
     "damage / blobs": 2_000,
     "clock-jump / engine": 72,
     "clock-jump / blobs": 64,

@@ -80,7 +80,8 @@ class Injection(msgspec.Struct, frozen=True):
         """What is wrong with the last word of a writer that it happened to."""
         refused = word.startswith("refused")
         if self.what == _EINTR:
-            again = subject == "files-process"  # SQLite gives up some calls, and says so
+            again = subject == "files-process" and self.call != "openat"
+            # SQLite gives up some calls, and whoever lists a directory; both say so
             return f"a call was interrupted, and the writer {word}" if refused and again else None
         if self.what != _KILL and self._hangs_on(subject) and not refused:
             return f"a sync failed, and the writer was told {word!r}"

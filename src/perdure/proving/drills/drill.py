@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +55,8 @@ def lock_in(place: Path, subject: Subject) -> Path:
     """The lock file of that store."""
     return place / _STORES[subject][1]
 
+
+_MEMORY = Path("/dev/shm")
 
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""
@@ -139,6 +143,14 @@ class Trial:
         yield place
         if len(self.violations) == known:
             self.disk.remove_tree(place)
+
+    @contextmanager
+    def in_memory(self) -> Iterator[Path]:
+        """A directory that is on no disk, if this machine has such: for stores that are looked at
+        once, and lie where they lie only to be read again."""
+        within = _MEMORY if os.access(_MEMORY, os.W_OK) else self.home
+        with tempfile.TemporaryDirectory(prefix="perdure-proof-", dir=within) as place:
+            yield Path(place)
 
     async def each(self, judge: Callable[[int, Path], Awaitable[Iterable[str]]]) -> None:
         """Judge one case after another, each in a place of its own, until the trial is over."""
