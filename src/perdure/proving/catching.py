@@ -35,6 +35,7 @@ from perdure.engines import (
     sqlite_recovery,
     sqlite_schema,
 )
+from perdure.engines.files_journal import Journal
 from perdure.engines.files_recovery import Store
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_checkpoint import Checkpointer
@@ -324,6 +325,10 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     (
         "what a write without space left in the journal is written after",
         *(FAILING_FILES[1], Disk, "cut", planted_files.never_cut),
+    ),
+    (
+        "a full disk is taken for a disk that failed",
+        *(FAILING_FILES[1], Journal, "_cut", planted_files.give_up),
     ),
     (
         "entries are written behind what a crash left of others",

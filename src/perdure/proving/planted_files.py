@@ -16,11 +16,12 @@ from pathlib import Path
 
 from perdure.core.batch import Batch
 from perdure.core.disk import Disk
-from perdure.core.errors import Damaged, PerdureError
+from perdure.core.errors import CommitUnknown, Damaged, PerdureError
 from perdure.core.keys import split
 from perdure.core.values import Committed
 from perdure.engines.files import FilesEngine
 from perdure.engines.files_format import Identity, parse_line, parse_record
+from perdure.engines.files_journal import Journal
 from perdure.engines.files_manifest import RecordRow
 from perdure.engines.files_names import OWN, attachment_path, record_path
 from perdure.engines.files_read import reading, stored_record, where_of
@@ -93,6 +94,11 @@ def unchecked_line(line: bytes, identity: Identity | None) -> tuple[int, bytes] 
 
 def never_cut(disk: Disk, fd: int, size_bytes: int) -> None:
     """Leave what a write that failed, or a crash, has left of a frame or of lines."""
+
+
+def give_up(journal: Journal) -> None:
+    """Say of a frame that found no space that it may be there."""
+    raise CommitUnknown("the disk failed while committing")
 
 
 _commit = FilesEngine.commit

@@ -44,7 +44,7 @@ PER_CHANGE = {
     "failed-sync / engine": 200,
     "full-disk / engine": 200,
     "failed-sync / files": 100,
-    "full-disk / files": 40,
+    "full-disk / files": 1_000,
     "failed-sync / files-process": 10,
     "full-disk / files-process": 10,
     "failed-sync / blobs": 60,
