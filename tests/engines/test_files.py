@@ -368,8 +368,10 @@ async def test_a_backup_that_was_changed_is_not_restored(tmp_path: Path) -> None
     data = (tmp_path / "copy/frames").read_bytes()
     changed = bytes((*data[:-9], data[-9] ^ 1, *data[-8:]))
     url = f"file:///{tmp_path / 'made'}"
-    for wrong in (data[:-1], changed, b""):
-        Disk().write_file(tmp_path / "copy/frames", wrong)
+    for wrong in (data[:-1], changed, b"", None):
+        Disk().remove(tmp_path / "copy/frames")
+        if wrong is not None:
+            Disk().write_file(tmp_path / "copy/frames", wrong)
         with pytest.raises(Damaged):
             await restore_engine(url, tmp_path / "copy", LAYOUTS, lambda done, total: None)
         assert not (tmp_path / "made").exists()

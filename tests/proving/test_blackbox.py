@@ -33,7 +33,7 @@ def lacking(drill: Drill) -> pytest.MarkDecorator:
     ("drill", "what"),
     [
         (KilledCalls(wrong("hasty")), "steps acknowledged"),
-        (FailedSystemCalls(wrong("untyped")), "the writer ended with 1"),
+        (FailedSystemCalls(wrong("untyped"), file="-wal"), "the writer ended with 1"),
         (FullSystem(wrong("deaf")), "steps acknowledged"),
     ],
     ids=("hasty", "untyped", "deaf"),

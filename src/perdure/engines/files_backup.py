@@ -139,9 +139,10 @@ def restore_steps(
 def _checked(source: Path, head: Head) -> Iterator[Frame]:
     """Every frame of a copy. Raises `Damaged` unless all of them are there and sound."""
     number = 0
-    for frame in frames_in(source / FRAMES, head.store_id):
-        number = frame.number
-        yield frame
+    with reading(str(source / FRAMES)):
+        for frame in frames_in(source / FRAMES, head.store_id):
+            number = frame.number
+            yield frame
     if number != head.applied:
         raise Damaged(str(source / FRAMES), f"it ends after {number} of {head.applied} frames")
 

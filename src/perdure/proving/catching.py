@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
@@ -26,6 +27,7 @@ from perdure.core.values import Committed
 from perdure.engines import (
     blobs_local,
     files_commit,
+    files_format,
     files_recovery,
     sqlite,
     sqlite_commit,
@@ -34,6 +36,7 @@ from perdure.engines import (
     sqlite_schema,
 )
 from perdure.engines.files_apply import Applier
+from perdure.engines.files_journal import Journal
 from perdure.engines.files_recovery import Store
 from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_checkpoint import Checkpointer
@@ -43,13 +46,16 @@ from perdure.proving import conformance, planted_files, upgrades
 from perdure.proving.campaign import Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
+from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
 from perdure.proving.drills.clocks import JumpedServer
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
+from perdure.proving.drills.ext4 import CutExt4
 from perdure.proving.drills.failing_server import FailingServer
 from perdure.proving.drills.failures import FailedCalls, FullDisk
 from perdure.proving.drills.file_cuts import CutFiles, Met
+from perdure.proving.drills.file_damage import DamagedFiles
 from perdure.proving.drills.file_failures import FAILING_FILES
 from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
@@ -86,12 +92,13 @@ Catch = Callable[[Stage, Path], Awaitable[str | None]]
 
 class Bug(msgspec.Struct, frozen=True):
     """A planted bug: what is wrong, the part that has it, and what catches it in an empty
-    directory."""
+    directory. `lacks` says why that cannot run on this machine, if so."""
 
     says: str
     part: str
     by: str
     catch: Catch
+    lacks: Callable[[], str | None] = lambda: None
 
 
 class Caught(msgspec.Struct, frozen=True):
@@ -108,8 +115,9 @@ async def catch_all(home: Path, told: Callable[[str, int, int], None]) -> list[C
     """Plant every bug, one after the other."""
     found: list[Caught] = []
     async with _staged(home) as stage:
-        for number, bug in enumerate(BUGS):
-            told(f"planted: {bug.says}", number, len(BUGS))
+        ready = [bug for bug in BUGS if bug.lacks() is None]
+        for number, bug in enumerate(ready):
+            told(f"planted: {bug.says}", number, len(ready))
             began_s = time.monotonic()
             shown = await bug.catch(stage, home / f"bug-{number}")
             if shown is not None:
@@ -169,6 +177,14 @@ async def _on_disk(disk: Callable[[], RecordingDisk], stage: Stage, home: Path) 
 
 async def _on_files(disk: Callable[[], Met], stage: Stage, home: Path) -> str | None:
     return await _shown(CutFiles(disk), home)
+
+
+async def _by_writer(drill: Drill, stage: Stage, home: Path) -> str | None:
+    return await _shown(drill, home)
+
+
+def _planted(plant: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "perdure.proving.planted_files", plant)
 
 
 async def _past_the_overlay(stage: Stage, home: Path) -> str | None:
@@ -340,6 +356,10 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
         *(FAILING_FILES[1], Disk, "cut", planted_files.never_cut),
     ),
     (
+        "a full disk is taken for a disk that failed",
+        *(FAILING_FILES[1], Journal, "_cut", planted_files.give_up),
+    ),
+    (
         "entries are written behind what a crash left of others",
         *(CutFiles(), Disk, "cut", planted_files.never_cut),
     ),
@@ -351,6 +371,25 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
         "after a failed sync the engine goes on",
         *(FAILING_FILES[0], files_commit.Committer, "latch", _forget_latch),
     ),
+    (
+        "the checksum of a record's file is not looked at",
+        *(DamagedFiles(), files_recovery, "stored_record", planted_files.unchecked_record),
+    ),
+    (
+        "the checksum of a line is not looked at",
+        *(DamagedFiles(), files_format, "parse_line", planted_files.unchecked_line),
+    ),
+    (
+        "which commit was acknowledged last is not looked at",
+        *(DamagedFiles(), files_recovery, "read_mark", lambda path, store_id: 0),
+    ),
+)
+
+_WRITERS_OF_FILES: tuple[tuple[str, Drill], ...] = (
+    ("hasty", KilledCalls(_planted("hasty"), "files-process", "/journal")),
+    ("untyped", FailedSystemCalls(_planted("untyped"), "files-process", "/journal")),
+    ("deaf", FullSystem(_planted("deaf"), "files-process", "/journal")),
+    ("unsynced", CutExt4(_planted("unsynced"), "files-ext4")),
 )
 
 _UPGRADES: tuple[tuple[str, str, Cut, object, str, Any], ...] = (
@@ -412,6 +451,16 @@ BUGS: tuple[Bug, ...] = (
     *(
         Bug(says, "files engine", "power-cut / files", partial(_on_files, disk))
         for says, disk in planted_files.DISKS.items()
+    ),
+    *(
+        Bug(
+            planted_files.WRITERS[plant][0],
+            "files engine",
+            f"{drill.fault.name} / {drill.subject}",
+            partial(_by_writer, drill),
+            drill.lacks,
+        )
+        for plant, drill in _WRITERS_OF_FILES
     ),
     Bug(
         "a read does not look for what is committed and not in the files yet",

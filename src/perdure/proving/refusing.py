@@ -57,16 +57,20 @@ _SQLITE = {
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
     """Which calls, counted together, and from which of them on; `times` is None for ever. With
     `delay_s` they take so long instead of failing with `errno`. `told` is a file that is made when
-    the first of them is met."""
+    the first of them is met. With `room_bytes` there is space for so many bytes more, and then none
+    for any write of the disk module."""
 
-    calls: tuple[Call, ...]
+    calls: tuple[Call, ...] = ()
     n: int = 1
     times: int | None = 1
     errno: int = errno.EIO
     delay_s: float = 0.0
     told: str | None = None
+    room_bytes: int | None = None
 
     def __str__(self) -> str:
+        if self.room_bytes is not None:
+            return f"there is space for {self.room_bytes} bytes"
         what = f"takes {self.delay_s:g} s" if self.delay_s else errno.errorcode[self.errno]
         often = "and all after it" if self.times is None else f"{self.times} times"
         return f"{'|'.join(self.calls)} {self.n}: {what}, {often}"
@@ -80,6 +84,7 @@ class Refusing:
         self.disk = RefusingDisk(self)
         self.reached = False
         self._calls = 0
+        self._taken_bytes = 0
         self._lock = threading.Lock()
 
     def mount(self) -> None:
@@ -88,7 +93,7 @@ class Refusing:
 
     def over(self) -> None:
         """Meet no call any more."""
-        self.trouble = msgspec.structs.replace(self.trouble, calls=())
+        self.trouble = msgspec.structs.replace(self.trouble, calls=(), room_bytes=None)
 
     def meets(self, call: Call) -> bool:
         """Count a call that is about to be made; whether it is to fail. A slow one waits here."""
@@ -107,6 +112,16 @@ class Refusing:
             time.sleep(trouble.delay_s)
             return False
         return met
+
+    def fits(self, size_bytes: int) -> int:
+        """How many of the bytes of a write there is space for; they are taken."""
+        if self.trouble.room_bytes is None:
+            return size_bytes
+        with self._lock:
+            fits = min(size_bytes, self.trouble.room_bytes - self._taken_bytes)
+            self._taken_bytes += fits
+            self.reached = self.reached or fits < size_bytes
+        return fits
 
 
 class RefusingDisk(Disk):
@@ -131,6 +146,9 @@ class RefusingDisk(Disk):
     def write_all(self, fd: int, data: bytes, path: Path) -> None:
         if self._refusing.meets("disk.write"):
             super().write_all(fd, data[: len(data) // 2], path)
+            self._fail(path)
+        if (fits := self._refusing.fits(len(data))) < len(data):
+            super().write_all(fd, data[:fits], path)
             self._fail(path)
         super().write_all(fd, data, path)
 

@@ -3,7 +3,7 @@
 `python -m perdure.proving.writer [--fork] URL WRITERS [STEPS]`: first `ready`, then a line for
 every acknowledgement, the writer and its step, written out before the next step begins. It goes on
 until it is killed; with STEPS each writer ends after so many, and the store is closed, its log
-having been checkpointed early. An engine that refuses by name ends it with `refused` and the code.
+having started over early. An engine that refuses by name ends it with `refused` and the code.
 With --fork it leaves a child, which does nothing as long as their standard input is open.
 """
 
@@ -18,6 +18,7 @@ from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError
 from perdure.engines import open_engine
+from perdure.proving.file_stories import small_journals
 from perdure.proving.steps import EVENTS, LAYOUTS, TENANT, step
 from perdure.proving.watched import small_checkpoints
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     url, writers, *steps = arguments[fork:]
     try:
         if steps:
-            with small_checkpoints():
+            with small_checkpoints(), small_journals(wait_s=0.0):
                 asyncio.run(_write(url, int(writers), int(steps[0]), fork=fork))
         else:
             asyncio.run(_write(url, int(writers), None, fork=fork))

@@ -1,4 +1,4 @@
-"""A writer whose system calls fail, from outside: what SQLite, Python and the disk module really
+"""A writer whose system calls fail, from outside: what an engine, Python and the disk module really
 ask of the kernel, and not what the seams above it show.
 
 One run that is only watched counts the calls on each file of its store. Then each of them is put
@@ -26,13 +26,14 @@ import msgspec
 from perdure.core.clock import SystemClock
 from perdure.core.errors import PerdureError
 from perdure.engines import open_engine
-from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.drill import Subject, Trial, url_in
 from perdure.proving.faults import FAILED_SYNC, FULL_DISK, PROCESS_CRASH, Fault
 from perdure.proving.steps import LAYOUTS, troubles
 from perdure.proving.waiting import TooLate
 
-_WRITERS = 2
-_STEPS = 5
+_LIFE: dict[Subject, tuple[int, int]] = {"process": (2, 5), "files-process": (1, 3)}
+"""Writers and steps of a life. Plain files take many more calls for a step."""
+
 _ENDS_S = 30.0
 _STRACE = ("strace", "-f", "-qq")
 
@@ -45,9 +46,18 @@ _CALLS = {
     "openat": "openat",
     "ftruncate": "ftruncate",
     "unlink": "?unlink,?unlinkat",
+    "mkdir": "?mkdir,?mkdirat",
+    "rmdir": "?rmdir",
 }
 """Calls and what strace is told for them: a machine has some of their forms and not others."""
 
+_INTERRUPTED = ("write", "pwrite64", "fsync", "fdatasync", "openat", "ftruncate")
+"""Those that a signal may end before they did anything."""
+
+_KILL = "signal=SIGKILL"
+_EIO = "error=EIO"
+_EINTR = "error=EINTR"
+_ENOSPC = "error=ENOSPC"
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -66,13 +76,24 @@ class Injection(msgspec.Struct, frozen=True):
         where = f"{self.call} {self.n} of {self.name or 'the directory'}"
         return f"{self.what} at {where}" + (" and after it" if self.for_ever else "")
 
-    @property
-    def is_failed_sync(self) -> bool:
-        """Whether a sync fails that something durable hangs on. SQLite syncs the directory too, and
-        does not look at what comes of it; the engine does so itself, by fsync."""
-        return self.what.startswith("error") and (
-            self.call == "fsync" or (self.call == "fdatasync" and self.name != "")
-        )
+    def misjudged(self, subject: Subject, word: str) -> str | None:
+        """What is wrong with the last word of a writer that it happened to."""
+        refused = word.startswith("refused")
+        if self.what == _EINTR:
+            again = subject == "files-process" and self.call != "openat"
+            # SQLite gives up some calls, and whoever lists a directory; both say so
+            return f"a call was interrupted, and the writer {word}" if refused and again else None
+        if self.what != _KILL and self._hangs_on(subject) and not refused:
+            return f"a sync failed, and the writer was told {word!r}"
+        return None
+
+    def _hangs_on(self, subject: Subject) -> bool:
+        """Whether it is a sync that somebody's acknowledgement waits for. SQLite syncs the
+        directory too, and does not look at what comes of it; the engine does so itself, by
+        fsync. Of plain files it is the journal's alone."""
+        if subject == "files-process":
+            return self.call == "fsync" and self.name.endswith("/journal")
+        return self.call == "fsync" or (self.call == "fdatasync" and self.name != "")
 
     def told(self, place: Path) -> tuple[str, ...]:
         """The same in strace's words."""
@@ -98,21 +119,27 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class KilledCalls:
-    """See `says`. `program` is the writer; a proof may give one that is wrong."""
+    """See `says`. `program` is the writer; a proof may give one that is wrong, and ask for calls
+    on one file only, by the end of its name."""
 
     fault: Fault = PROCESS_CRASH
-    subject: Subject = "process"
     says = (
         "a writer is killed at each of its system calls on the files of its store, from the "
         "making of the store to its closing"
     )
-    what = "signal=SIGKILL"
+    what: tuple[str, ...] = (_KILL,)
     for_ever = False
 
     def __init__(
-        self, program: Sequence[str] = (sys.executable, "-m", "perdure.proving.writer")
+        self,
+        program: Sequence[str] = (sys.executable, "-m", "perdure.proving.writer"),
+        subject: Subject = "process",
+        file: str = "",
     ) -> None:
+        self.subject = subject
         self._program = program
+        self._file = file
+        self._writers, self._steps = _LIFE[subject]
 
     def lacks(self) -> str | None:
         if shutil.which("strace") is None:
@@ -127,10 +154,12 @@ class KilledCalls:
     async def run(self, trial: Trial) -> None:
         store = trial.home / "store"
         found = [
-            Injection(kept, call, name, n, self.what, self.for_ever)
+            Injection(kept, call, name, n, what, self.for_ever)
             for kept in (False, True)
             for (call, name), count in sorted((await self._watched(trial, store, kept)).items())
             for n in range(1, count + 1)
+            for what in self.what
+            if name.endswith(self._file) and (what != _EINTR or call in _INTERRUPTED)
         ]
         trial.rng("order").shuffle(found)
         trial.planned = len(found)
@@ -158,8 +187,8 @@ class KilledCalls:
             if not kept:
                 shutil.copytree(place, store)
             within = re.escape(str(place.resolve()))
-        last = _STEPS * (1 + kept)
-        if ended.wrong or ended.acknowledged != dict.fromkeys(range(_WRITERS), last):
+        last = self._steps * (1 + kept)
+        if ended.wrong or ended.acknowledged != dict.fromkeys(range(self._writers), last):
             trial.judged(0, [f"a writer that nothing happens to: {ended}"], store)
         made: Counter[tuple[str, str, str]] = Counter()
         for line in log.read_text(errors="replace").splitlines():
@@ -183,13 +212,14 @@ class KilledCalls:
         if not hit:
             return None
         wrong = ended.wrong
-        if injection.is_failed_sync and not ended.word.startswith("refused"):
-            wrong.append(f"a sync failed, and the writer was told {ended.word!r}")
+        if (misjudged := injection.misjudged(self.subject, ended.word)) is not None:
+            wrong.append(misjudged)
         try:
-            engine = await open_engine(f"sqlite:///{place}/state.db", LAYOUTS, clock=SystemClock())
+            url = url_in(place, self.subject)
+            engine = await open_engine(url, LAYOUTS, clock=SystemClock())
         except PerdureError as error:
             return [*wrong, f"the store does not open: {error}"]
-        last = _STEPS * (1 + injection.kept)
+        last = self._steps * (1 + injection.kept)
         begun = {who: min(number + 1, last) for who, number in ended.acknowledged.items()}
         wrong += await troubles(engine, ended.acknowledged, begun)
         await engine.close()
@@ -197,10 +227,10 @@ class KilledCalls:
 
     async def _write(self, place: Path, kept: bool, options: Sequence[str]) -> Ended:
         """One run of the writer under strace."""
-        url = f"sqlite:///{place}/state.db"
+        url = url_in(place, self.subject)
         process = await asyncio.create_subprocess_exec(
             *(*_STRACE, "-e", f"trace={','.join(_CALLS.values())}", *options, "--"),
-            *(*self._program, url, str(_WRITERS), str(_STEPS * (1 + kept))),
+            *(*self._program, url, str(self._writers), str(self._steps * (1 + kept))),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
@@ -213,7 +243,7 @@ class KilledCalls:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         assert process.returncode is not None
-        acknowledged = dict.fromkeys(range(_WRITERS), _STEPS * kept)
+        acknowledged = dict.fromkeys(range(self._writers), self._steps * kept)
         word = ""
         for line in told.decode().splitlines():
             who, _, number = line.partition(" ")
@@ -230,10 +260,10 @@ class FailedSystemCalls(KilledCalls):
 
     fault = FAILED_SYNC
     says = (
-        "each system call of a writer on the files of its store fails once with EIO: it is refused "
-        "by name, and what it had acknowledged is there"
+        "each system call of a writer on the files of its store fails once with EIO, or is "
+        "interrupted: it is refused by name, or goes on, and what it had acknowledged is there"
     )
-    what = "error=EIO"
+    what = (_EIO, _EINTR)
 
 
 class FullSystem(KilledCalls):
@@ -244,5 +274,5 @@ class FullSystem(KilledCalls):
         "from each system call of a writer on the files of its store, all of its kind get ENOSPC: "
         "it is refused by name, and what it had acknowledged is there"
     )
-    what = "error=ENOSPC"
+    what = (_ENOSPC,)
     for_ever = True

@@ -13,7 +13,7 @@ from perdure.core.errors import PerdureError, StoreLocked
 from perdure.engines import open_engine
 from perdure.proving.campaign import Campaign, Stage
 from perdure.proving.crash import life_of
-from perdure.proving.drills.drill import STORES, Subject, Trial
+from perdure.proving.drills.drill import Subject, Trial, url_in
 from perdure.proving.faults import PROCESS_CRASH
 from perdure.proving.steps import LAYOUTS, last_step, troubles
 
@@ -55,7 +55,7 @@ class KilledWriter:
         self, trial: Trial, case: int, place: Path, acknowledged: dict[int, int]
     ) -> list[str]:
         """One life of the writer, killed somewhere; what does not hold after it."""
-        url = STORES[self.subject][0].format(place)
+        url = url_in(place, self.subject)
         rng = trial.rng("killed writer", case)
         writer = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "perdure.proving.writer", url, str(_WRITERS)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,19 +17,46 @@ from perdure.core.disk import Disk
 from perdure.proving.faults import Fault
 
 Subject = Literal[
-    "engine", "files", "process", "history", "http", "ext4", "blobs", "server", "postgres"
+    "engine",
+    "files",
+    "process",
+    "files-process",
+    "history",
+    "http",
+    "ext4",
+    "files-ext4",
+    "blobs",
+    "server",
+    "postgres",
 ]
 """The `engine` is that of sqlite, `files` that of plain files. A `process` is an engine in a
 process of its own, seen from the kernel's side; a `history` is what several clients of an engine
 were told, `http` what those of a server were, `ext4` that file system under engine and blobs, and
 `postgres` a database of its own under an engine."""
 
-STORES: dict[str, tuple[str, str]] = {
-    "engine": ("sqlite:///{}/state.db", "state.db.lock"),
-    "files": ("file:///{}/state", "state/.perdure/lock"),
+_SQLITE = ("sqlite:///{}/state.db", "state.db.lock")
+_FILES = ("file:///{}/state", "state/.perdure/lock")
+_STORES: dict[Subject, tuple[str, str]] = {
+    "engine": _SQLITE,
+    "process": _SQLITE,
+    "ext4": _SQLITE,
+    "files": _FILES,
+    "files-process": _FILES,
+    "files-ext4": _FILES,
 }
-"""Of subjects that are engines with one owner: the URL of a store in a directory, and its lock
-file."""
+
+
+def url_in(place: Path, subject: Subject) -> str:
+    """The URL of a subject's store in a directory; the subject is an engine with one owner."""
+    return _STORES[subject][0].format(place)
+
+
+def lock_in(place: Path, subject: Subject) -> Path:
+    """The lock file of that store."""
+    return place / _STORES[subject][1]
+
+
+_MEMORY = Path("/dev/shm")
 
 _VIOLATIONS_MAX = 5
 """A drill ends when so much is wrong: more of the same says nothing new."""
@@ -114,6 +143,14 @@ class Trial:
         yield place
         if len(self.violations) == known:
             self.disk.remove_tree(place)
+
+    @contextmanager
+    def in_memory(self) -> Iterator[Path]:
+        """A directory that is on no disk, if this machine has such: for stores that are looked at
+        once, and lie where they lie only to be read again."""
+        within = _MEMORY if os.access(_MEMORY, os.W_OK) else self.home
+        with tempfile.TemporaryDirectory(prefix="perdure-proof-", dir=within) as place:
+            yield Path(place)
 
     async def each(self, judge: Callable[[int, Path], Awaitable[Iterable[str]]]) -> None:
         """Judge one case after another, each in a place of its own, until the trial is over."""

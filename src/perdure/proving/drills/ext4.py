@@ -25,7 +25,7 @@ from perdure.core.disk import Disk
 from perdure.core.errors import PerdureError
 from perdure.engines import open_engine
 from perdure.engines.blobs_local import LocalBlobs
-from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.drill import Subject, Trial, url_in
 from perdure.proving.faults import POWER_CUT
 from perdure.proving.steps import LAYOUTS, troubles
 
@@ -33,6 +33,7 @@ _IMAGE_BYTES = 64 * 1024 * 1024
 _WRITERS = 4
 _ACKNOWLEDGED_MAX = 150
 _BLOBS_MAX = 6
+_NO_END = "1000000"
 
 _FS_IOC_SHUTDOWN = 0x8004587D
 _WITHOUT_FLUSHING_THE_JOURNAL = struct.pack("I", 2)
@@ -109,15 +110,19 @@ class CutExt4:
     """See `says`. `program` is the writer; a proof may give one that is wrong."""
 
     fault = POWER_CUT
-    subject: Subject = "ext4"
-    says = (
-        "a real ext4 file system, on an image of its own, loses its power while a writer commits, "
-        "or in the middle of a blob; it is mounted again and judged by what was acknowledged"
-    )
 
     def __init__(
-        self, program: Sequence[str] = (sys.executable, "-m", "perdure.proving.writer")
+        self,
+        program: Sequence[str] = (sys.executable, "-m", "perdure.proving.writer"),
+        subject: Subject = "ext4",
     ) -> None:
+        blob = " or in the middle of a blob," * (subject == "ext4")
+        self.subject = subject
+        self.says = (
+            "a real ext4 file system, on an image of its own, loses its power while a writer "
+            f"commits,{blob} with a log that starts over all the time or seldom; it is mounted "
+            "again and judged by what was acknowledged"
+        )
         self._program = program
 
     def lacks(self) -> str | None:
@@ -128,15 +133,16 @@ class CutExt4:
             await trial.each(partial(self._judge, trial, ext4))
 
     async def _judge(self, trial: Trial, ext4: Image, case: int, place: Path) -> list[str]:
-        part = self._blobs if case % 3 == 0 else self._engine
+        part = self._blobs if case % 3 == 0 and self.subject == "ext4" else self._engine
         return await part(trial, case, ext4, place)
 
     async def _engine(self, trial: Trial, case: int, ext4: Image, place: Path) -> list[str]:
         """Steps until the cut. What is told after it counts as begun: it may have been on its way
         or be of a disk that is gone."""
         store = ext4.root / "store"
+        steps = (_NO_END,) * (case % 2)  # told how many, the writer keeps its log small
         writer = await asyncio.create_subprocess_exec(
-            *(*self._program, f"sqlite:///{store}/state.db", str(_WRITERS)),
+            *(*self._program, url_in(store, self.subject), str(_WRITERS), *steps),
             stdout=asyncio.subprocess.PIPE,
         )
         told = writer.stdout
@@ -158,7 +164,8 @@ class CutExt4:
         begun = {who: number + 1 for who, number in last.items()}
         trial.count("acknowledged steps", sum(acknowledged.values()))
         try:
-            engine = await open_engine(f"sqlite:///{place}/state.db", LAYOUTS, clock=SystemClock())
+            url = url_in(place, self.subject)
+            engine = await open_engine(url, LAYOUTS, clock=SystemClock())
         except PerdureError as error:
             return [f"the store does not open: {error}"]
         wrong = await troubles(engine, acknowledged, begun)

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import os
 import random
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,9 +63,6 @@ _AGAIN_EVERY = 400
 """Every so many cases the recovery is cut as well."""
 
 _AGAIN_STATES = 20
-
-_MEMORY = Path("/dev/shm")
-"""States are written out to be judged; where that is does not matter, but for how long it takes."""
 
 
 class Met(RecordingDisk):
@@ -151,15 +147,11 @@ class CutFiles:
         """One history after another, without end. Of a short one all states are judged."""
         case = 0
         shorts = _shorts(trial.rng("short"))
-        within = _MEMORY if os.access(_MEMORY, os.W_OK) else trial.home
-        with (
-            small_journals(),
-            tempfile.TemporaryDirectory(prefix="perdure-cuts-", dir=within) as memory,
-        ):
+        with small_journals(), trial.in_memory() as memory:
             for number in itertools.count(1):
                 short = None if number % _LONG_EVERY == 1 else next(shorts, None)
-                told, states = await self._states(trial, Path(memory), number, short)
-                judging = _Judging(told, Path(memory))
+                told, states = await self._states(trial, memory, number, short)
+                judging = _Judging(told, memory)
                 for state in states:
                     case += 1
                     if trial.over or (trial.case is not None and case > trial.case):

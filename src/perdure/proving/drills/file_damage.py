@@ -1,89 +1,153 @@
-"""Damage to a store of files: bits that flip, files cut short, sectors zeroed, swapped, doubled or
-put into another file, and files that are gone, in every file there is."""
+"""Damage to a store of files and to its backup: bits that flip, files cut short, sectors zeroed,
+swapped, doubled or put into another file, and whole files that are gone, blank, doubled or another,
+in every file there is."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from perdure.core.batch import append, put
+import msgspec
+
+from perdure.core.batch import append, delete, put
+from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
 from perdure.core.errors import Damaged, PerdureError
 from perdure.core.keys import Key
 from perdure.core.layouts import Records
 from perdure.core.paging import every
 from perdure.core.values import Finding
+from perdure.engines.files_backup import restore_steps
+from perdure.engines.files_recovery import Place
 from perdure.proving.drills.damage import DAMAGED, Harm, Harms, files_in, laid, shuffled
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.faults import DAMAGE
-from perdure.proving.file_stories import history, opened, small_journals
-from perdure.proving.subject import EVENTS, FACTS, NOTES, Note
+from perdure.proving.file_stories import opened, small_journals
+from perdure.proving.subject import EVENTS, FACTS, LAYOUTS, NOTES, Note
+from perdure.proving.watched import HastyDisk
 
-_BATCHES = 12
+_GOES_ON_EVERY = 10
+"""Every so many cases the harmed store is written to as well."""
+
+Files = dict[str, bytes]
+
+
+class Whole(msgspec.Struct, frozen=True):
+    """What happens to a file as a whole: it is `gone`, or `blank`, all its bytes zero; it is
+    `doubled` beside itself; or it `becomes` another one."""
+
+    file: str
+    what: str
+    other: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.what} {self.other}".rstrip()
+
+    def among(self, files: Files) -> Files:
+        """The files as they are then."""
+        data = files[self.file]
+        match self.what:
+            case "gone":
+                return {name: it for name, it in files.items() if name != self.file}
+            case "blank":
+                return files | {self.file: bytes(len(data))}
+            case "doubled":
+                path = Path(self.file)
+                return files | {str(path.with_stem(f"{path.stem}2")): data}
+        return files | {self.file: files[self.other]}
+
+
+def _wholes(files: Files) -> list[Whole]:
+    alone = [Whole(name, what) for name in files for what in ("gone", "blank", "doubled")]
+    return [*alone, *(Whole(one, "becomes", it) for one, it in itertools.permutations(files, 2))]
 
 
 class DamagedFiles:
-    """See `says`. Of two stores, one closed in order and one whose owner was killed."""
+    """See `says`. Of two stores, one closed in order and one whose owner was killed, and of a
+    backup."""
 
     fault = DAMAGE
     subject: Subject = "files"
     says = (
-        "each bit, length and sector of every file of two small stores of files, one closed and "
-        "one left by a kill, changes, stands in another file's place, or the file is gone: the "
-        "store is refused, or each read is right or says `Damaged` and `verify` says it too"
+        "three bits of each byte, each length and each sector of every file of two small stores of "
+        "files, one closed and one left by a kill, and of a backup, changes, or the file is gone, "
+        "blank, doubled or another: the store is refused, or each read is right or says `Damaged` "
+        "and `verify` says it too; the backup is refused, or what is made of it is right"
     )
 
     def lacks(self) -> str | None:
         return None
 
     async def run(self, trial: Trial) -> None:
-        with small_journals():
-            await self._run(trial)
+        with small_journals(), trial.in_memory() as memory:
+            await self._run(trial, memory)
 
-    async def _run(self, trial: Trial) -> None:
-        stores = await self._stores(trial)
-        engine = await opened(laid(stores["closed"], trial.home / "right"))
+    async def _run(self, trial: Trial, memory: Path) -> None:
+        stores = await _stores(memory)
+        engine = await opened(laid(stores["closed"], memory / "right"))
         asked = await _questions(engine)
         right = [await ask(engine) for ask in asked]
         await engine.close()
-        harms = {kind: Harms(files, partial(trial.rng, kind)) for kind, files in stores.items()}
-        gone = [(kind, Harm(name, "gone", 0)) for kind, files in stores.items() for name in files]
-        closed = len(harms["closed"])
-        trial.planned = closed + len(harms["killed"]) + len(gone)
+        parts = {kind: Harms(files, partial(trial.rng, kind)) for kind, files in stores.items()}
+        wholes = [(kind, it) for kind, files in stores.items() for it in _wholes(files)]
+        trial.planned = len(wholes) + sum(map(len, parts.values()))
         for case, number in enumerate(shuffled(trial.planned, trial.rng("order")), 1):
             if trial.over:
                 return
             if not trial.wants(case):
                 continue
-            if number < len(gone):
-                kind, harm = gone[number]
+            kind, harm = _chosen(number, wholes, parts)
+            if isinstance(harm, Whole):
+                hurt = harm.among(stores[kind])
             else:
-                at = number - len(gone)
-                kind = "closed" if at < closed else "killed"
-                harm = harms[kind][at if at < closed else at - closed]
-            with trial.place(case) as place:
-                hurt = dict(stores[kind])
-                if harm.what == "gone":
-                    del hurt[harm.file]
-                else:
-                    hurt[harm.file] = harm.apply(stores[kind])
-                outcome, wrong = await _judge(laid(hurt, place), asked, right)
-                trial.count(outcome)
-                trial.judged(case, (f"{kind} store, {harm}: {it}" for it in wrong), place)
+                hurt = stores[kind] | {harm.file: harm.apply(stores[kind])}
+            place = memory / f"case-{case}"
+            on = case % _GOES_ON_EVERY == 0 or isinstance(harm, Whole)
+            outcome, wrong = await _judge(kind, laid(hurt, place), asked, right, on=on)
+            trial.disk.remove_tree(place)
+            trial.count(outcome)
+            kept = trial.home / f"case-{case}"
+            if wrong:
+                laid(hurt, kept)
+            trial.judged(case, (f"{kind}, {harm}: {it}" for it in wrong), kept)
 
-    async def _stores(self, trial: Trial) -> dict[str, dict[str, bytes]]:
-        """The files of a store closed in order, and of the same one left by a kill."""
-        told = await history(trial.rng("history"), _BATCHES)
-        root = trial.home / "store"
-        engine = await opened(root)
-        for number, batch in enumerate(told.batches):
-            await engine.commit(batch)
-            if number == _BATCHES // 2:
-                await engine.usage()  # flushes
-        killed = files_in(root)
-        await engine.close()
-        return {"closed": files_in(root), "killed": killed}
+
+def _chosen(
+    number: int, wholes: list[tuple[str, Whole]], parts: dict[str, Harms]
+) -> tuple[str, Harm | Whole]:
+    """The harm of a number, and whose it is."""
+    if number < len(wholes):
+        return wholes[number]
+    number -= len(wholes)
+    for kind, harms in parts.items():
+        if number < len(harms):
+            return kind, harms[number]
+        number -= len(harms)
+    raise IndexError(number)
+
+
+async def _stores(memory: Path) -> dict[str, Files]:
+    """The files of a store with something of each kind, closed in order; of the same one left by a
+    kill while its files were behind its journal; and of a backup of it."""
+    root, into = memory / "store", memory / "backup"
+    kept, stream = ("default", "box", "1"), ("default", "s")
+    engine = await opened(root)
+    await engine.commit(put(NOTES, kept, Note("open", 1)) + put(NOTES, (*kept[:2], "2"), Note()))
+    await engine.commit(put(FACTS, ("T", "1"), Note(rank=2), attachment=b"attached"))
+    await engine.commit(append(EVENTS, stream, [Note("one"), Note(body="two\nlines")]))
+    await engine.commit(delete(NOTES, (*kept[:2], "2")).named("an operation"))
+    await engine.usage()  # flushes
+    await engine.commit(put(NOTES, kept, Note("done", 3), attachment=b"too"))
+    await engine.commit(
+        append(EVENTS, stream, [Note("three")]) + append(EVENTS, kept[:2], [Note()])
+    )
+    killed = files_in(root)
+    into.mkdir()
+    await engine.backup(into, lambda done, total: None)
+    await engine.close()
+    return {"closed": files_in(root), "killed": killed, "backup": files_in(into)}
 
 
 Question = Callable[[Engine], Awaitable[object]]
@@ -126,33 +190,53 @@ async def _scan(engine: Engine, *, records: Records[Note]) -> object:
     return [record async for record in every(engine, records, ())]
 
 
-async def _judge(root: Path, asked: list[Question], right: list[object]) -> tuple[str, list[str]]:
-    """What became of a store that was harmed, in a word, and what does not hold."""
+async def _judge(
+    kind: str, root: Path, asked: list[Question], right: list[object], *, on: bool
+) -> tuple[str, list[str]]:
+    """What became of a store or a backup that was harmed, in a word, and what does not hold."""
     try:
+        if kind == "backup":
+            place = Place(root.with_name(f"{root.name}-made"), SystemClock(), HastyDisk())
+            for _ in restore_steps(place, root, LAYOUTS):
+                pass
+            root = place.root
         engine = await opened(root)
     except PerdureError:
-        return "refused to open", []
+        return "refused", []
     try:
-        answers: list[object] = []
-        for ask in asked:
-            try:
-                answers.append(await ask(engine))
-            except Damaged:
-                answers.append(DAMAGED)
-        wrong = [
-            f"read {at} gave {answer}, and {right[at]} was stored"
-            for at, answer in enumerate(answers)
-            if answer not in (DAMAGED, right[at])
-        ]
-        listed: list[Finding] = [finding async for finding in engine.verify()]
-        if DAMAGED in answers and not any(it.kind == "damaged" for it in listed):
-            wrong.append("a read says that it is damaged, and verify finds nothing")
-        fresh = ("new", "1")
-        await engine.commit(put(FACTS, fresh, Note()) + append(EVENTS, fresh, [Note()]))
-        if DAMAGED in answers:
-            return "damaged where it was harmed", wrong
-        return "found by verify" if listed else "not harmed", wrong
+        outcome, wrong = await _asked(engine, asked, right)
+        if kind == "backup":
+            wrong += [f"it was restored, and is {outcome}"] * (outcome != "not harmed")
+        if on:
+            fresh = ("new", "1")
+            await engine.commit(put(FACTS, fresh, Note()) + append(EVENTS, fresh, [Note()]))
+        return outcome, wrong
     except PerdureError as error:
         return "failed", [f"it opened, and then raised {error!r}"]
     finally:
         await engine.close()
+        if kind == "backup":
+            HastyDisk().remove_tree(root)
+
+
+async def _asked(
+    engine: Engine, asked: list[Question], right: list[object]
+) -> tuple[str, list[str]]:
+    """The same of an engine that is open."""
+    answers: list[object] = []
+    for ask in asked:
+        try:
+            answers.append(await ask(engine))
+        except Damaged:
+            answers.append(DAMAGED)
+    wrong = [
+        f"read {at} gave {answer}, and {right[at]} was stored"
+        for at, answer in enumerate(answers)
+        if answer not in (DAMAGED, right[at])
+    ]
+    listed: list[Finding] = [finding async for finding in engine.verify()]
+    if DAMAGED not in answers:
+        return "found by verify" if listed else "not harmed", wrong
+    if not any(it.kind == "damaged" for it in listed):
+        wrong.append("a read says that it is damaged, and verify finds nothing")
+    return "damaged where it was harmed", wrong

@@ -24,7 +24,7 @@ from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError, StoreLocked, Unavailable
 from perdure.engines import open_engine, sqlite_driver
 from perdure.engines.blobs_local import LocalBlobs
-from perdure.proving.drills.drill import STORES, Subject, Trial
+from perdure.proving.drills.drill import Subject, Trial, lock_in, url_in
 from perdure.proving.faults import PROCESS_CRASH, TWO_OWNERS
 from perdure.proving.putter import BLOB_BYTES_MAX, chunks, content, digest_of
 from perdure.proving.steps import LAYOUTS, Unsound, last_step, troubles
@@ -144,7 +144,7 @@ class OwnedEngine:
                     trial.judged(case, (f"{meeting}: {it}" for it in wrong), place)
 
     async def _meet(self, trial: Trial, case: int, place: Path, meeting: Meeting) -> list[str]:
-        url, lock = STORES[self.subject][0].format(place), place / STORES[self.subject][1]
+        url, lock = url_in(place, self.subject), lock_in(place, self.subject)
         acknowledged = dict.fromkeys(range(_WRITERS), 0)
         fork = ("--fork",) * meeting.forked
         async with owner(*self._program, *fork, url, str(_WRITERS)) as first:
