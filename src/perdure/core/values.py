@@ -99,8 +99,18 @@ def record_sum(
 
 def entry_sum(collection: str, stream: str, incarnation: int, seq: int, value: bytes) -> int:
     """Checksum of one log entry and of its place."""
+    sealed = _sealed_entry(collection, stream, incarnation, seq, value)
+    return _signed(xxhash.xxh3_64_intdigest(sealed))
+
+
+def entry_sum_hex(collection: str, stream: str, incarnation: int, seq: int, value: bytes) -> str:
+    """The same as 16 hexadecimal digits, for engines that keep text."""
+    return xxhash.xxh3_64_hexdigest(_sealed_entry(collection, stream, incarnation, seq, value))
+
+
+def _sealed_entry(collection: str, stream: str, incarnation: int, seq: int, value: bytes) -> bytes:
     head = f"e\x1e{collection}\x1e{stream}\x1e{incarnation}\x1e{seq}\x1e{len(value)}\x1e"
-    return _signed(xxhash.xxh3_64_intdigest(head.encode() + value))
+    return head.encode() + value
 
 
 def tip_sum(collection: str, stream: str, tip: Tip) -> int:

@@ -46,11 +46,16 @@ def stored_record(tree: Tree, row: RecordRow) -> tuple[bytes, bytes | None]:
 def stored_entries(tree: Tree, row: StreamRow, first: int, last: int) -> list[bytes]:
     """Entries `first` to `last` of a stream, which its file holds. Raises `Damaged`."""
     where = where_of(row)
+    count = row.file_last - row.file_first + 1
+    near = row.size_bytes * (first - row.file_first) // count
+    size_bytes = row.size_bytes * (last - first + 1) // count
     found: dict[int, bytes] = {}
     with (
         reading(where),
         StreamFile(tree.stream(row.log, split(row.place)), identity_of(row)) as file,
     ):
+        if (values := file.run(first, last, near, size_bytes)) is not None:
+            return values
         for seq, value, _ in file.entries(first, last):
             found[seq] = value
     for seq in range(first, last + 1):

@@ -508,11 +508,10 @@ def _read_entries(
     for seq in range(after + 1, min(tip.last, after + limit) + 1):
         row = rows[seq - after - 1] if seq - after <= len(rows) else (0, 0, b"")
         found, checksum, value = row[-3:]
-        where = f"{log.name} {keys.show(stream)} entry {seq}"
-        if found != seq:
-            raise Damaged(where, "it is missing")
-        if entry_sum(log.name, place, tip.incarnation, seq, value) != checksum:
-            raise Damaged(where, "it does not match its checksum")
+        sound = entry_sum(log.name, place, tip.incarnation, seq, value) == checksum
+        if found != seq or not sound:
+            why = "it does not match its checksum" if found == seq else "it is missing"
+            raise Damaged(f"{log.name} {keys.show(stream)} entry {seq}", why)
         entries.append(Entry(seq, log.decode(stream, value)))
     return entries
 
