@@ -49,7 +49,7 @@ class Lock:
             os.pwrite(self._fd, note, 0)
             os.ftruncate(self._fd, len(note))  # after it, so that the holder is always named
 
-    def take(self) -> None:
+    def take_alone(self) -> None:
         """Have it alone, in the file that has this name."""
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(self._fd), self.path.stat()):
@@ -178,12 +178,12 @@ class Disk:
             raise StoreLocked(str(path.parent), *(_holder(path) if noted else (0, ""))) from None
         return Lock(fd, path)
 
-    def hold(self, path: Path) -> Lock:
+    def lock_existing(self, path: Path) -> Lock:
         """The same on a file that is there, whatever it holds. Raises `StoreLocked`, and
         `FileNotFoundError` where there is none, or by now another of that name."""
         lock = Lock(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
         try:
-            lock.take()
+            lock.take_alone()
         except OSError as error:
             lock.release()
             if error.errno != errno.EWOULDBLOCK:

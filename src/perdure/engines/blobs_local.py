@@ -232,7 +232,7 @@ class LocalBlobs:
     def _hold(self, path: Path) -> Lock:
         with translated(path):
             try:
-                return self._disk.hold(path)
+                return self._disk.lock_existing(path)
             except FileNotFoundError:
                 raise absent(path.name) from None
 
