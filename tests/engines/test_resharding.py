@@ -304,6 +304,44 @@ async def test_a_read_under_way_while_its_partition_moves_finds_it(begun: bool) 
     assert found.version == (2 if begun else 1)
 
 
+class DownAfterAScan(Wrapping):
+    """A store that goes down once it has told what it has."""
+
+    down = False
+
+    async def scan(self, records: Any, prefix: Any, **asked: Any) -> Any:
+        if self.down:
+            raise Unavailable("connection refused.")
+        page = await super().scan(records, prefix, **asked)
+        self.down = records is MOVES
+        return page
+
+    async def get(self, records: Any, key: Any) -> Any:
+        if self.down:
+            raise Unavailable("connection refused.")
+        return await super().get(records, key)
+
+
+# proves S7
+async def test_a_list_leaves_out_nothing_when_what_moved_away_cannot_be_asked_for() -> None:
+    """Its old home has answered without it, and cannot say any more that it is in the new one."""
+    stores = memory(3, LAYOUTS)
+    engine = await together(stores[:2])
+    await fill(engine, FEW)
+    engine = await together(stores)
+    game, map = leaving(engine, stores[2]), engine.places.map
+    target = tuple(store.store_id for store in stores)
+    await engine.places.tell(ShardMap(map.number + 1, map.primary, map.members, target))
+    await engine.commit(put(MOVES, ("t", game, "1"), Note(), expect=1))
+    home = map.homes(game)[0]
+    failing = [DownAfterAScan(one) if one.store_id == home else one for one in stores]
+    with pytest.raises(Unavailable, match=f"{home} at memory://: connection refused"):
+        await (await together(failing)).scan(MOVES, ("t",), limit=99)
+    failing = [DownAfterAScan(one) if one.store_id == home else one for one in stores]
+    page = await (await together(failing)).scan(MOVES, ("t",), limit=99, partial=True)
+    assert page.missing == (f"{home} at memory://",)
+
+
 async def verified(engine: Engine) -> list[tuple[str, str]]:
     return [(one.kind, f"{one.where}: {one.why}") async for one in engine.verify()]
 

@@ -103,11 +103,13 @@ async def round_of(places: Places, listing: Listing[T], after: Position | None) 
 
     While partitions move, the shards they leave are asked first, then where these partitions are,
     and then those they come to. So each is found whole, in its old home or in its new one: it is
-    removed here only when it is complete there.
+    removed here only when it is complete there. Who answered, and cannot be asked any more where
+    something of theirs is, has not answered: it might be left out.
     """
     while True:
         whole = places.map
         homes: dict[str | None, str] = {}
+        silent: dict[str, Unavailable] = {}
         answers: list[tuple[str, Part[T] | Unavailable]] = []
         for group in whole.groups:
             asked = sorted(group)
@@ -116,10 +118,13 @@ async def round_of(places: Places, listing: Listing[T], after: Position | None) 
             for part in told:
                 if isinstance(part, Part):
                     for partition in {*map(listing.partition, part.items)} - homes.keys():
-                        homes[partition] = await _home(places, whole, partition or "")
+                        homes[partition] = await _home(places, whole, partition or "", silent)
         told_by = [places.shard(id) for id, answer in answers if isinstance(answer, Part)]
         if await places.still(whole, told_by):
-            return [(places.name(id), _kept(id, answer, listing, homes)) for id, answer in answers]
+            return [
+                (places.name(id), silent.get(id) or _kept(id, answer, listing, homes))
+                for id, answer in answers
+            ]
 
 
 async def _told(
@@ -133,14 +138,17 @@ async def _told(
         return unavailable
 
 
-async def _home(places: Places, map: ShardMap, partition: str) -> str:
+async def _home(
+    places: Places, map: ShardMap, partition: str, silent: dict[str, Unavailable]
+) -> str:
     old, new = map.homes(partition)
     if old == new:
         return old
     try:
-        return (await places.home(partition)).id
-    except Unavailable:
-        return old  # which then has not answered, or will not
+        return await places.home_id(partition)
+    except Unavailable as unavailable:
+        silent[old] = unavailable
+        return old
 
 
 def _kept(

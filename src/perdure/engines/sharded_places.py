@@ -96,18 +96,22 @@ class Places:
 
     async def home(self, partition: str) -> Shard:
         """The shard in which a partition is now."""
+        return self.shard(await self.home_id(partition))
+
+    async def home_id(self, partition: str) -> str:
+        """Which one that is; the one that it leaves is asked, where it does."""
         map = self.map
         old, new = map.homes(partition)
         if old == new or partition in self._gone:
-            return self.shard(new)
+            return new
         source = self.shard(old)
         with source.named():
             mark = await source.engine.get(MOVED, (SYSTEM_TENANT, partition))
         if mark is None or mark.value.number != map.number:
-            return source
+            return old
         if self.map is map:
             self._gone.add(partition)
-        return self.shard(new)
+        return new
 
     async def read(self, partition: str | None, ask: Callable[[Engine], Awaitable[T]]) -> T:
         """What the shard answers in which the partition is; None is the common one."""

@@ -42,7 +42,7 @@ from perdure.engines.sqlite import SqliteEngine
 from perdure.engines.sqlite_checkpoint import Checkpointer
 from perdure.engines.sqlite_commit import Committer
 from perdure.engines.wrapping import Wrapping
-from perdure.proving import conformance, planted_files, upgrades
+from perdure.proving import conformance, planted_files, planted_shards, upgrades
 from perdure.proving.campaign import Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
@@ -61,6 +61,7 @@ from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.drills.read_only import ReadOnlyEngine
 from perdure.proving.drills.requests import ContendingRequests
+from perdure.proving.drills.shards import KilledMoves
 from perdure.proving.drills.slow import SlowBlobs, SlowEngine
 from perdure.proving.drills.slow_server import SlowServer
 from perdure.proving.faults import FULL_DISK
@@ -447,6 +448,15 @@ BUGS: tuple[Bug, ...] = (
             partial(_by_drill, drill, owner, name, bug),
         )
         for says, drill, owner, name, bug in _IN_FILES
+    ),
+    *(
+        Bug(
+            says,
+            "shards",
+            "process-crash / shards",
+            partial(_by_drill, KilledMoves(), owner, name, bug),
+        )
+        for says, owner, name, bug in planted_shards.BUGS
     ),
     *(
         Bug(says, "files engine", "power-cut / files", partial(_on_files, disk))

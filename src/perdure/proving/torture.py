@@ -36,6 +36,7 @@ PER_CHANGE = {
     "process-crash / files-process": 10,
     "process-crash / server": 10,
     "process-crash / postgres": 42,
+    "process-crash / shards": 200,
     "power-cut / engine": 1_000,
     "power-cut / files": 23_500,
     "power-cut / blobs": 300,

@@ -24,6 +24,7 @@ from perdure.proving.drills.owned_server import OwnedServer
 from perdure.proving.drills.owners import KilledBlobs, OwnedBlobs, OwnedEngine
 from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyEngine, ReadOnlyExt4
 from perdure.proving.drills.requests import ContendingRequests
+from perdure.proving.drills.shards import KilledMoves
 from perdure.proving.drills.slow import SlowBlobs, SlowEngine
 from perdure.proving.drills.slow_server import SlowServer
 
@@ -37,6 +38,7 @@ DRILLS: tuple[Drill, ...] = (
     ContendingRequests(),
     KilledServer(),
     FailingDatabase(),
+    KilledMoves(),
     CutEngine(),
     CutFiles(),
     CutBlobs(),
