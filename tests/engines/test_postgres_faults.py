@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 from perdure.core.batch import append, check, put
-from perdure.core.errors import CommitUnknown, Latched, PerdureError, Unavailable
+from perdure.core.errors import CommitUnknown, Latched, PerdureError, PromiseBroken, Unavailable
 from perdure.core.keys import join
 from perdure.core.layouts import Records
 from perdure.core.limits import PAGE_MAX
@@ -460,6 +460,29 @@ async def test_reads_go_on_in_new_sessions_and_say_when_there_are_none(
     proxy.refusing = False
     assert (await engine.commit(put(FACTS, A, Note(), expect=1))).numbers == (2,)
     await engine.close()
+
+
+# proves C2
+async def test_a_pooler_that_forgets_the_settings_of_a_session_is_refused(
+    proxy: Proxy, name: str
+) -> None:
+    """It would wait without end, and look for its tables where others have theirs."""
+    engine = await opened(through(proxy, name))
+    proxy.forgetful = True
+    for read_only in (False, True):
+        with pytest.raises(PromiseBroken, match="search_path"):
+            await opened(through(proxy, name), read_only=read_only)
+    proxy.cut()
+    for asked in (engine.get(FACTS, A), engine.commit(put(FACTS, A, Note()))):
+        with pytest.raises(Unavailable, match="lock_timeout"):
+            await asked
+    proxy.forgetful = False
+    proxy.cut()
+    assert (await engine.commit(put(FACTS, A, Note()))).numbers == (1,)
+    await engine.close()
+    refusal = asyncpg.ProtocolViolationError("unsupported startup parameter: lock_timeout")
+    assert not postgres_driver.is_lost(refusal)
+    assert isinstance(postgres_driver.translate(refusal, ""), PromiseBroken)
 
 
 async def test_a_slow_network_makes_everything_late_and_nothing_wrong(

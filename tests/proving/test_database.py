@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -72,3 +77,22 @@ async def test_an_engine_that_a_full_disk_latches_is_found(
     trial = Trial(tmp_path, "ci", seconds=60, case=1)
     await full.run(trial)
     assert any("as planted" in violation.what for violation in trial.violations)
+
+
+# proves C3, C12
+@pytest.mark.skipif(
+    shutil.which("iptables") is None or os.geteuid() != 0, reason="needs iptables, root"
+)
+@pytest.mark.parametrize("guesses", [False, True])
+async def test_packets_that_are_dropped_lose_nothing_and_repeat_nothing(guesses: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="perdure-pg-") as place:
+        script = 'ip link set lo up && exec "$@"'
+        program = (sys.executable, "-m", "tests.proving.partitioned", place, *["plant"] * guesses)
+        apart = await asyncio.create_subprocess_exec(
+            *("unshare", "--net", "sh", "-c", script, "sh", *program),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await asyncio.wait_for(apart.communicate(), 120)
+    *wrong, steps = said.decode().split("\n")[:-1]
+    assert steps.endswith(" steps"), steps
+    assert bool("".join(wrong)) == guesses, wrong

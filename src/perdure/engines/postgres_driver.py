@@ -102,6 +102,10 @@ _NOT_WRITABLE = {
 }
 
 
+_POOLED = "unsupported startup parameter"
+"""What a pooler says that knows no settings of a session."""
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where a store is: what the driver connects to, the schema in it (None: the first of the
     search path), and how it is shown, without credentials."""
@@ -249,10 +253,13 @@ class Database:
         rules = dict(_WRONG)
         if not self._read_only:
             rules |= _BEHIND if to_read else _BEHIND | _NOT_WRITABLE
-        names = [name for name, _ in rules]
-        found = {tuple(row) for row in await session.fetch(SQL["settings"], names)}
+        names = [*(name for name, _ in rules), *self._settings]
+        found = await session.fetch(SQL["settings"], names)
+        if forgotten := self._settings.keys() - {row["name"] for row in found if row["mine"]}:
+            raise _pooled(self.where, ", ".join(sorted(forgotten)))
+        stand = {(row["name"], row["setting"]) for row in found}
         for rule, why in rules.items():
-            if rule in found:
+            if rule in stand:
                 kind = PromiseBroken if rule in _WRONG else Unavailable
                 raise kind(f"{self.where}: the server runs with {' = '.join(rule)}, so {why}.")
 
@@ -301,6 +308,8 @@ def is_lost(error: BaseException) -> bool:
     """Whether the session or the server is gone, so that another session may do better."""
     if isinstance(error, asyncpg.PostgresError):
         state = error.sqlstate or ""
+        if _POOLED in str(error):
+            return False
         return state[:2] == "08" or state in ("57P01", "57P02", "57P03", "57P05", "25P03")
     if isinstance(error, asyncpg.InterfaceError):
         return "clos" in str(error)
@@ -329,6 +338,8 @@ def translate(error: BaseException, where: str) -> BaseException:
         )
     state = getattr(error, "sqlstate", None) or ""
     match state[:2], state:
+        case _, "08P01" if _POOLED in str(error):
+            return _pooled(where, str(error).partition(":")[2].strip())
         case _, "53100":
             return StorageFull(
                 f"{where}: the database's disk is full. The write was rolled back; "
@@ -392,6 +403,15 @@ class translating:  # noqa: N801 - reads as a statement: `with translating(where
             meaning = translate(error, self._where)
             if isinstance(meaning, PerdureError):
                 raise meaning from error
+
+
+def _pooled(where: str, settings: str) -> PromiseBroken:
+    """The error for what does not let a session have its settings."""
+    return PromiseBroken(
+        f"{where}: what Perdure connects to does not heed {settings}, as a pooler does not that "
+        "gives one session to many clients. Perdure bounds its waiting and finds its tables by "
+        "them. Connect to the server itself; Perdure keeps few sessions, and keeps them."
+    )
 
 
 def _words(error: BaseException) -> str:

@@ -6,7 +6,8 @@ Faults that an engine must survive, each at a COMMIT or at any moment:
 - it is cut after the server committed and before the client hears of it: it happened once;
 - both sides stay connected and nothing arrives any more, so that only time tells; or it arrives
   when the network is back;
-- everything is late.
+- everything is late;
+- it is a pooler, and forgets what a client says of its session as it begins.
 
 It understands no more of the protocol than that a COMMIT is a message which holds that word.
 """
@@ -24,6 +25,7 @@ At = Literal["before", "after", "silence"]
 answer is held back, and everything after it, on a connection that stays."""
 
 _PIECE_BYTES = 65_536
+_STARTUP = (3 << 16).to_bytes(4, "big")
 
 
 class Proxy:
@@ -37,6 +39,7 @@ class Proxy:
         self.delay_s = 0.0
         self.refusing = False
         self.then_refuse = False
+        self.forgetful = False
         self.passing = asyncio.Event()
         """Unset, everything is held back, and who connects hears nothing."""
 
@@ -79,6 +82,8 @@ class Proxy:
             while piece := await client.read(_PIECE_BYTES):
                 await asyncio.sleep(self.delay_s)
                 await self.passing.wait()
+                if self.forgetful and piece[4:8] == _STARTUP:
+                    piece = _forgetting(piece)
                 if b"COMMIT\0" in piece and (fault := self._fault()) is not None:
                     struck.append(fault)
                     if fault == "before":
@@ -105,6 +110,14 @@ class Proxy:
                 await self.passing.wait()
                 answers.write(piece)
                 await answers.drain()
+
+
+def _forgetting(startup: bytes) -> bytes:
+    """A startup message that says who wants what database, and nothing else."""
+    words = startup[8:].split(b"\0")
+    said = dict(zip(words[::2], words[1::2], strict=False))
+    kept = b"".join(b"%s\0%s\0" % (name, said[name]) for name in (b"user", b"database"))
+    return (len(kept) + 9).to_bytes(4, "big") + _STARTUP + kept + b"\0"
 
 
 @asynccontextmanager

@@ -1,7 +1,9 @@
 -- Named statements of the postgres engine. Those about tables of records are made from layouts.
 
 -- name: settings
-SELECT name, setting FROM pg_settings WHERE name = ANY($1::text[])
+-- `mine`: it was said by this session, as it began or since
+SELECT name, setting, source IN ('client', 'session') AS mine
+FROM pg_settings WHERE name = ANY($1::text[])
 
 -- name: pin
 SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
