@@ -35,6 +35,7 @@ PER_CHANGE = {
     "process-crash / process": 5,
     "process-crash / server": 10,
     "process-crash / postgres": 30,
+    "process-crash / workers": 300,
     "power-cut / engine": 1_000,
     "power-cut / files": 1_000,
     "power-cut / blobs": 300,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perdure.proving.drills.accepted import KilledInput
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
 from perdure.proving.drills.clocks import JumpedBlobs, JumpedEngine, JumpedServer
@@ -30,6 +31,8 @@ DRILLS: tuple[Drill, ...] = (
     KilledWriter(),
     KilledWriter("files"),
     KilledCalls(),
+    KilledInput(),
+    KilledInput("engine"),
     ContendingClients(),
     KilledBlobs(),
     ContendingRequests(),

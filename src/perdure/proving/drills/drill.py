@@ -15,12 +15,21 @@ from perdure.core.disk import Disk
 from perdure.proving.faults import Fault
 
 Subject = Literal[
-    "engine", "files", "process", "history", "http", "ext4", "blobs", "server", "postgres"
+    "engine",
+    "files",
+    "process",
+    "history",
+    "http",
+    "ext4",
+    "blobs",
+    "server",
+    "postgres",
+    "workers",
 ]
 """The `engine` is that of sqlite, `files` that of plain files. A `process` is an engine in a
 process of its own, seen from the kernel's side; a `history` is what several clients of an engine
-were told, `http` what those of a server were, `ext4` that file system under engine and blobs, and
-`postgres` a database of its own under an engine."""
+were told, `http` what those of a server were, `ext4` that file system under engine and blobs,
+`postgres` a database of its own under an engine, and `workers` those of agents in a store."""
 
 STORES: dict[str, tuple[str, str]] = {
     "engine": ("sqlite:///{}/state.db", "state.db.lock"),
