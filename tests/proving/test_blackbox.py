@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.proving.drills.accepted import KilledInput
 from perdure.proving.drills.calls import (
     FailedSystemCalls,
     FullSystem,
@@ -41,6 +42,24 @@ def lacking(drill: Drill) -> pytest.MarkDecorator:
 async def test_a_wrong_writer_is_caught(drill: KilledCalls, what: str, tmp_path: Path) -> None:
     trial = Trial(tmp_path, "1", seconds=60)
     await drill.run(trial)
+    assert any(what in one.what for one in trial.violations), trial.violations
+
+
+@lacking(KilledInput())
+@pytest.mark.parametrize("store", ["files", "engine"])
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ("in two", "its state counts 1 of worker_transcripts, and 1 to 0 are there"),
+        ("hasty", "0 inputs are there, acknowledged: True"),
+    ],
+)
+async def test_an_input_that_is_not_one_commit_is_caught(
+    how: str, what: str, store: str, tmp_path: Path
+) -> None:
+    program = (sys.executable, str(Path(__file__).with_name("wrong_accepting.py")), how)
+    trial = Trial(tmp_path, "1", seconds=60, wrong_max=1)
+    await KilledInput(store, program).run(trial)
     assert any(what in one.what for one in trial.violations), trial.violations
 
 

@@ -37,7 +37,7 @@ def order(home: Path, **what: object) -> Order:
     return msgspec.structs.replace(Order(home=home, seed="1", seconds=1), **what)
 
 
-# proves C3
+# proves C3, W4
 @pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: f"{drill.fault.name}-{drill.subject}")
 async def test_every_drill_judges_and_finds_nothing(drill: Drill, tmp_path: Path) -> None:
     if (lacks := drill.lacks()) is not None:

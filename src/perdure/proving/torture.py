@@ -37,6 +37,7 @@ PER_CHANGE = {
     "process-crash / server": 10,
     "process-crash / postgres": 42,
     "process-crash / shards": 200,
+    "process-crash / workers": 300,
     "power-cut / engine": 1_000,
     "power-cut / files": 23_500,
     "power-cut / blobs": 300,

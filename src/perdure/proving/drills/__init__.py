@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perdure.proving.drills.accepted import KilledInput
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
 from perdure.proving.drills.clocks import JumpedBlobs, JumpedEngine, JumpedServer
@@ -33,6 +34,8 @@ DRILLS: tuple[Drill, ...] = (
     KilledWriter("files"),
     KilledCalls(),
     KilledCalls(subject="files-process"),
+    KilledInput(),
+    KilledInput("engine"),
     ContendingClients(),
     KilledBlobs(),
     ContendingRequests(),

@@ -29,11 +29,13 @@ Subject = Literal[
     "server",
     "postgres",
     "shards",
+    "workers",
 ]
 """The `engine` is that of sqlite, `files` that of plain files. A `process` is an engine in a
 process of its own, seen from the kernel's side; a `history` is what several clients of an engine
 were told, `http` what those of a server were, `ext4` that file system under engine and blobs,
-`postgres` a database of its own under an engine, and `shards` several stores that are one."""
+`postgres` a database of its own under an engine, `shards` several stores that are one, and
+`workers` those of agents in a store."""
 
 _SQLITE = ("sqlite:///{}/state.db", "state.db.lock")
 _FILES = ("file:///{}/state", "state/.perdure/lock")
