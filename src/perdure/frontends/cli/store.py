@@ -7,6 +7,7 @@ only: nothing is recovered, cut or recorded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -42,11 +43,13 @@ async def holder(config: Config) -> Held | None:
             "memory:// keeps nothing outside the process that serves it. "
             "Ask that one over HTTP: /readyz, /v1/startup, /v1/state."
         )
-    if config.engine_url.startswith("sqlite:") and not config.data_path.is_dir():
-        raise Missing(
-            f"there is no store in {config.data_path}. Name its directory with --data, "
-            "or make one with `perdure serve`."
-        )
+    if config.engine_url.startswith("sqlite:///"):
+        home = Path(config.engine_url.removeprefix("sqlite:///")).parent
+        if not home.is_dir():
+            raise Missing(
+                f"there is no store in {home}. Name its directory with --data, "
+                "or make one with `perdure serve`."
+            )
     try:
         if config.shares_engine:
             _look_for_processes(config)
