@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -47,6 +48,19 @@ def test_a_script_needs_no_event_loop(tmp_path: Path) -> None:
         assert state.conversations.get(*KEY).version == 1
         assert list(state.items.all(KEY, "items")) == []
         assert list(state.engine.verify()) == []
+
+
+# proves C11
+@pytest.mark.parametrize("where", ["file:///{}/state", "sqlite:///{}/state.db"])
+async def test_who_only_looks_at_a_store_is_waited_for(where: str, tmp_path: Path) -> None:
+    url = where.format(tmp_path)
+    async with perdure.open(url):
+        pass
+    async with perdure.open(url, read_only=True):
+        opening = asyncio.ensure_future(perdure.open(url).__aenter__())
+        await asyncio.wait([opening], timeout=0.3)
+        assert not opening.done()
+    await (await opening).engine.close()
 
 
 # proves W1, W2

@@ -31,6 +31,7 @@ from perdure.core.offload import off_loop
 from perdure.core.values import Finding
 from perdure.engines import (
     accept_engine,
+    lock_of,
     open_blobs,
     open_engine,
     reshard_engine,
@@ -42,6 +43,7 @@ from perdure.services import backups, copying, verification
 from perdure.services.backups import Manifest, Progress
 from perdure.services.blobs import BlobKeeper
 from perdure.services.copying import Copied
+from perdure.services.looked_at import once_unseen
 from perdure.services.recovery import free, unfinished
 from perdure.services.salvage import Salvaging, complete_salvage
 from perdure.services.tail import Tail
@@ -51,6 +53,9 @@ from perdure.services.workers import Workers
 from perdure.surfaces.state import LAYOUTS, State
 
 T = TypeVar("T")
+
+lock_file = lock_of
+"""Where whoever has a store says so, for those who may not open an engine."""
 
 
 class Embedded(State):
@@ -80,7 +85,8 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[Embedded]:
 
     Where an older Perdure wrote it, a snapshot is kept beside it and it is upgraded; one that lies
     in a database is `NeedsUpgrade`, which `migrate` or a server does. Raises what `open_engine`
-    raises; `StoreLocked` where a server or another program has it.
+    raises; `StoreLocked` where a server or another program has it. One that only
+    looks at it is waited for.
     """
     clock = SystemClock()
     opening = partial(open_engine, url, LAYOUTS)
@@ -88,7 +94,8 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[Embedded]:
     if beside is None:
         engine = await opening(read_only=read_only)
     else:
-        engine = await _upgrading(url, blobs_beside(url) or "memory://", beside).open(_untold)
+        upgrading = _upgrading(url, blobs_beside(url) or "memory://", beside)
+        engine = await once_unseen(clock, partial(upgrading.open, _untold))
     try:
         state = Embedded(engine, clock)
         if not (read_only or engine.shared):

@@ -47,6 +47,10 @@ def sqlite_in(data: Path) -> str:
     return f"sqlite:///{data / 'perdure.db'}"
 
 
+def local(engine: str, data: Path) -> str:
+    return sqlite_in(data) if engine == "sqlite" else f"file:///{data / 'state'}"
+
+
 async def talk(sdk: openai.AsyncOpenAI) -> tuple[list[Any], Any]:
     """A chain of three answers, one of them in the background, and a file."""
     file = await sdk.files.create(file=("a.txt", b"The number is 7." * 9_999), purpose="user_data")
@@ -147,13 +151,13 @@ async def is_whole(target: str) -> bool:
 
 
 # proves C17, C4
-@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+@pytest.mark.parametrize("engine", ["sqlite", "files", "postgres"])
 async def test_a_copy_that_is_killed_at_every_load_is_completed_and_used_only_then(
     engine: str, tmp_path: Path
 ) -> None:
     data, into = tmp_path / "data", tmp_path / "into"
     source = sqlite_in(data)
-    target = sqlite_in(into) if engine == "sqlite" else postgres_url(into)
+    target = postgres_url(into) if engine == "postgres" else local(engine, into)
     await fill(data)
     loads = 0
     while loads == 0 or not await is_whole(target):
@@ -200,3 +204,39 @@ async def test_a_source_that_was_written_to_meanwhile_is_not_copied(tmp_path: Pa
     assert (third.code, "unfinished copy of another store" in third.err) == (2, True), third
     full = await perdure("copy", source, sqlite_in(tmp_path / "third"))
     assert (full.code, "holds another store" in full.err) == (2, True), full
+
+
+def at_work(url: str, input: str) -> list[Any]:
+    """One more turn of a worker, where it is now; and all that it has said."""
+    with library.blocking(url) as state:
+        workers = state.workers
+        workers.create_runtime({"id": "lab", "config": {"model": "m"}})
+        workers.create("lab", {"id": "scout"})
+        workers.input("lab", "scout", {"content": input, "submission_id": input})
+        step = {"generation": workers.start("lab", "scout").generation, "taken": 1}
+        said = [{"role": "assistant", "content": f"{input}, done"}]
+        workers.progress("lab", "scout", {**step, "transcript": said, "state": input})
+        workers.release("lab", "scout", {"generation": step["generation"]})
+        told = [one.content for one in workers.transcript("lab", "scout").data]
+        assert workers.overview("lab", "scout").taken * 2 == len(told)
+        return told
+
+
+# proves C17, W1, W2
+def test_a_worker_moves_from_engine_to_engine_and_goes_on_in_each(tmp_path: Path) -> None:
+    places = [
+        *(local("files", tmp_path / "a"), local("sqlite", tmp_path / "b")),
+        *(postgres_url(tmp_path), local("files", tmp_path / "c")),
+    ]
+    blobs = f"file:///{tmp_path / 'blobs'}"
+    said: list[Any] = []
+    for number, place in enumerate(places):
+        said += [f"input-{number}", f"input-{number}, done"]
+        assert at_work(place, f"input-{number}") == said
+        if number + 1 == len(places):
+            break
+        killed = (place, places[number + 1], tmp_path, tmp_path, 1)
+        assert asyncio.run(killed_copy(*killed)) == -signal.SIGKILL
+        with pytest.raises(Unavailable, match="not complete"):
+            at_work(places[number + 1], "too-early")
+        asyncio.run(library.copy(place, places[number + 1], blobs, blobs, lambda *told: None))

@@ -15,9 +15,9 @@ from perdure import library
 from perdure.core.batch import append, put
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
-from perdure.core.errors import Damaged, Unavailable
+from perdure.core.errors import Damaged, LimitExceeded, Unavailable
 from perdure.core.rows import At, RecordRow, Row, Rows, StreamRow
-from perdure.engines import open_blobs, open_engine
+from perdure.engines import files, open_blobs, open_engine
 from perdure.engines.wrapping import Wrapping
 from perdure.services import copying
 from perdure.services.blobs import BlobKeeper
@@ -140,3 +140,22 @@ async def test_a_damaged_row_ends_a_copy_and_is_named(tmp_path: Path) -> None:
         await library.copy(
             f"sqlite:///{path}", f"sqlite:///{tmp_path / 'b.db'}", blobs, blobs, lambda *told: None
         )
+
+
+# proves C17
+async def test_what_is_too_much_for_plain_files_is_refused_before_any_of_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = f"sqlite:///{tmp_path / 'a.db'}", f"file:///{tmp_path / 'b'}"
+    blobs = f"file:///{tmp_path / 'blobs'}"
+    async with library.open(source) as state:
+        for number in range(3):
+            await state.commit(put(CONVERSATIONS, ("default", f"c{number}"), Conversation(1, {})))
+        await state.commit(append(JOB_EVENTS, ("default", "job"), [EVENT] * 9))
+    monkeypatch.setattr(files, "PLACES_MAX", 3)
+    with pytest.raises(LimitExceeded, match=r"kept in file:///\S+ is 4, over the limit of 3"):
+        await library.copy(source, target, blobs, blobs, lambda *told: None)
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [".perdure"]
+    monkeypatch.setattr(files, "PLACES_MAX", 4)
+    copied = await library.copy(source, target, blobs, blobs, lambda *told: None)
+    assert copied.counts == {"conversations": 3, "job_events": 9}

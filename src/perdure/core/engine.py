@@ -188,6 +188,10 @@ class Engine(Protocol):
     shared: bool
     """Whether several processes may open the store at once."""
 
+    places_max: int | None
+    """How many records, streams and operation ids it keeps, deleted ones until they are forgotten;
+    None where the disk alone limits that."""
+
     recovered: Recovered
     written: Written
 

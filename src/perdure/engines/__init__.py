@@ -86,6 +86,23 @@ async def open_engine(
     raise Invalid(f"no engine opens {without_credentials(url)!r}; the known forms are {_SCHEMES}.")
 
 
+def lock_of(url: str) -> Path | None:
+    """Where the process that has the store at `url` says who it is; None for a store that several
+    may have, or that ends with its process. It stays when that process has ended."""
+    scheme, separator, path = url.partition("://")
+    if not separator or len(path) < 2:
+        return None
+    if scheme == "sqlite":
+        from perdure.engines.sqlite_recovery import Place as Database
+
+        return Database(Path(path[1:]), SystemClock(), Disk()).beside(".lock")
+    if scheme == "file":
+        from perdure.engines.files_recovery import Place as Directory
+
+        return Directory(Path(path[1:]), SystemClock(), Disk()).lock
+    return None
+
+
 async def _open_shards(
     urls: Sequence[str],
     layouts: Sequence[Layout],

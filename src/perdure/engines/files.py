@@ -68,6 +68,7 @@ class FilesEngine:
 
     def __init__(self, store: Store, layouts: Sequence[Layout], *, read_only: bool) -> None:
         self.url = f"file:///{store.place.root}"
+        self.places_max: int | None = PLACES_MAX
         self.store_id = store.state.store_id
         self.recovered: Recovered = store.recovered
         self.written: Written = store.written

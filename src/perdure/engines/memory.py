@@ -74,6 +74,7 @@ class MemoryEngine:
     url = "memory://"
     survives = Survives(damage=True)
     shared = False
+    places_max: int | None = None
     latched: str | None = None
 
     def __init__(

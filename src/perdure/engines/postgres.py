@@ -61,6 +61,7 @@ class PostgresEngine:
     """See `core.engine.Engine`."""
 
     shared = True
+    places_max: int | None = None
     survives = Survives(
         process_crash=True, power_cut=True, failed_sync=True, node_loss=True, damage=True
     )

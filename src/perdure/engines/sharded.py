@@ -59,6 +59,8 @@ _SLICE_S = 1.0
 class ShardedEngine:
     """See `core.engine.Engine`."""
 
+    places_max: int | None = None
+
     def __init__(self, places: Places, layouts: Sequence[Layout], disk: Disk) -> None:
         engines = [shard.engine for shard in places.shards.values()]
         urls = [engine.url for engine in engines] + [absent.url for absent in places.absent]

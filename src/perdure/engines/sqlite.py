@@ -55,6 +55,7 @@ class SqliteEngine:
     """See `core.engine.Engine`."""
 
     shared = False
+    places_max: int | None = None
     survives = Survives(process_crash=True, power_cut=True, failed_sync=True, damage=True)
 
     def __init__(self, store: Store, layouts: Sequence[Layout], *, read_only: bool) -> None:

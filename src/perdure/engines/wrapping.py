@@ -25,6 +25,7 @@ class Wrapping:
         self.store_id = engine.store_id
         self.survives = engine.survives
         self.shared = engine.shared
+        self.places_max = engine.places_max
         self.recovered = engine.recovered
         self.written = engine.written
 

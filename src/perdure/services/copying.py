@@ -22,7 +22,7 @@ import msgspec
 
 from perdure.core.blobs import Blobs
 from perdure.core.engine import Engine
-from perdure.core.errors import Conflict, Damaged, Unavailable
+from perdure.core.errors import Conflict, Damaged, LimitExceeded, Unavailable
 from perdure.core.rows import FloorRow, OperationRow, RecordRow, Row, Rows, StreamRow
 from perdure.services.backups import Progress
 from perdure.services.blobs import BlobKeeper
@@ -83,9 +83,12 @@ async def copy(
     """Copy `source` into `target`, which was opened as a copy of it, and the blobs to those of the
     keeper, unless they are the same.
 
-    Raises `Unavailable` where the source was written to meanwhile or since an earlier attempt, and
-    `Damaged` for what is not sound on either side.
+    Raises `Unavailable` where the source was written to meanwhile or since an earlier attempt,
+    `Damaged` for what is not sound on either side, and `LimitExceeded`, before anything is copied,
+    for more than the target keeps.
     """
+    if target.places_max is not None:
+        await _require_room(source, target, target.places_max)
     done = 0
     try:
         async for page in _pages(source):
@@ -113,6 +116,26 @@ async def copy(
         blobs_size_bytes=size_bytes,
         blobs_at=keeper.blobs.url,
     )
+
+
+async def _require_room(source: Engine, target: Engine, places_max: int) -> None:
+    places = 0
+    async for page in _pages(source):
+        places += sum(map(_takes_place, page.items))
+        if places > places_max:
+            what = f"the number of records, streams and operation ids to be kept in {target.url}"
+            raise LimitExceeded(what, places, places_max)
+
+
+def _takes_place(row: Row) -> bool:
+    """Whether a place begins with it: not with what goes on with a stream."""
+    match row:
+        case FloorRow():
+            return False
+        case StreamRow():
+            return row.after == row.first - 1
+        case _:
+            return True
 
 
 def _changed(source: Engine, target: Engine, why: str) -> Unavailable:

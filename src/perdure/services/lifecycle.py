@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -46,6 +46,7 @@ from perdure.services.fleet import LEASE_S, WATCH_S, Fleet
 from perdure.services.gateway import Gateway, Store
 from perdure.services.holds import Holds
 from perdure.services.jobs import RETRY_S, Jobs
+from perdure.services.looked_at import once_unseen
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
 from perdure.services.retention import Retention
@@ -71,11 +72,6 @@ _SWEEP_S = 60.0
 _PROBE_S = 15.0
 _TEND_S = 3600.0
 _JOINED_S = 2.0
-
-_LOOKED_AT_S = 10.0
-"""How long a start waits for those who only look at the store, as `perdure verify` does."""
-
-_LOOKS_APART_S = 0.1
 
 _NOTHING = Batch()
 
@@ -148,10 +144,10 @@ class Node:
         go. Raises what makes the store unusable, after releasing it again."""
         async with AsyncExitStack() as held:
             with self.startup.phase("open engine"):
-                engine = await self._once_unseen(self._open_engine)
+                engine = await once_unseen(self.clock, self._open_engine)
                 held.push_async_callback(engine.close)
             with self.startup.phase("open blobs"):
-                blobs = await self._once_unseen(partial(self._open_blobs, engine))
+                blobs = await once_unseen(self.clock, partial(self._open_blobs, engine))
                 held.push_async_callback(blobs.close)
             self.blobs = BlobKeeper(engine, blobs, self.clock, self.boot_id)
             held.push_async_callback(self._let_go)
@@ -192,18 +188,6 @@ class Node:
             shared=engine.shared,
             owner=engine.store_id,
         )
-
-    async def _once_unseen(self, open_it: Callable[[], Awaitable[T]]) -> T:
-        """Open what others may be looking at: they have soon done. Raises `StoreLocked` for what
-        somebody owns."""
-        until_s = self.clock.monotonic_s() + _LOOKED_AT_S
-        while True:
-            try:
-                return await open_it()
-            except StoreLocked as locked:
-                if locked.holder or self.clock.monotonic_s() >= until_s:
-                    raise
-            await self.clock.sleep(_LOOKS_APART_S)
 
     def _take_place(self) -> Lock:
         """A place that is this process's alone among those that share the data directory."""

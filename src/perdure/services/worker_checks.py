@@ -183,7 +183,8 @@ async def _amounts(engine: Engine, moment: _Moment) -> AsyncIterator[str]:
         moves = event.type in MOVES[before]
         if (event.type in _MOVING and not moves) or (event.type == "created") != (entry.seq == 1):
             yield f"event {entry.seq}, {event.type}, does not follow on {before.value}"
-        if event.generation != view.generation + moves:
+        begins = moves and view.generation == 0  # beyond that of all before it that had this id
+        if not (event.generation == view.generation + moves or (begins and event.generation > 0)):
             yield f"event {entry.seq} is of generation {event.generation}, not of the one before it"
         view, usage = overviewed(view, entry), used(usage, entry)
         if moves and view.status != "retired":

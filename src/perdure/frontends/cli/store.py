@@ -6,7 +6,8 @@ only: nothing is recovered, cut or recorded.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -42,11 +43,13 @@ async def holder(config: Config) -> Held | None:
             "memory:// keeps nothing outside the process that serves it. "
             "Ask that one over HTTP: /readyz, /v1/startup, /v1/state."
         )
-    if config.engine_url.startswith("sqlite:") and not config.data_path.is_dir():
-        raise Missing(
-            f"there is no store in {config.data_path}. Name its directory with --data, "
-            "or make one with `perdure serve`."
-        )
+    if config.engine_url.startswith("sqlite:///"):
+        home = Path(config.engine_url.removeprefix("sqlite:///")).parent
+        if not home.is_dir():
+            raise Missing(
+                f"there is no store in {home}. Name its directory with --data, "
+                "or make one with `perdure serve`."
+            )
     try:
         if config.shares_engine:
             _look_for_processes(config)
@@ -101,8 +104,7 @@ async def ask(
                 "or stopping; try again."
             ) from None
     if answer.status_code != 200:
-        refusal = _decode(held, answer.content, _Refusal).error
-        raise _raised(refusal.code, refusal.message, answer.status_code)
+        raise refused(held, answer.content, answer.status_code)
     found: T = _decode(held, answer.content, type)
     return found
 
@@ -143,8 +145,7 @@ async def work(
     try:
         async with client, client.stream("POST", path, content=msgspec.json.encode(body)) as answer:
             if answer.status_code != 200:
-                refusal = _decode(held, await answer.aread(), _Refusal).error
-                raise _raised(refusal.code, refusal.message, answer.status_code)
+                raise refused(held, await answer.aread(), answer.status_code)
             async for line in answer.aiter_lines():
                 if not line.startswith("data: "):
                     continue
@@ -161,25 +162,10 @@ async def work(
     raise Unavailable(f"process {held.pid} stopped before it was done. Nothing was kept of it.")
 
 
-async def stream(held: Held, path: str, type: type[T]) -> AsyncGenerator[T, None]:
-    """What a stream of the server tells, as it comes. Raises what it refuses with, and
-    `Unavailable` where it stops."""
-    transport = httpx.AsyncHTTPTransport(uds=held.control_socket, verify=False)
-    client = httpx.AsyncClient(transport=transport, base_url="http://control", timeout=None)
-    try:
-        async with client, client.stream("GET", path) as answer:
-            if answer.status_code != 200:
-                refusal = _decode(held, await answer.aread(), _Refusal).error
-                raise _raised(refusal.code, refusal.message, answer.status_code)
-            async for line in answer.aiter_lines():
-                if line.startswith("data: "):
-                    found: T = _decode(held, line[6:].encode(), type)
-                    yield found
-    except httpx.HTTPError as error:
-        raise Unavailable(f"process {held.pid} stopped answering ({error}).") from None
-    raise Unavailable(
-        f"process {held.pid} ended the stream: it stops, or what was followed is gone."
-    )
+def refused(held: Held, body: bytes, status: int) -> PerdureError:
+    """What the server refused with."""
+    refusal = _decode(held, body, _Refusal).error
+    return _raised(refusal.code, refusal.message, status)
 
 
 def _raised(code: str | None, message: str, status: int = 503) -> PerdureError:

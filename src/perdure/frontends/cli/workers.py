@@ -1,14 +1,13 @@
 """`perdure workers`: look at the workers of a runtime, and follow one.
 
 A running server is asked over its control socket; a store that nobody holds is opened to look only.
-Following takes a server: nothing comes to a store that nobody writes.
+Following goes on with the next server where one stops, and waits where there is none.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -19,9 +18,11 @@ from rich.markup import escape
 from perdure import library
 from perdure.core.errors import Invalid
 from perdure.core.keys import DEFAULT_TENANT
+from perdure.frontends.cli import following
+from perdure.frontends.cli.following import Message
 from perdure.frontends.cli.options import AsJson, ConfigFile, Data, Engine, configured
 from perdure.frontends.cli.output import console, moment, say_json, table, wide
-from perdure.frontends.cli.store import ask, holder, server, stream
+from perdure.frontends.cli.store import ask, holder
 from perdure.frontends.cli.verify import tell
 from perdure.services.config import Config
 from perdure.services.verification import Verified
@@ -43,7 +44,7 @@ T = TypeVar("T")
 Named = Annotated[str, typer.Argument(metavar="RUNTIME/WORKER", help="The worker.")]
 Limit = Annotated[int, typer.Option(min=1, max=100, help="Most to show at once.")]
 Behind = Annotated[str | None, typer.Option("--after", help="Begin behind this cursor.")]
-Follow = Annotated[bool, typer.Option("--follow", help="Go on with what comes (on a server).")]
+Follow = Annotated[bool, typer.Option("--follow", help="Go on with what comes.")]
 
 workers = typer.Typer(name="workers", help="Workers of a runtime.", no_args_is_help=True)
 
@@ -135,8 +136,11 @@ def events(
             lambda them: them.events(*one, after=cursor, limit=limit),
         )
 
-    async def told() -> None:
-        cursor, more = after, True
+    cursor = after
+
+    async def look() -> None:
+        nonlocal cursor
+        more = True
         while more:
             page = await read(cursor)
             for event in page.data:
@@ -144,12 +148,23 @@ def events(
             cursor, more = page.cursor, page.has_more and follow
             if page.has_more and not follow and not json:
                 console.print(f"more: --after {cursor}", markup=False)
-        if follow:
-            async with aclosing(_live(settings, worker, cursor)) as coming:
-                async for event in coming:
-                    _say(event, json, event.type, _about(event))
 
-    asyncio.run(told())
+    async def hear(message: Message) -> bool:
+        nonlocal cursor
+        cursor, _, data = message
+        event = msgspec.json.decode(data, type=WorkerEventObject)
+        _say(event, json, event.type, _about(event))
+        return event.type != "retired"
+
+    if not follow:
+        asyncio.run(look())
+        return
+    at = f"{_at(worker)}/events"
+    asyncio.run(
+        following.follow(
+            settings, look, lambda: _path(at, {"stream": "true", "after": cursor}), hear
+        )
+    )
 
 
 @workers.command()
@@ -174,7 +189,10 @@ def transcript(
             lambda them: them.transcript(*one, after=cursor, limit=limit),
         )
 
-    async def said(cursor: str | None) -> str | None:
+    cursor = after
+
+    async def look() -> None:
+        nonlocal cursor
         more = True
         while more:
             page = await read(cursor)
@@ -183,19 +201,20 @@ def transcript(
             cursor, more = page.cursor, page.has_more and follow
             if page.has_more and not follow and not json:
                 console.print(f"more: --after {cursor}", markup=False)
-        return cursor
 
-    async def told() -> None:
-        if not follow:
-            await said(after)
-            return
-        page = await ask(await server(settings), _path(f"{_at(worker)}/events", {}), WorkerEvents)
-        cursor = await said(after)
-        async with aclosing(_live(settings, worker, page.cursor)) as coming:
-            async for event in coming:
-                cursor = await said(cursor) if event.added else cursor
+    async def hear(message: Message) -> bool:
+        _, name, data = message
+        if name == "retired":
+            return False
+        if name == "snapshot" or msgspec.json.decode(data, type=WorkerEventObject).added:
+            await look()
+        return True
 
-    asyncio.run(told())
+    if not follow:
+        asyncio.run(look())
+        return
+    at = _path(f"{_at(worker)}/events", {"stream": "true"})
+    asyncio.run(following.follow(settings, look, lambda: at, hear))
 
 
 @workers.command()
@@ -235,15 +254,6 @@ async def _told(
         return await ask(held, path, type)
     async with library.open(settings.engine_url, read_only=True) as state:
         return await look(state.workers)
-
-
-async def _live(
-    settings: Config, worker: str, cursor: str | None
-) -> AsyncGenerator[WorkerEventObject, None]:
-    path = _path(f"{_at(worker)}/events", {"stream": "true", "after": cursor})
-    async with aclosing(stream(await server(settings), path, WorkerEventObject)) as coming:
-        async for event in coming:
-            yield event
 
 
 def _say(one: WorkerEventObject | SaidObject, json: bool, what: str, about: str) -> None:
