@@ -80,7 +80,7 @@ def _engines() -> Iterator[str]:
 def _collections() -> Iterator[str]:
     for layout in sorted(LAYOUTS, key=lambda layout: layout.name):
         yield f"{type(layout).__name__.lower()} {layout.name} version {layout.version}"
-        yield f"  shape {shape_of(layout)} partition {layout.partition}"
+        yield f"  shape {shape_of(layout)} partition {layout.partition} path {layout.path}"
         if isinstance(layout, Records):
             yield from _indented(sqlite_schema.Table(layout).create())
             for statement in postgres_schema.Table(layout).create():

@@ -14,8 +14,8 @@ from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.layouts import Records
 from perdure.engines import (
-    files_format,
     files_journal,
+    files_names,
     open_blobs,
     open_engine,
     restore_engine,
@@ -107,7 +107,7 @@ class Narrower(msgspec.Struct):
     ("owner", "name", "other"),
     [
         (files_journal, "_MAGIC", b"another\n"),
-        (files_format, "shown_sum", hex),
+        (files_names, "_PLAIN", frozenset(b"ab")),
         (sqlite_schema, "SQL", {**sqlite_schema.SQL, "create": "CREATE TABLE other (id)"}),
         (sqlite_wal, "_STAMP", b"perdure2"),
         (
