@@ -13,7 +13,8 @@ from perdure.core.batch import append, put
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
 from perdure.core.errors import NeedsUpgrade, NewerFormat, Unavailable
-from perdure.engines import open_blobs, open_engine, postgres_schema
+from perdure.core.layouts import Records
+from perdure.engines import open_blobs, open_engine, postgres_schema, restore_engine
 from perdure.engines.postgres_schema import FORMAT, MIGRATIONS, Migration
 from perdure.proving.subject import EVENTS, LAYOUTS, NOTES, Note, stored
 from perdure.proving.subjects import postgres_url
@@ -131,3 +132,25 @@ async def test_a_newer_database_is_refused_row_for_row_untouched(url: str, tmp_p
         with pytest.raises(NewerFormat, match="left untouched"):
             await opened(url, layouts=ALL, read_only=read_only)
     assert await contents(url) == before
+
+
+# proves C16, C17
+async def test_a_snapshot_is_restored_by_the_release_before_and_by_this_one(
+    url: str, tmp_path: Path
+) -> None:
+    fewer = Records("notes", Note, key=NOTES.key)
+    before = (fewer, *(layout for layout in ALL if layout is not NOTES))
+    engine = await opened(url, layouts=before)
+    await engine.commit(put(fewer, BOX, Note("open", 1)))
+    await engine.close()
+    await (await upgrading(url, tmp_path).open(ignored)).close()
+    (snapshot,) = tmp_path.glob("store.before-upgrade-*")
+    for layouts, records in ((before, fewer), (ALL, NOTES)):
+        again = postgres_url(tmp_path / f"{len(records.indexes)}")
+        await restore_engine(again, snapshot, layouts, ignored)
+        engine = await opened(again, layouts=layouts)
+        record = await engine.get(records, BOX)
+        assert record is not None
+        assert record.version == 1
+        assert [finding async for finding in engine.verify()] == []
+        await engine.close()

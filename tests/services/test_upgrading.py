@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,10 +21,13 @@ from perdure.core.errors import Damaged, NeedsUpgrade, NewerFormat, StorageFull
 from perdure.core.layouts import Layout, Records
 from perdure.engines import open_blobs, open_engine, restore_engine
 from perdure.frontends.cli.main import app
-from perdure.services.backups import MANIFEST
+from perdure.proving.edges import changes
+from perdure.proving.watched import HastyDisk
+from perdure.services.backups import MANIFEST, check_backup
 from perdure.services.config import load
 from perdure.services.lifecycle import Node
 from perdure.services.upgrading import Migration, Upgrading
+from perdure.surfaces.blobs import BlobUses
 from perdure.surfaces.conversations import CONVERSATIONS, Conversation
 from perdure.surfaces.state import LAYOUTS
 
@@ -30,6 +35,7 @@ FEWER = Records("conversations", Conversation, key=CONVERSATIONS.key)
 OLDER: tuple[Layout, ...] = tuple(FEWER if it is CONVERSATIONS else it for it in LAYOUTS)
 """What this release declares, but for an index."""
 
+FEW: tuple[Layout, ...] = (CONVERSATIONS, *BlobUses.promise.layouts)
 KEY = ("default", "conv_1")
 TALK = Conversation(1, {"a": "b"})
 BYTES = b"the bytes of a file"
@@ -49,9 +55,9 @@ async def chunks(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def older(kind: str, data: Path) -> str:
+async def older(kind: str, data: Path, layouts: tuple[Layout, ...] = OLDER) -> str:
     """The URL of a store of the release before, with a record, and with bytes beside it."""
-    engine = await open_engine(url_of(kind, data), OLDER)
+    engine = await open_engine(url_of(kind, data), layouts)
     await engine.commit(put(FEWER, KEY, TALK))
     await engine.close()
     blobs = await open_blobs(f"file:///{data / 'blobs'}")
@@ -186,6 +192,56 @@ async def test_without_room_or_a_sound_snapshot_nothing_is_changed(
     engine = await open_engine(url, OLDER)
     await engine.commit(put(FEWER, KEY, TALK, expect=1))
     await engine.close()
+
+
+class Stop(BaseException):
+    """In place of a death."""
+
+
+class Dying(HastyDisk):
+    """Is not there any more from call number `at` on, as to a process that was killed."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.calls = 0
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name in changes(Disk):
+            self.calls += 1
+            if self.calls >= self.at > 0:
+                raise Stop
+        return found
+
+
+# proves C16
+@both
+async def test_killed_at_any_call_to_its_disk_an_upgrade_goes_on_by_itself(
+    kind: str, tmp_path: Path
+) -> None:
+    await older(kind, tmp_path / "old", (FEWER, *FEW[1:]))
+    whole = Dying(0)
+    shutil.copytree(tmp_path / "old", tmp_path / "whole")
+    url = url_of(kind, tmp_path / "whole")
+    await (await upgrading(url, tmp_path / "whole", whole, FEW).open(ignored)).close()
+    assert whole.calls > 20
+    for at in range(1, whole.calls + 1):
+        data = tmp_path / f"{at}"
+        shutil.copytree(tmp_path / "old", data)
+        url = url_of(kind, data)
+        with pytest.raises(Stop):
+            await (await upgrading(url, data, Dying(at), FEW).open(ignored)).close()
+        look = await open_engine(url, FEW, read_only=True)
+        snapshots = [path for path in data.glob("*.before-upgrade-*") if path.suffix != ".tmp"]
+        assert look.written.steps or snapshots
+        await look.close()
+        for snapshot in snapshots:
+            await check_backup(snapshot, ignored)
+        engine = await upgrading(url, data, HastyDisk(), FEW).open(ignored)
+        assert await engine.count(CONVERSATIONS, ("default",), index="by_age") == {(): 1}
+        assert [finding async for finding in engine.verify()] == []
+        await engine.close()
+        assert not list(data.glob("*.tmp"))
 
 
 # proves C16

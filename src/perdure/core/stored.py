@@ -150,6 +150,15 @@ def stored_records(
     return found
 
 
+def as_stored(layout: Layout, rows: Iterable[tuple[str, int, str]]) -> Layout:
+    """A layout with the indexes that the store has by the `rows` that describe its layouts."""
+    for name, version, shape in rows:
+        if name == layout.name and isinstance(layout, Records):
+            key, indexes = msgspec.json.decode(shape, type=tuple[Key, tuple[Index, ...]])
+            return Records(name, layout.type, key=key, indexes=indexes, version=version)
+    return layout
+
+
 def _fits(layout: Records[Any], shape: str) -> bool:
     """Whether the declared layout is the stored one with more indexes."""
     key, indexes = msgspec.json.decode(shape, type=tuple[Key, tuple[Index, ...] | None])

@@ -24,9 +24,9 @@ from perdure.core.clock import Clock
 from perdure.core.disk import Disk
 from perdure.core.engine import Progress, Snapshot
 from perdure.core.errors import Damaged, Invalid, NewerFormat
-from perdure.core.layouts import Layout
+from perdure.core.layouts import Layout, Records
 from perdure.core.offload import off_loop
-from perdure.core.stored import check_layouts, stored_records
+from perdure.core.stored import as_stored, check_layouts, stored_records
 from perdure.engines.postgres_driver import SQL, Database, Held, quoted, translating
 from perdure.engines.postgres_schema import (
     FORMAT,
@@ -36,6 +36,7 @@ from perdure.engines.postgres_schema import (
     choose_schema,
     create_store,
     holds_store,
+    widen,
 )
 from perdure.engines.postgres_verify import STEP_BYTES, STEP_ROWS, verify_store
 
@@ -217,6 +218,7 @@ async def _fill(
     total = (await off_loop(path.stat)).st_size
     done = 0
     declared = {layout.name: layout for layout in layouts}
+    narrow: tuple[Records[Any], ...] = ()
     frames = _frames(disk, path)
     while (read := await off_loop(next, frames, None)) is not None:
         frame, size_bytes = read
@@ -228,16 +230,18 @@ async def _fill(
                     f"{path} has store format {frame.snapshot.format}; this release knows up to "
                     f"{FORMAT}. Restore it with the Perdure that made it, or a newer one."
                 )
-            check_layouts(frame.layouts, str(path), layouts)
+            narrow = check_layouts(frame.layouts, str(path), layouts).indexes
             for name, _, _ in frame.layouts:
                 if name not in declared:
                     raise Invalid(f"{path} holds {name}, which this release does not know.")
             for layout in layouts:
-                await add_layout(session, layout)
+                await add_layout(session, as_stored(layout, frame.layouts))
         elif isinstance(frame, Piece):
             await session.copy_records_to_table(
                 frame.table, records=map(tuple, frame.rows), columns=list(frame.columns)
             )
+    for records in narrow:
+        await widen(session, records)
     await session.execute(SQL["pass_stream_ids"], STREAM_IDS)
 
 

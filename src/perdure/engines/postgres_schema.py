@@ -259,7 +259,7 @@ async def open_schema(
         for layout in lacking.collections:
             await add_layout(session, layout)
         for records in lacking.indexes:
-            await _widen(session, records, note)
+            await widen(session, records, note)
     return facts["store_id"], Lacking(), Written(max(found.format, FORMAT), FORMAT)
 
 
@@ -369,7 +369,11 @@ async def _layouts(session: Session) -> list[tuple[str, int, str]]:
     return [(name, version, shape) for name, version, shape in await session.fetch(SQL["layouts"])]
 
 
-async def _widen(session: Session, records: Records[Any], note: Callable[[str], None]) -> None:
+async def widen(
+    session: Session,
+    records: Records[Any],
+    note: Callable[[str], None] = lambda detail: None,
+) -> None:
     """Give a collection the indexes its layout has gained since. The columns are there before they
     are filled, and filled before anybody uses the index."""
     table = Table(records)
