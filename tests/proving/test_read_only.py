@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.proving.drills.drill import Trial
+from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.drills.read_only import LookedAtEngine, ReadOnlyExt4, mounted_read_only
 from tests.e2e.http_server import clean_environment, serving
 
@@ -22,19 +22,30 @@ needs_mounts = pytest.mark.skipif(LACKS is not None, reason=str(LACKS))
 
 
 @needs_mounts
-async def test_a_look_that_needs_the_right_to_write_is_caught(tmp_path: Path) -> None:
+@pytest.mark.parametrize("subject", ["process", "files-process"])
+async def test_a_look_that_needs_the_right_to_write_is_caught(
+    subject: Subject, tmp_path: Path
+) -> None:
     trial = Trial(tmp_path, "1", seconds=30)
-    await LookedAtEngine(WRONG).run(trial)
+    await LookedAtEngine(WRONG, subject).run(trial)
     assert len(trial.violations) == 4
     assert all("not readable" in one.what for one in trial.violations)
 
 
 @pytest.mark.skipif(NO_IMAGES is not None, reason=str(NO_IMAGES))
+@pytest.mark.parametrize(
+    "drill",
+    [
+        ReadOnlyExt4("tests.proving.wrong_writer", "deaf"),
+        ReadOnlyExt4("perdure.proving.planted_files", "deaf", subject="files-ext4"),
+    ],
+    ids=lambda drill: drill.subject,
+)
 async def test_a_writer_that_acknowledges_what_a_read_only_disk_refused_is_caught(
-    tmp_path: Path,
+    drill: ReadOnlyExt4, tmp_path: Path
 ) -> None:
     trial = Trial(tmp_path, "1", seconds=30, wrong_max=1)
-    await ReadOnlyExt4("tests.proving.wrong_writer", "deaf").run(trial)
+    await drill.run(trial)
     assert any("did not end by a refusal" in one.what for one in trial.violations)
     assert any("steps acknowledged" in one.what for one in trial.violations)
 

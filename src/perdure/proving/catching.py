@@ -22,13 +22,16 @@ import msgspec
 from perdure.core.batch import Batch
 from perdure.core.disk import Disk, Lock
 from perdure.core.engine import Engine, Written
+from perdure.core.limits import OPERATION_KEPT_S
 from perdure.core.offload import off_loop
 from perdure.core.values import Committed
 from perdure.engines import (
     blobs_local,
+    files,
     files_commit,
     files_format,
     files_recovery,
+    files_state,
     sqlite,
     sqlite_commit,
     sqlite_driver,
@@ -47,7 +50,7 @@ from perdure.proving.campaign import Stage
 from perdure.proving.crashstates import RecordingDisk
 from perdure.proving.drills.blob_cuts import CutBlobs
 from perdure.proving.drills.calls import FailedSystemCalls, FullSystem, KilledCalls
-from perdure.proving.drills.clocks import JumpedServer
+from perdure.proving.drills.clocks import JumpedEngine, JumpedServer
 from perdure.proving.drills.cuts import CutEngine
 from perdure.proving.drills.damaged_server import DamagedServer
 from perdure.proving.drills.drill import Drill, Trial
@@ -371,6 +374,14 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
     (
         "after a failed sync the engine goes on",
         *(FAILING_FILES[0], files_commit.Committer, "latch", _forget_latch),
+    ),
+    (
+        "operation ids are forgotten by the time of day alone",
+        *(JumpedEngine("files"), files_state, "_OPERATION_OLD_S", OPERATION_KEPT_S),
+    ),
+    (
+        "what the system says while a store is closed leaves the engine in its own words",
+        *(ReadOnlyEngine("files"), files, "translated", lambda path: nullcontext()),
     ),
     (
         "the checksum of a record's file is not looked at",

@@ -10,12 +10,13 @@ from perdure.core.batch import delete, put
 from perdure.core.errors import PerdureError
 from perdure.core.limits import CLOCK_OFF_S
 from perdure.engines.blobs_local import LocalBlobs
-from perdure.engines.sqlite import SqliteEngine
 from perdure.proving.campaign import Campaign, Life, Stage
 from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.opening import open_in
 from perdure.proving.faults import CLOCK_JUMP
+from perdure.proving.file_stories import small_journals
 from perdure.proving.jumping import DAY_S, HOUR_S, JumpingClock, Jumps
-from perdure.proving.steps import LAYOUTS, NOTES, TENANT, Note, step, troubles
+from perdure.proving.steps import NOTES, TENANT, Note, step, troubles
 from perdure.proving.watched import HastyDisk
 
 _STEPS = 6
@@ -27,12 +28,14 @@ class JumpedEngine:
     """See `says`."""
 
     fault = CLOCK_JUMP
-    subject: Subject = "engine"
     says = (
         "the clock goes back an hour, back and on a day, or stands still, before each commit and "
         "before a reopening, twice in a history: operation ids still answer repeats, a deleted "
         "record goes on with its versions, and every step is there in its order"
     )
+
+    def __init__(self, subject: Subject = "engine") -> None:
+        self.subject = subject
 
     def lacks(self) -> str | None:
         return None
@@ -49,52 +52,49 @@ class JumpedEngine:
             if trial.over:
                 return
             if trial.wants(case):
-                with trial.place(case) as place:
-                    wrong = await _history(place / "state.db", jump_s, at, again_s)
+                with trial.place(case) as place, small_journals(wait_s=0.0):
+                    wrong = await self._history(place, jump_s, at, again_s)
                     told = f"{jump_s:+g} s before step {at}, then {again_s:+g} s"
                     trial.judged(case, (f"{told}: {it}" for it in wrong), place)
 
-
-async def _history(path: Path, jump_s: float, at: int, again_s: float) -> list[str]:
-    clock = JumpingClock(Jumps(still=jump_s == 0.0))
-    engine = await _opened(path, clock)
-    wrong: list[str] = []
-    mortal = (TENANT, "mortal")
-    await engine.commit(put(NOTES, mortal, Note("born")))
-    await engine.commit(delete(NOTES, mortal))
-    first = await engine.commit(step(0, 1).named("step 1"))
-    await engine.commit(step(1, 1))
-    clock.jump(HOUR_S)  # an hour passes
-    for number in range(2, _STEPS + 2):
-        if number == at + 1:
-            clock.jump(jump_s)
-        await engine.commit(step(0, number).named(f"step {number}"))
-        await engine.commit(step(1, number) + delete(NOTES, (TENANT, f"w1-{number - 1}x")))
-    clock.jump(again_s)
-    try:
-        await engine.commit(put(NOTES, (TENANT, "passing"), Note("by")))
-        await engine.commit(delete(NOTES, (TENANT, "passing")).named("sweep"))
-        again = await engine.commit(step(0, 1).named("step 1"))
-        if again != first:
-            wrong.append(f"a repeat of step 1 got {again}, not {first}")
-        born_again = await engine.commit(put(NOTES, mortal, Note("again"), expect=0))
-        if born_again.numbers != (3,):
-            wrong.append(f"a record deleted at version 2 was made again as {born_again.numbers}")
-    except PerdureError as error:
-        wrong.append(f"after the jumps: {error!r}")
-    await engine.close()
-    clock.jump(-again_s)
-    engine = await _opened(path, clock)
-    if not engine.recovered.clean or engine.recovered.duration_s < 0:
-        wrong.append(f"opened again it says {engine.recovered}")
-    done = dict.fromkeys((0, 1), _STEPS + 1)
-    wrong += await troubles(engine, done, done)
-    await engine.close()
-    return wrong
-
-
-async def _opened(path: Path, clock: JumpingClock) -> SqliteEngine:
-    return await SqliteEngine.open(str(path), LAYOUTS, clock=clock, disk=HastyDisk())
+    async def _history(self, place: Path, jump_s: float, at: int, again_s: float) -> list[str]:
+        clock = JumpingClock(Jumps(still=jump_s == 0.0))
+        engine = await open_in(place, self.subject, clock)
+        wrong: list[str] = []
+        mortal = (TENANT, "mortal")
+        await engine.commit(put(NOTES, mortal, Note("born")))
+        await engine.commit(delete(NOTES, mortal))
+        first = await engine.commit(step(0, 1).named("step 1"))
+        await engine.commit(step(1, 1))
+        clock.jump(HOUR_S)  # an hour passes
+        for number in range(2, _STEPS + 2):
+            if number == at + 1:
+                clock.jump(jump_s)
+            await engine.commit(step(0, number).named(f"step {number}"))
+            await engine.commit(step(1, number) + delete(NOTES, (TENANT, f"w1-{number - 1}x")))
+        clock.jump(again_s)
+        try:
+            await engine.commit(put(NOTES, (TENANT, "passing"), Note("by")))
+            await engine.commit(delete(NOTES, (TENANT, "passing")).named("sweep"))
+            again = await engine.commit(step(0, 1).named("step 1"))
+            if again != first:
+                wrong.append(f"a repeat of step 1 got {again}, not {first}")
+            born_again = await engine.commit(put(NOTES, mortal, Note("again"), expect=0))
+            if born_again.numbers != (3,):
+                wrong.append(
+                    f"a record deleted at version 2 was made again as {born_again.numbers}"
+                )
+        except PerdureError as error:
+            wrong.append(f"after the jumps: {error!r}")
+        await engine.close()
+        clock.jump(-again_s)
+        engine = await open_in(place, self.subject, clock)
+        if not engine.recovered.clean or engine.recovered.duration_s < 0:
+            wrong.append(f"opened again it says {engine.recovered}")
+        done = dict.fromkeys((0, 1), _STEPS + 1)
+        wrong += await troubles(engine, done, done)
+        await engine.close()
+        return wrong
 
 
 class JumpedBlobs:

@@ -37,9 +37,9 @@ were told, `http` what those of a server were, `ext4` that file system under eng
 `postgres` a database of its own under an engine, `shards` several stores that are one, and
 `workers` those of agents in a store."""
 
-_SQLITE = ("sqlite:///{}/state.db", "state.db.lock")
-_FILES = ("file:///{}/state", "state/.perdure/lock")
-_STORES: dict[Subject, tuple[str, str]] = {
+_SQLITE = ("sqlite", "state.db", "state.db.lock")
+_FILES = ("file", "state", "state/.perdure/lock")
+_STORES: dict[Subject, tuple[str, str, str]] = {
     "engine": _SQLITE,
     "process": _SQLITE,
     "ext4": _SQLITE,
@@ -49,14 +49,19 @@ _STORES: dict[Subject, tuple[str, str]] = {
 }
 
 
+def path_in(place: Path, subject: Subject) -> Path:
+    """Where a subject's store lies in a directory; the subject is an engine with one owner."""
+    return place / _STORES[subject][1]
+
+
 def url_in(place: Path, subject: Subject) -> str:
-    """The URL of a subject's store in a directory; the subject is an engine with one owner."""
-    return _STORES[subject][0].format(place)
+    """The URL of that store."""
+    return f"{_STORES[subject][0]}:///{path_in(place, subject)}"
 
 
 def lock_in(place: Path, subject: Subject) -> Path:
-    """The lock file of that store."""
-    return place / _STORES[subject][1]
+    """Its lock file."""
+    return place / _STORES[subject][2]
 
 
 _MEMORY = Path("/dev/shm")

@@ -18,14 +18,17 @@ from pathlib import Path
 import apsw
 
 from perdure.core.clock import SystemClock
+from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError, StorageFull, Unavailable
 from perdure.engines import open_engine
+from perdure.engines.files import FilesEngine
 from perdure.engines.sqlite import SqliteEngine
-from perdure.proving.drills.drill import Subject, Trial
+from perdure.proving.drills.drill import Subject, Trial, lock_in, path_in, url_in
 from perdure.proving.drills.ext4 import Image, image, lacks_images
-from perdure.proving.drills.failures import opened
+from perdure.proving.drills.opening import open_in
 from perdure.proving.drills.owners import note, owner
 from perdure.proving.faults import READ_ONLY
+from perdure.proving.file_stories import small_journals
 from perdure.proving.refusing import CHANGES, Refusing, Trouble
 from perdure.proving.steps import LAYOUTS, Unsound, last_step, step, troubles
 from perdure.proving.waiting import wait_until
@@ -42,25 +45,27 @@ class ReadOnlyEngine:
     """See `says`."""
 
     fault = READ_ONLY
-    subject: Subject = "engine"
     says = (
         "from each change on that opening, commits, checkpoints and closing make, nothing may be "
         "written: all of it is refused typed, reads go on, who opens the store to look reads all "
         "of it, and where it can be written again everything acknowledged is there"
     )
 
+    def __init__(self, subject: Subject = "engine") -> None:
+        self.subject = subject
+
     def lacks(self) -> str | None:
         return None
 
     async def run(self, trial: Trial) -> None:
-        with small_checkpoints():
+        with small_checkpoints(), small_journals():
             for case in itertools.count(1):
                 if trial.over or (trial.case is not None and case > trial.case):
                     return
                 if not trial.wants(case):
                     continue
                 with trial.place(case) as place:
-                    story = _Story(place / "state.db", case)
+                    story = _Story(place, self.subject, case)
                     wrong = await story.judge()
                     if not story.reached:
                         return
@@ -70,8 +75,9 @@ class ReadOnlyEngine:
 class _Story:
     """A store that is opened, written and closed, and can be changed only `n` - 1 times."""
 
-    def __init__(self, path: Path, n: int) -> None:
-        self._path = path
+    def __init__(self, place: Path, subject: Subject, n: int) -> None:
+        self._place = place
+        self._subject = subject
         self._acknowledged = dict.fromkeys(range(_WRITERS), 0)
         self._begun = dict(self._acknowledged)
         self._wrong: list[str] = []
@@ -84,7 +90,7 @@ class _Story:
 
     async def judge(self) -> list[str]:
         """Tell it; what did not hold."""
-        engine = await opened(self._path, WatchedDisk(hasty=True))
+        engine = await open_in(self._place, self._subject, SystemClock())
         await self._steps(engine, _STEPS)
         await engine.close()
         try:
@@ -95,11 +101,15 @@ class _Story:
             await self._steps(engine, _STEPS)
             await self._read(engine, "reading on")
             try:
+                await engine.usage()  # brings plain files up to date
+            except (PerdureError, OSError, apsw.Error) as error:
+                self._refused(error)
+            try:
                 await engine.close()
             except (PerdureError, OSError, apsw.Error) as error:
                 self._refused(error)
         await self._look()
-        engine = await opened(self._path, WatchedDisk(hasty=True))
+        engine = await open_in(self._place, self._subject, SystemClock())
         self._wrong += await troubles(engine, self._acknowledged, self._begun)
         await engine.close()
         return self._wrong
@@ -113,31 +123,36 @@ class _Story:
         await self._read(engine, "looking")
         await engine.close()
 
-    async def _opened(self, *, read_only: bool) -> SqliteEngine:
+    async def _opened(self, *, read_only: bool) -> Engine:
+        path, clock, refusing = path_in(self._place, self._subject), SystemClock(), self._refusing
+        if self._subject == "files":
+            return await FilesEngine.open(
+                str(path), LAYOUTS, clock=clock, disk=refusing.disk, read_only=read_only
+            )
         disk = WatchedDisk(hasty=True)
         disk.errno = errno.EROFS
 
         def refuse(call: str, suffix: str) -> None:
-            if (call == "write" and self._refusing.meets("sqlite.write")) or (
-                call == "truncate" and self._refusing.meets("sqlite.truncate")
+            if (call == "write" and refusing.meets("sqlite.write")) or (
+                call == "truncate" and refusing.meets("sqlite.truncate")
             ):
                 raise WRITE_FAILED
 
         disk.watch = refuse
         return await SqliteEngine.open(
-            str(self._path),
+            str(path),
             LAYOUTS,
-            clock=SystemClock(),
-            disk=self._refusing.disk,
+            clock=clock,
+            disk=refusing.disk,
             read_only=read_only,
             vfs=disk.name,
         )
 
-    async def _steps(self, engine: SqliteEngine, steps: int) -> None:
+    async def _steps(self, engine: Engine, steps: int) -> None:
         for _ in range(steps):
             await asyncio.gather(*(self._step(engine, writer) for writer in range(_WRITERS)))
 
-    async def _step(self, engine: SqliteEngine, writer: int) -> None:
+    async def _step(self, engine: Engine, writer: int) -> None:
         number = self._acknowledged[writer] + 1
         self._begun[writer] = number
         try:
@@ -146,7 +161,7 @@ class _Story:
         except (PerdureError, OSError, apsw.Error) as error:
             self._refused(error)
 
-    async def _read(self, engine: SqliteEngine, how: str) -> None:
+    async def _read(self, engine: Engine, how: str) -> None:
         for writer, least in self._acknowledged.items():
             try:
                 last = await last_step(engine, writer)
@@ -166,7 +181,6 @@ class LookedAtEngine:
     """See `says`. `program` is what looks; a proof may give one that is wrong."""
 
     fault = READ_ONLY
-    subject: Subject = "process"
     says = (
         "the directory of a store, closed in good order or left by a kill, with its lock file or "
         "without, is mounted read-only: who opens it to write is refused, and who opens it to look "
@@ -174,8 +188,11 @@ class LookedAtEngine:
     )
 
     def __init__(
-        self, program: Sequence[str] = (sys.executable, "-m", "perdure.proving.looker")
+        self,
+        program: Sequence[str] = (sys.executable, "-m", "perdure.proving.looker"),
+        subject: Subject = "process",
     ) -> None:
+        self.subject = subject
         self._program = program
 
     def lacks(self) -> str | None:
@@ -199,7 +216,7 @@ class LookedAtEngine:
         store = place / "store"
         steps = trial.rng(case).randrange(1, 30)
         store.mkdir()
-        engine = await opened(store / "state.db", WatchedDisk(hasty=True))
+        engine = await open_in(store, self.subject, SystemClock())
         for number in range(1, steps + 1):
             for writer in range(_WRITERS):
                 await engine.commit(step(writer, number))
@@ -207,8 +224,8 @@ class LookedAtEngine:
             store = Path(shutil.copytree(store, place / "killed"))
         await engine.close()
         if unlocked:
-            trial.disk.remove(store / "state.db.lock")
-        url = f"sqlite:///{store}/state.db"
+            trial.disk.remove(lock_in(store, self.subject))
+        url = url_in(store, self.subject)
         looking = await asyncio.create_subprocess_exec(
             *mounted_read_only(store, *self._program, url, str(_WRITERS)),
             stdout=asyncio.subprocess.PIPE,
@@ -230,14 +247,14 @@ class ReadOnlyExt4:
     """
 
     fault = READ_ONLY
-    subject: Subject = "ext4"
     says = (
         "a real ext4 file system, on an image of its own, finds itself damaged and becomes "
         "read-only under a writer: that is refused typed, who opens the store to look reads all of "
         "it there, and mounted again it is judged by what was acknowledged"
     )
 
-    def __init__(self, *program: str) -> None:
+    def __init__(self, *program: str, subject: Subject = "ext4") -> None:
+        self.subject = subject
         self._program = program or ("perdure.proving.writer",)
 
     def lacks(self) -> str | None:
@@ -253,7 +270,7 @@ class ReadOnlyExt4:
                     trial.judged(case, await self._judge(trial, case, ext4, store), ext4.root)
 
     async def _judge(self, trial: Trial, case: int, ext4: Image, store: Path) -> list[str]:
-        url = f"sqlite:///{store}/state.db"
+        url = url_in(store, self.subject)
         done = dict.fromkeys(range(_WRITERS), 0)
         async with owner(*self._program, url, str(_WRITERS)) as writing:
             wrong = note(
