@@ -401,6 +401,34 @@ def test_an_entry_is_found_by_what_lies_near_it(
         assert path.stat().st_size - looked < 2_000
 
 
+# proves C18
+@pytest.mark.parametrize("near_bytes", [256, 8 * 1024])
+def test_entries_of_a_long_file_are_taken_in_one_go_or_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near_bytes: int
+) -> None:
+    """However wrong it is where they might lie, and however long; damage among them is met."""
+    monkeypatch.setattr(files_format, "_NEAR_BYTES", near_bytes)
+    identity = Identity("events", "t\x1fa", 1)
+    values = [b'"%s"' % (b"x" * (seq * seq % 900)) for seq in range(1, 2_001)]
+    lines = [entry_line(identity, seq, value) for seq, value in enumerate(values, 1)]
+    lines[999] = lines[999].replace(b'"seq":1000', b'"seq":9999')
+    lines[1_498] = lines[1_498].replace(b"x", b"y", 1)
+    path = tmp_path / "a.jsonl"
+    Disk().write_file(path, b"head\n" + b"".join(lines))
+    size_bytes = path.stat().st_size
+    with StreamFile(path, identity) as file:
+        for first in range(1, 1_981, 7):
+            last, wanted = first + 19, values[first - 1 : first + 19]
+            damaged = bool({1_000, 1_499} & {*range(first, last + 1)})
+            for near in (0, size_bytes * first // 2_000, size_bytes, 9 * size_bytes):
+                taken = file.run(first, last, near, 20 * 1024)
+                assert taken == (None if damaged else wanted)
+            if not damaged:
+                assert file.run(first, last, size_bytes * first // 2_000, 10) in (None, wanted)
+            found = [value for _, value, _ in file.entries(first, last)]
+            assert len(found) == (19 if damaged else 20)
+
+
 async def test_a_history_of_every_kind_of_batch_survives_reopening(tmp_path: Path) -> None:
     told = await history(random.Random(7), 25)
     with small_journals(wait_s=0.0):

@@ -189,14 +189,12 @@ def partition_of(batch: Batch) -> str | None:
     Raises `SpansPartitions`, `LimitExceeded`, or `Invalid`.
     """
     ops = batch.ops
-    if len(ops) == 1 and isinstance(ops[0], RecordOp):  # its own limits are the smaller ones
-        return ops[0].records.partition_of(ops[0].key)
+    if len(ops) == 1:
+        if isinstance(ops[0], Append):  # a record's own limits are the smaller ones
+            _check_limits(batch, ops)
+        return layout_of(ops[0]).partition_of(ops[0].key)
     ops = tuple(op for op in ops if not _is_everywhere(op))
-    count = sum(len(op.entries) if isinstance(op, Append) else 1 for op in ops)
-    if count > BATCH_OPS_MAX:
-        raise LimitExceeded("the number of operations and entries", count, BATCH_OPS_MAX)
-    if size_bytes(batch) > BATCH_BYTES_MAX:
-        raise LimitExceeded("the batch, in bytes,", size_bytes(batch), BATCH_BYTES_MAX)
+    _check_limits(batch, ops)
     partitions: set[str | None] = set()
     written: set[tuple[str, str]] = set()
     for op in ops:
@@ -254,6 +252,14 @@ def digest(batch: Batch) -> int:
             state.update(body)
     number = state.intdigest()
     return number - (1 << 64) if number >> 63 else number
+
+
+def _check_limits(batch: Batch, ops: Sequence[Op]) -> None:
+    count = sum([len(op.entries) if isinstance(op, Append) else 1 for op in ops])
+    if count > BATCH_OPS_MAX:
+        raise LimitExceeded("the number of operations and entries", count, BATCH_OPS_MAX)
+    if (total_bytes := size_bytes(batch)) > BATCH_BYTES_MAX:
+        raise LimitExceeded("the batch, in bytes,", total_bytes, BATCH_BYTES_MAX)
 
 
 def _is_everywhere(op: Op) -> bool:

@@ -58,9 +58,9 @@ JOURNAL_BYTES = 16 * 1024 * 1024
 """The journal starts over when it is larger than this, and twice as large as the manifest that has
 to be written for it."""
 
-_APPLY_BYTES = 1024 * 1024
+_APPLY_BYTES = 4 * 1024 * 1024
 _APPLY_FILES = 256
-APPLY_AFTER_S = 0.05
+APPLY_AFTER_S = 0.25
 """How long the files wait for more, so that what changes often is written once."""
 
 
