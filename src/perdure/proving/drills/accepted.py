@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -23,7 +24,7 @@ import perdure
 from perdure.core.errors import PerdureError
 from perdure.library import Embedded
 from perdure.proving.accepting import AT, INPUT
-from perdure.proving.drills.drill import STORES, Subject, Trial
+from perdure.proving.drills.drill import Subject, Trial, url_in
 from perdure.proving.faults import PROCESS_CRASH
 from perdure.proving.stepped import Stepped, lacks
 from perdure.proving.waiting import TooLate
@@ -40,7 +41,7 @@ class KilledInput:
 
     def __init__(
         self,
-        store: str = "files",
+        store: Literal["files", "engine"] = "files",
         program: Sequence[str] = (sys.executable, "-m", "perdure.proving.accepting"),
     ) -> None:
         kept = {"files": "plain files", "engine": "SQLite"}[store]
@@ -50,7 +51,7 @@ class KilledInput:
             "there, and sent again it is accepted once"
         )
         self._program = program
-        self._url = STORES[store][0]
+        self._store: Subject = store
 
     def lacks(self) -> str | None:
         return lacks()
@@ -59,7 +60,7 @@ class KilledInput:
         async with self._accepting() as process:
             store = trial.home / "store"
             store.mkdir()
-            async with perdure.open(self._url.format(store)) as state:
+            async with perdure.open(url_in(store, self._store)) as state:
                 await state.workers.create_runtime({"id": AT[0]})
                 await state.workers.create(AT[0], {"id": AT[1]})
             with trial.place(0) as place:
@@ -77,7 +78,7 @@ class KilledInput:
                     with trial.place(case) as place:
                         ended = await self._accept(process, store, place, call)
                         if ended.killed:
-                            wrong = await _judge(self._url.format(place), ended)
+                            wrong = await _judge(url_in(place, self._store), ended)
                             told = (f"killed at call {call} of {whole.calls}: {it}" for it in wrong)
                             trial.judged(case, told, place)
                         else:
@@ -106,7 +107,7 @@ class KilledInput:
         shutil.copytree(store, place, dirs_exist_ok=True)
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{call} {self._url.format(place)}\n".encode())
+        process.stdin.write(f"{call} {url_in(place, self._store)}\n".encode())
         try:
             line = await asyncio.wait_for(process.stdout.readline(), _ENDS_S)
         except TimeoutError:
