@@ -197,6 +197,7 @@ async def test_a_server_over_shards_spreads_over_one_that_was_added(tmp_path: Pa
         assert (ready.status_code, ready.json()["ready"]) == (200, True)
         (warning,) = ready.json()["warnings"]
         assert f"shard {added} at sqlite:///{tmp_path / '2'}/state.db is down" in warning
+        assert "perdure_shards_down 1.0" in (await client.get("/metrics")).text
         for path in ("/v1/startup", "/v1/state"):
             report = (await client.get(path)).json()
             assert (report["warnings"], report["shards"]["missing"]) == ([warning], [added])

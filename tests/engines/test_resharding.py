@@ -340,6 +340,11 @@ async def test_a_list_leaves_out_nothing_when_what_moved_away_cannot_be_asked_fo
     failing = [DownAfterAScan(one) if one.store_id == home else one for one in stores]
     page = await (await together(failing)).scan(MOVES, ("t",), limit=99, partial=True)
     assert page.missing == (f"{home} at memory://",)
+    new = DownAfterAScan(stores[2])
+    engine = await together([*stores[:2], new])
+    new.down = True
+    page = await engine.scan(MOVES, ("t", game), limit=99, partial=True)
+    assert page.missing == (f"{new.store_id} at memory://",)
 
 
 async def verified(engine: Engine) -> list[tuple[str, str]]:

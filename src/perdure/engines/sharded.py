@@ -468,6 +468,16 @@ class ShardedEngine:
             if outcome is not None:
                 raise outcome
 
+    async def _asked(self, partition: str | None) -> str:
+        """The name of the shard that a partition is in, or of the one that should say which."""
+        places = self.places
+        if partition is None:
+            return places.primary.name
+        try:
+            return places.name(await places.home_id(partition))
+        except Unavailable:
+            return places.name(places.map.homes(partition)[0])
+
     async def _listed(
         self, layout: Layout, prefix: Key, cursor: str | None, listing: Listing[T]
     ) -> Page[T]:
@@ -479,13 +489,11 @@ class ShardedEngine:
         partition = _partition(layout, prefix)
 
         async def ask(after: Position | None) -> Answers[T]:
-            old = places.map.primary if partition is None else places.map.homes(partition)[0]
-            name = places.name(old)
             try:
                 part = await places.read(partition, lambda engine: listing.part(engine, after))
             except Unavailable as unavailable:
-                return [(name, unavailable)]
-            return [(name, part)]
+                return [(await self._asked(partition), unavailable)]
+            return [(self.url, part)]
 
         return await listed(listing, ask, self.store_id, cursor)
 
