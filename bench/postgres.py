@@ -13,7 +13,7 @@ import os
 from bench.contenders import ASYNCPG, LANGGRAPH_POSTGRES, PERDURE, PERDURE_SHARDS
 from bench.report import Goal, Section, table
 from bench.turns import Sample, of, ratio, run_worker, take_turns
-from perdure.proving.postgres import DSN, shared_dsn
+from perdure.proving.postgres import DSN, make_server
 
 MODULES = {
     PERDURE: "perdure_postgres",
@@ -33,7 +33,8 @@ CASES = {
 
 def measure(turns: int, duration_s: float) -> Section:
     """Everything, in one run."""
-    os.environ[DSN] = shared_dsn()
+    if DSN not in os.environ:
+        os.environ[DSN] = make_server().dsn  # peers make their tables where only its owner may
 
     def take(who: str) -> dict[str, Sample]:
         return run_worker(who, MODULES[who], CASES[who], duration_s=duration_s)

@@ -32,6 +32,8 @@ DSN = "PERDURE_POSTGRES"
 """Environment variable: a database to prove the engine on, in place of one of our own."""
 
 ADMINISTRATOR = "perdure"
+USER = "ordinary"
+"""A role without rights but to make schemas. What is proven on the shared server needs no more."""
 
 SCHEMA = "perdure"
 
@@ -116,6 +118,12 @@ class Server:
         of = ("-h", str(primary.socket.parent), "-U", ADMINISTRATOR)
         self._make("pg_basebackup", *of, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
 
+    def administer(self, sql: str) -> None:
+        """Say something as its administrator."""
+        to = ("-h", str(self.socket.parent), "-U", ADMINISTRATOR, "-d", "postgres")
+        if self._run("psql", *to, "-q", "-v", "ON_ERROR_STOP=1", "-c", sql).wait(_START_S):
+            raise Unavailable(f"PostgreSQL did not do {sql!r}: {self._said()}")
+
     def _make(self, program: str, *options: str) -> None:
         """Make its data by a program."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -176,8 +184,10 @@ def shared_dsn() -> str:
     if given := os.environ.get(DSN):
         return given
     if not _shared:
-        _shared.append(make_server())
-    return _shared[0].dsn
+        server = make_server()
+        server.administer(f"CREATE ROLE {USER} LOGIN; GRANT CREATE ON DATABASE postgres TO {USER}")
+        _shared.append(server)
+    return _shared[0].dsn.replace(ADMINISTRATOR, USER, 1)
 
 
 def remove_shared() -> None:
