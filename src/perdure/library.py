@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +45,7 @@ from perdure.services.blobs import BlobKeeper
 from perdure.services.copying import Copied
 from perdure.services.looked_at import once_unseen
 from perdure.services.recovery import free, unfinished
+from perdure.services.retiring import Retiring
 from perdure.services.salvage import Salvaging, complete_salvage
 from perdure.services.tail import Tail
 from perdure.services.upgrading import Migration, Upgrading
@@ -102,6 +103,8 @@ async def open(url: str, *, read_only: bool = False) -> AsyncIterator[Embedded]:
             findings: list[Finding] = []
             async for held in unfinished(state.runtimes.vouched_for, findings):
                 await free(state, held, clock, findings)
+            with suppress(Unavailable):  # the next who opens goes on
+                await Retiring(state, clock).sweep()
         yield state
     finally:
         await engine.close()

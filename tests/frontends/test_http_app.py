@@ -302,6 +302,7 @@ async def test_the_state_report_lists_every_surface(serve: Serve) -> None:
         "boots",
         "workers",
         "worker_views",
+        "worker_retentions",
     }
     for surface in report["surfaces"]:
         assert surface["acknowledgement"]

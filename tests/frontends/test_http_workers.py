@@ -125,7 +125,7 @@ async def test_a_stream_begins_with_all_there_is_and_resumes(serve: Serve) -> No
 
 # proves W10
 async def test_a_reader_that_takes_nothing_delays_no_writer_and_resumes(serve: Serve) -> None:
-    server = await serve(limits__stall_timeout_s=0.3)
+    server = await serve(limits__stall_timeout_s=2.0)
     await made(server)
     run = {"generation": (await server.json("POST", f"{ONE}/start"))["generation"]}
     cursor = (await server.json("GET", f"{ONE}/events"))["cursor"]

@@ -21,12 +21,11 @@ from perdure.core.layouts import Records
 from perdure.engines import open_engine
 from perdure.library import Embedded
 from perdure.services.worker_checks import check_workers
+from perdure.surfaces.retentions import ARCHIVES, RETENTIONS, ArchivePart, Retention
 from perdure.surfaces.state import LAYOUTS
 from perdure.surfaces.workers import (
-    ARCHIVES,
     INPUTS,
     OVERVIEWS,
-    RETENTIONS,
     RUNTIMES,
     STATES,
     SUBMISSIONS,
@@ -34,9 +33,7 @@ from perdure.surfaces.workers import (
     USAGES,
     WORKER_EVENTS,
     WORKERS,
-    ArchivePart,
     Queued,
-    Retention,
     Said,
     Status,
     WorkerEvent,

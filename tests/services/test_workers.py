@@ -25,9 +25,9 @@ from perdure.engines.wrapping import Wrapping
 from perdure.library import Embedded
 from perdure.proving.subjects import postgres_url
 from perdure.services.worker_checks import check_workers
+from perdure.surfaces.retentions import ARCHIVES
 from perdure.surfaces.state import LAYOUTS
 from perdure.surfaces.workers import (
-    ARCHIVES,
     MOVES,
     OVERVIEWS,
     STATES,

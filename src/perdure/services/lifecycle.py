@@ -50,6 +50,7 @@ from perdure.services.looked_at import once_unseen
 from perdure.services.recovery import Recovery, engine_recovery
 from perdure.services.requests import Requests
 from perdure.services.retention import Retention
+from perdure.services.retiring import Retiring
 from perdure.services.sealing import Sealing
 from perdure.services.shards import shard_warnings
 from perdure.services.startup import Check, Readiness, Startup
@@ -239,6 +240,7 @@ class Node:
             self._supervisor.every("watch", WATCH_S, self._watch, pause_max_s=WATCH_S)
             self._supervisor.every("clear marks", DROP_S, self.blobs.clear_marks)
         self._supervisor.every("sweep", _SWEEP_S, sweeper.sweep)
+        self._supervisor.every("retire workers", _SWEEP_S, Retiring(self.state, self.clock).sweep)
         self._supervisor.every("forget transient", _SWEEP_S, self.gateway.sweep_transient)
         self._supervisor.every("retention", _SWEEP_S, self.retention.sweep)
         self._supervisor.every("measure", MEASURE_S, self.measuring.measure)

@@ -21,12 +21,11 @@ from perdure.core.layouts import Log, Records
 from perdure.core.paging import every
 from perdure.core.values import Entry, Finding, Record, Tip
 from perdure.services.worker_objects import fingerprint, plain
+from perdure.surfaces.retentions import ARCHIVES, RETENTIONS, Retention
 from perdure.surfaces.workers import (
-    ARCHIVES,
     INPUTS,
     MOVES,
     OVERVIEWS,
-    RETENTIONS,
     RUNTIMES,
     STATES,
     SUBMISSIONS,
@@ -35,7 +34,6 @@ from perdure.surfaces.workers import (
     WORKER_EVENTS,
     WORKERS,
     Overview,
-    Retention,
     Status,
     Usage,
     Worker,
@@ -229,8 +227,8 @@ async def _answers(engine: Engine, moment: _Moment) -> AsyncIterator[str]:
 
 
 async def _retained(engine: Engine, operation: Record[Retention]) -> list[str]:
-    """One that is done has an archive if it made one, just as it was; any other a worker that waits
-    for it."""
+    """One that is done has an archive if it made one, just as it was, until that is removed; any
+    other a worker that waits for it."""
     key, retention = operation.key, operation.value
     parts = (await engine.count(ARCHIVES, key)).get((), 0)
     if not retention.done:
@@ -240,6 +238,8 @@ async def _retained(engine: Engine, operation: Record[Retention]) -> list[str]:
         again = await engine.get(RETENTIONS, key)
         unchanged = again is not None and again.version == operation.version
         return ["it is not done, and no worker waits for it"] * unchanged
+    if retention.removed_at_s is not None:
+        return [] if parts <= retention.parts else ["its archive was removed, and a part is there"]
     digest, size_bytes = hashlib.sha256(), 0
     async for part in every(engine, ARCHIVES, key):
         digest.update(part.attachment or b"")

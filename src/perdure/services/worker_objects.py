@@ -11,6 +11,7 @@ from perdure.core import codec
 from perdure.core.keys import Key
 from perdure.core.values import Entry, Record
 from perdure.surfaces import workers as kept
+from perdure.surfaces.retentions import Retention
 from perdure.surfaces.workers import HeldState, Said, Worker, WorkerEvent
 from perdure.wire import workers as wire
 
@@ -140,7 +141,7 @@ def usage_object(key: Key, view: kept.Usage) -> wire.UsageObject:
     )
 
 
-def retention_object(key: Key, retention: kept.Retention) -> wire.RetentionObject:
+def retention_object(key: Key, retention: Retention) -> wire.RetentionObject:
     return wire.RetentionObject(
         id=key[-1],
         worker_id=retention.worker_id,
@@ -150,4 +151,5 @@ def retention_object(key: Key, retention: kept.Retention) -> wire.RetentionObjec
         lines=retention.lines,
         size_bytes=retention.size_bytes,
         digest=retention.digest,
+        removed_at=retention.removed_at_s,
     )

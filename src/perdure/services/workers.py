@@ -342,7 +342,7 @@ class Workers:
     async def retention(self, runtime_id: str, operation_id: str) -> wire.RetentionObject:
         """What such an operation has done. Raises `NotFound`."""
         key = (self._tenant, runtime_id, operation_id)
-        return retention_object(key, (await self._surface.retention(key)).value)
+        return retention_object(key, (await self._state.retentions.get(key)).value)
 
     async def archive(self, runtime_id: str, operation_id: str) -> AsyncGenerator[bytes, None]:
         """What such an operation archived: lines of JSON, a part at a time."""
@@ -350,6 +350,12 @@ class Workers:
         async with aclosing(parts):
             async for part in parts:
                 yield part
+
+    async def remove_archive(self, runtime_id: str, operation_id: str) -> wire.RetentionObject:
+        """Remove what such an operation archived, for good; the operation stays. Raises `NotFound`,
+        and `NotPossible` before it is done."""
+        key = (self._tenant, runtime_id, operation_id)
+        return retention_object(key, await self._retiring.remove_archive(key))
 
     def _key(self, runtime_id: str, worker_id: str) -> Key:
         return self._tenant, runtime_id, worker_id

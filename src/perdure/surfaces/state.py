@@ -18,6 +18,7 @@ from perdure.surfaces.idempotency import Idempotency
 from perdure.surfaces.items import Items
 from perdure.surfaces.jobs import Jobs
 from perdure.surfaces.responses import Responses
+from perdure.surfaces.retentions import Retentions
 from perdure.surfaces.seals import Seals
 from perdure.surfaces.workers import Workers
 
@@ -32,6 +33,7 @@ PROMISES: tuple[Promise, ...] = (
     Seals.promise,
     Workers.promise,
     Workers.views,
+    Retentions.promise,
     Boots.promise,
 )
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -54,6 +56,7 @@ class State:
         self.idempotency = Idempotency(engine)
         self.seals = Seals(engine)
         self.runtimes = Workers(engine)
+        self.retentions = Retentions(engine)
         self.boots = Boots(engine)
 
     async def commit(self, batch: Batch) -> Committed:

@@ -25,7 +25,6 @@ import msgspec
 from perdure.core.batch import Batch, append, check, delete, drop, put
 from perdure.core.batch import join as joined
 from perdure.core.engine import Engine, Survives
-from perdure.core.errors import Damaged
 from perdure.core.keys import Key, show
 from perdure.core.layouts import Index, Log, Records
 from perdure.core.paging import Slice, page_of
@@ -183,26 +182,6 @@ class Diagnostic(msgspec.Struct, frozen=True):
     worker_id: str | None = None
 
 
-class Retention(msgspec.Struct, frozen=True):
-    """An operation that archives or purges a worker. An archive has `parts`, whose bytes together
-    have the `digest`."""
-
-    worker_id: str
-    mode: Literal["archive", "purge"]
-    at_s: int
-    done: bool = False
-    parts: int = 0
-    lines: int = 0
-    size_bytes: int = 0
-    digest: str | None = None
-
-
-class ArchivePart(msgspec.Struct, frozen=True):
-    """A part of an archive; the attachment is its bytes, lines of JSON."""
-
-    size_bytes: int
-
-
 class Overview(msgspec.Struct, frozen=True):
     """A projection: what the first `events` events of a worker amount to."""
 
@@ -269,10 +248,6 @@ def _there(record: Record[V] | None, noun: str, key: Key) -> Record[V]:
     return record
 
 
-def _part(operation: Key, number: int) -> Key:
-    return (*operation, f"{number:08}")
-
-
 _RUNTIME = ("tenant", "runtime_id")
 _WORKER = (*_RUNTIME, "worker_id")
 _HOME = "runtimes/*"
@@ -305,15 +280,6 @@ DIAGNOSTICS = Records(
 )
 OVERVIEWS = Records("worker_overviews", Overview, key=_WORKER, path=f"{_DESK}/overview")
 USAGES = Records("worker_usages", Usage, key=_WORKER, path=f"{_DESK}/usage")
-RETENTIONS = Records(
-    "worker_retentions", Retention, key=(*_RUNTIME, "id"), path=f"{_HOME}/retentions/*/retention"
-)
-ARCHIVES = Records(
-    "worker_archives",
-    ArchivePart,
-    key=(*RETENTIONS.key, "part"),
-    path=f"{_HOME}/retentions/*/parts/*",
-)
 WORKER_EVENTS = Log("worker_events", WorkerEvent, key=_WORKER, path=f"{_DESK}/events")
 TRANSCRIPTS = Log("worker_transcripts", Said, key=_WORKER, path=f"{_DESK}/transcript")
 INPUTS = Log("worker_inputs", Queued, key=_WORKER, path=f"{_DESK}/inputs")
@@ -337,9 +303,9 @@ class Workers:
         retention="until it is archived or purged",
         layouts=(
             *(RUNTIMES, WORKERS, STATES, SUBMISSIONS, DIAGNOSTICS),
-            *(WORKER_EVENTS, TRANSCRIPTS, INPUTS, RETENTIONS, ARCHIVES),
+            *(WORKER_EVENTS, TRANSCRIPTS, INPUTS),
         ),
-        statements=("C3", "C4", "W1", "W4", "W5", "W6", "W7", "W8", "W10"),
+        statements=("C3", "C4", "W1", "W3", "W4", "W5", "W6", "W7", "W8", "W10"),
     )
     views = Promise(
         surface="worker_views",
@@ -418,37 +384,10 @@ class Workers:
         """What operators should know of a runtime's workers, by id."""
         return await page_of(self._engine, DIAGNOSTICS, home, wanted)
 
-    async def find_retention(self, key: Key) -> Record[Retention] | None:
-        """An operation on a worker of a runtime, if it was asked for."""
-        return await self._engine.get(RETENTIONS, key)
-
-    async def retention(self, key: Key) -> Record[Retention]:
-        """The same. Raises `NotFound`."""
-        return _there(await self.find_retention(key), "Retention", key)
-
-    async def part(self, operation: Key, number: int) -> bytes:
-        """A part of an archive. Raises `Damaged` where it is gone."""
-        record = await self._engine.get(ARCHIVES, _part(operation, number))
-        if record is None or record.attachment is None:
-            raise Damaged(f"the archive {show(operation)}", f"part {number} is gone")
-        return record.attachment
-
     async def submissions(self, key: Key, *, limit: int) -> list[Key]:
         """Keys of what was acknowledged of a worker's inputs."""
         page = await self._engine.scan(SUBMISSIONS, key, limit=limit)
         return [record.key for record in page.items]
-
-    def retain(self, key: Key, retention: Retention, *, expect: int) -> Batch:
-        """Begin an operation, or note how far it is."""
-        return put(RETENTIONS, key, retention, expect=expect)
-
-    def unchanged(self, held: Record[Retention]) -> Batch:
-        """What goes with every step of an operation: a `Conflict` once it is done."""
-        return check(RETENTIONS, held.key, held.version)
-
-    def add_part(self, operation: Key, number: int, data: bytes) -> Batch:
-        """Write a part of an archive, again if need be."""
-        return put(ARCHIVES, _part(operation, number), ArchivePart(len(data)), attachment=data)
 
     def forget(self, submission: Key) -> Batch:
         """Forget what was acknowledged of an input."""

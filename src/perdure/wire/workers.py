@@ -256,7 +256,8 @@ class UsageObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetentionObject(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker that was archived or purged. `digest` is the SHA-256 of the archive's bytes."""
+    """A worker that was archived or purged. `digest` is the SHA-256 of the archive's bytes, which
+    are there unless it was removed."""
 
     id: str
     object: Literal["perdure.worker.retention"] = "perdure.worker.retention"
@@ -267,6 +268,7 @@ class RetentionObject(msgspec.Struct, frozen=True, kw_only=True):
     lines: int
     size_bytes: int
     digest: str | None
+    removed_at: int | None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

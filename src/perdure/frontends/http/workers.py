@@ -127,9 +127,13 @@ async def retention(service: Service, call: Call) -> Answer:
 async def archive(service: Service, call: Call) -> Download:
     workers, operation = _workers(service, call), _operation(call)
     made = await workers.retention(*operation)
-    if made.digest is None:
+    if made.digest is None or made.removed_at is not None:
         raise NotFound("Archive", made.id)
     return Download(workers.archive(*operation), made.size_bytes, media=b"application/jsonl")
+
+
+async def remove_archive(service: Service, call: Call) -> Answer:
+    return shown(await _workers(service, call).remove_archive(*_operation(call)))
 
 
 async def transcript(service: Service, call: Call) -> Answer:
@@ -369,6 +373,15 @@ ROUTES = (
         answer=None,
         media="application/jsonl",
         statuses=(404,),
+    ),
+    Route(
+        method="DELETE",
+        path=f"{_HOME}/retentions/{{operation_id}}/content",
+        name="remove_worker_archive",
+        summary="Remove what an operation archived, for good; the operation stays.",
+        handler=remove_archive,
+        answer=wire.RetentionObject,
+        statuses=(404, 409),
     ),
     Route(
         method="GET",

@@ -10,6 +10,7 @@ from perdure.proving.actors.idempotency import IdempotencyActor
 from perdure.proving.actors.items import ItemsActor
 from perdure.proving.actors.jobs import JobsActor
 from perdure.proving.actors.responses import ResponsesActor
+from perdure.proving.actors.retentions import RetentionsActor
 from perdure.proving.actors.seals import SealsActor
 from perdure.proving.actors.workers import WorkersActor
 from perdure.proving.workload import Actor
@@ -27,5 +28,6 @@ def actors() -> list[Actor]:
         IdempotencyActor(),
         SealsActor(),
         WorkersActor(),
+        RetentionsActor(),
         BootsActor(),
     ]
