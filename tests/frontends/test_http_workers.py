@@ -133,9 +133,9 @@ async def test_a_reader_that_takes_nothing_delays_no_writer_and_resumes(serve: S
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     asked = f"GET {ONE}/events?stream=true&after={cursor} HTTP/1.1\r\nhost: localhost\r\n\r\n"
     writer.write(asked.encode())
-    steps = 12
+    steps = 160
     for _ in range(steps):
-        await server.json("POST", f"{ONE}/progress", run | {"data": "x" * 1_000_000})
+        await server.json("POST", f"{ONE}/progress", run | {"data": "x" * 65_000})
 
     async def dropped() -> bool:
         return server.service.connections.stalled == 1

@@ -18,7 +18,7 @@ from perdure.core import codec
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
 from perdure.core.cursors import at_entry, entry_at
-from perdure.core.errors import Conflict, Damaged, Unavailable
+from perdure.core.errors import Conflict, Damaged, LimitExceeded, Unavailable
 from perdure.core.keys import DEFAULT_TENANT, Key, show
 from perdure.core.layouts import Log, Records
 from perdure.core.values import Entry, Finding, Record
@@ -248,6 +248,8 @@ class Workers:
         body = typed(asked, wire.ProgressBody)
         key, at_s = self._key(runtime_id, worker_id), int(self._clock.now_s())
         said = [Said(one.role, at_s, _raw(one.content)) for one in body.transcript]
+        if len(data := _raw(body.data)) > wire.EVENT_DATA_BYTES_MAX:
+            raise LimitExceeded("the event's data, in bytes,", len(data), wire.EVENT_DATA_BYTES_MAX)
         event = WorkerEvent(
             "progressed",
             self._clock.new_id("evt"),
@@ -256,7 +258,7 @@ class Workers:
             added=len(said),
             taken=body.taken,
             name=body.name,
-            data=_raw(body.data),
+            data=data,
             usage=body.usage,
         )
         value = None if body.state is msgspec.UNSET else _raw(body.state)
@@ -464,7 +466,7 @@ class Workers:
             for entry in entries:
                 view = fold(view, entry)
         if view.events > before.events or version is None:
-            with suppress(Conflict, Unavailable):  # it is made again by the next who asks
+            with suppress(Conflict, Unavailable, LimitExceeded):  # made again by the next who asks
                 await self._state.commit(self._surface.keep(records, held, view, version))
         return view
 
