@@ -38,6 +38,7 @@ async def test_a_client_drives_a_worker_to_its_end(serve: Serve) -> None:
     assert await server.json("POST", f"{ONE}/input", sent) == accepted
     run = {"generation": (await server.json("POST", f"{ONE}/start"))["generation"]}
     assert await code(server, "POST", f"{ONE}/start") == (409, "not_possible")
+    assert await code(server, "POST", f"{ONE}/start", {"x": 1}) == (400, "unknown_parameter")
     (given,) = (await server.json("GET", f"{ONE}/inputs"))["data"]
     assert (given["submission_id"], given["content"]) == ("s1", "look")
     step = {"taken": 1, "state": {"at": 1}, "usage": {"tokens": 3}, "name": "turn"}

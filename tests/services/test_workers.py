@@ -188,6 +188,30 @@ async def test_what_a_step_tells_is_bounded_and_what_was_used_is_told_however_mu
     await agree(state)
 
 
+# proves W4, W7
+async def test_a_run_and_its_last_step_may_be_sent_again(place: Place, state: Embedded) -> None:
+    workers = state.workers
+    begun = await workers.start(*AT, {"operation_id": "run1"})
+    assert await workers.start(*AT, {"operation_id": "run1"}) == begun
+    for other in (None, {"operation_id": "run2"}):
+        with pytest.raises(NotPossible):
+            await workers.start(*AT, other)
+    step = {"generation": begun.generation, "transcript": [{"role": "assistant", "content": 1}]}
+    done = await workers.progress(*AT, step | {"operation_id": "step1"})
+    await workers.input(*AT, {"content": "in between"})
+    again = await workers.progress(*AT, step | {"operation_id": "step1"})
+    assert (done.transcript, again.transcript, again.inputs) == (1, 2, 1)
+    with pytest.raises(OtherFingerprint):
+        await workers.progress(*AT, step | {"operation_id": "step1", "taken": 1})
+    await workers.stop(*AT)
+    assert (await workers.progress(*AT, step | {"operation_id": "step1"})).transcript == 2
+    with pytest.raises(StaleGeneration):
+        await workers.progress(*AT, step | {"operation_id": "step2"})
+    await workers.restore(*AT)
+    assert (await workers.start(*AT, {"operation_id": "run1"})).generation > begun.generation
+    await agree(state)
+
+
 # proves W4, C4
 async def test_many_writers_at_once_are_one_after_another(state: Embedded) -> None:
     sent = [{"content": number, "submission_id": f"s{number % 6}"} for number in range(8)]

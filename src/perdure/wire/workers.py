@@ -331,11 +331,20 @@ class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: Name | None = None
 
 
+class StartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Under what a run begins. Sent again while that run goes on, it finds it, with its generation;
+    so a lost answer loses no run."""
+
+    operation_id: Id | None = None
+
+
 class ProgressBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A step of a run: all of it is one commit. Without `state` the worker keeps the one it has.
-    `data` goes with the event, in at most 64 KiB."""
+    `data` goes with the event, in at most 64 KiB. The last step sent again under its `operation_id`
+    is taken once."""
 
     generation: Generation
+    operation_id: Id | None = None
     state: Any = msgspec.UNSET
     transcript: Annotated[list[SaidBody], Meta(max_length=SAID_MAX)] = []
     taken: Annotated[int, Meta(ge=0, le=SAID_MAX)] = 0
