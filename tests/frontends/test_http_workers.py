@@ -38,6 +38,7 @@ async def test_a_client_drives_a_worker_to_its_end(serve: Serve) -> None:
     assert await server.json("POST", f"{ONE}/input", sent) == accepted
     run = {"generation": (await server.json("POST", f"{ONE}/start"))["generation"]}
     assert await code(server, "POST", f"{ONE}/start") == (409, "not_possible")
+    assert await code(server, "POST", f"{ONE}/start", {"x": 1}) == (400, "unknown_parameter")
     (given,) = (await server.json("GET", f"{ONE}/inputs"))["data"]
     assert (given["submission_id"], given["content"]) == ("s1", "look")
     step = {"taken": 1, "state": {"at": 1}, "usage": {"tokens": 3}, "name": "turn"}
@@ -133,9 +134,9 @@ async def test_a_reader_that_takes_nothing_delays_no_writer_and_resumes(serve: S
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     asked = f"GET {ONE}/events?stream=true&after={cursor} HTTP/1.1\r\nhost: localhost\r\n\r\n"
     writer.write(asked.encode())
-    steps = 12
+    steps = 160
     for _ in range(steps):
-        await server.json("POST", f"{ONE}/progress", run | {"data": "x" * 1_000_000})
+        await server.json("POST", f"{ONE}/progress", run | {"data": "x" * 65_000})
 
     async def dropped() -> bool:
         return server.service.connections.stalled == 1

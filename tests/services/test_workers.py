@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 import perdure
+from perdure.core import layouts
 from perdure.core.batch import Batch, Drop, delete
 from perdure.core.clock import SystemClock
 from perdure.core.engine import Engine
@@ -168,6 +169,47 @@ async def test_every_kind_of_value_comes_back_as_it_was_given(state: Embedded) -
         assert (await workers.state(*AT)).value == given
         assert (await workers.events(*AT)).data[-1].data == given
         assert [one.content for one in (await workers.transcript(*AT)).data[-2:]] == [given] * 2
+
+
+# proves W9, W10
+async def test_what_a_step_tells_is_bounded_and_what_was_used_is_told_however_much_it_is(
+    state: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {"generation": (await state.workers.start(*AT)).generation}
+    await state.workers.progress(*AT, run | {"data": "x" * 65_534})
+    with pytest.raises(LimitExceeded, match="65537, over the limit of 65536"):
+        await state.workers.progress(*AT, run | {"data": "x" * 65_535})
+    used = {f"name{number}": number for number in range(64)}
+    with pytest.raises(Invalid, match="usage"):
+        await state.workers.progress(*AT, run | {"usage": used | {"one more": 1}})
+    await state.workers.progress(*AT, run | {"usage": used})
+    monkeypatch.setattr(layouts, "VALUE_BYTES_MAX", 500)
+    assert (await state.workers.usage(*AT)).counted == used
+    await agree(state)
+
+
+# proves W4, W7
+async def test_a_run_and_its_last_step_may_be_sent_again(place: Place, state: Embedded) -> None:
+    workers = state.workers
+    begun = await workers.start(*AT, {"operation_id": "run1"})
+    assert await workers.start(*AT, {"operation_id": "run1"}) == begun
+    for other in (None, {"operation_id": "run2"}):
+        with pytest.raises(NotPossible):
+            await workers.start(*AT, other)
+    step = {"generation": begun.generation, "transcript": [{"role": "assistant", "content": 1}]}
+    done = await workers.progress(*AT, step | {"operation_id": "step1"})
+    await workers.input(*AT, {"content": "in between"})
+    again = await workers.progress(*AT, step | {"operation_id": "step1"})
+    assert (done.transcript, again.transcript, again.inputs) == (1, 2, 1)
+    with pytest.raises(OtherFingerprint):
+        await workers.progress(*AT, step | {"operation_id": "step1", "taken": 1})
+    await workers.stop(*AT)
+    assert (await workers.progress(*AT, step | {"operation_id": "step1"})).transcript == 2
+    with pytest.raises(StaleGeneration):
+        await workers.progress(*AT, step | {"operation_id": "step2"})
+    await workers.restore(*AT)
+    assert (await workers.start(*AT, {"operation_id": "run1"})).generation > begun.generation
+    await agree(state)
 
 
 # proves W4, C4

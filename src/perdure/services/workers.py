@@ -18,7 +18,7 @@ from perdure.core import codec
 from perdure.core.batch import Batch
 from perdure.core.clock import Clock
 from perdure.core.cursors import at_entry, entry_at
-from perdure.core.errors import Conflict, Damaged, Unavailable
+from perdure.core.errors import Conflict, Damaged, LimitExceeded, Unavailable
 from perdure.core.keys import DEFAULT_TENANT, Key, show
 from perdure.core.layouts import Log, Records
 from perdure.core.values import Entry, Finding, Record
@@ -193,11 +193,21 @@ class Workers:
             accepted = await decided(attempt, f"worker {show(key)}")
         return submission_object(key, submission_id, accepted)
 
-    async def start(self, runtime_id: str, worker_id: str) -> wire.WorkerObject:
+    async def start(self, runtime_id: str, worker_id: str, asked: Any = None) -> wire.WorkerObject:
         """Begin a run: whoever holds the generation of the answer may write for the worker, until
-        it is let go, ended or taken over. Raises `NotPossible` for one that is not ready."""
+        it is let go, ended or taken over. Under an `operation_id` it is begun once. Raises
+        `NotPossible` for one that is not ready."""
+        run_id = typed({} if asked is None else asked, wire.StartBody).operation_id
+
+        def goes_on(worker: Worker) -> bool:
+            return worker.status is Status.RUNNING and worker.run_id == run_id is not None
+
         return await self._move(
-            runtime_id, worker_id, "started", runner=self._runner, also=self._lease()
+            *(runtime_id, worker_id, "started"),
+            runner=self._runner,
+            run_id=run_id,
+            also=self._lease(),
+            unless=goes_on,
         )
 
     async def release(self, runtime_id: str, worker_id: str, asked: Any) -> wire.WorkerObject:
@@ -221,7 +231,9 @@ class Workers:
     async def restore(self, runtime_id: str, worker_id: str) -> wire.WorkerObject:
         """Make a worker ready again that was stopped or has failed, or that somebody runs who does
         not answer. Raises `NotPossible` for one that was cancelled."""
-        return await self._move(runtime_id, worker_id, "restored", unless=Status.READY)
+        return await self._move(
+            runtime_id, worker_id, "restored", unless=lambda worker: worker.status is Status.READY
+        )
 
     async def inputs(self, runtime_id: str, worker_id: str, limit: int = READ_MAX) -> wire.Inputs:
         """The inputs that no run has taken yet, the oldest first."""
@@ -244,10 +256,13 @@ class Workers:
 
     async def progress(self, runtime_id: str, worker_id: str, asked: Any) -> wire.StateObject:
         """Commit a step of a run: its state, its part of the transcript, the inputs it has dealt
-        with, what it used. Raises `StaleGeneration`."""
+        with, what it used. The last one again, under its `operation_id`, is found done. Raises
+        `StaleGeneration`, and `OtherFingerprint` for another step under that id."""
         body = typed(asked, wire.ProgressBody)
         key, at_s = self._key(runtime_id, worker_id), int(self._clock.now_s())
         said = [Said(one.role, at_s, _raw(one.content)) for one in body.transcript]
+        if len(data := _raw(body.data)) > wire.EVENT_DATA_BYTES_MAX:
+            raise LimitExceeded("the event's data, in bytes,", len(data), wire.EVENT_DATA_BYTES_MAX)
         event = WorkerEvent(
             "progressed",
             self._clock.new_id("evt"),
@@ -256,13 +271,18 @@ class Workers:
             added=len(said),
             taken=body.taken,
             name=body.name,
-            data=_raw(body.data),
+            data=data,
             usage=body.usage,
         )
         value = None if body.state is msgspec.UNSET else _raw(body.state)
+        id = body.operation_id
+        step = None if id is None else (id, fingerprint(msgspec.to_builtins(body)))
 
         def decide(held: Held, state: HeldState) -> tuple[Batch, HeldState]:
-            return self._surface.progress(held, state, event, said, value)
+            if step is not None and state.value.step_id == step[0]:
+                _require_same((*key, step[0]), step[1], state.value.step_digest)
+                return Batch(), state
+            return self._surface.progress(held, state, event, said, value, step)
 
         return state_object(await self._decide(key, decide))
 
@@ -381,21 +401,26 @@ class Workers:
         reason: str | None = None,
         *,
         runner: str | None = None,
+        run_id: str | None = None,
         also: Batch | None = None,
-        unless: Status | None = None,
+        unless: Callable[[Worker], bool] = lambda worker: False,
     ) -> wire.WorkerObject:
-        """Change a worker's status, by its run of `generation` where that is given; one whose
-        status is `unless` stays as it is."""
+        """Change a worker's status, by its run of `generation` where that is given; one for which
+        `unless` holds stays as it is."""
         key, at_s = self._key(runtime_id, worker_id), int(self._clock.now_s())
 
         def decide(held: Held, state: HeldState) -> tuple[Batch, Worker]:
-            if held.value.status is unless:
+            if unless(held.value):
                 return Batch(), held.value
             if generation is not None:
                 self._surface.require_run(held, generation)
             event_id = self._clock.new_id("evt")
             batch, moved = self._surface.move(
-                held, state, type, event_id, at_s=at_s, runner=runner, reason=reason
+                *(held, state, type, event_id),
+                at_s=at_s,
+                runner=runner,
+                reason=reason,
+                run_id=run_id,
             )
             return batch + (also or Batch()), moved
 
@@ -470,7 +495,7 @@ class Workers:
             for entry in entries:
                 view = fold(view, entry)
         if view.events > before.events or version is None:
-            with suppress(Conflict, Unavailable):  # it is made again by the next who asks
+            with suppress(Conflict, Unavailable, LimitExceeded):  # made again by the next who asks
                 await self._state.commit(self._surface.keep(records, held, view, version))
         return view
 
@@ -511,7 +536,7 @@ def _same(key: Key, found: F, fingerprint: str) -> F:
     return found
 
 
-def _require_same(key: Key, asked: str, found: str) -> None:
+def _require_same(key: Key, asked: str, found: str | None) -> None:
     if asked != found:
         raise wire.OtherFingerprint(f"{show(key)}, its fingerprint", asked, found)
 

@@ -7,10 +7,9 @@ Invariants
 - The state record counts what stands in the worker's logs, and every write of a worker writes it
   at the version it was read at. So state, events and transcript agree at every moment, and writers
   never interleave.
-- Every change of status raises the generation by one, and whoever runs a worker names the
-  generation it was given. A run that was stopped, or taken over, writes nothing more; nor does one
-  of a worker that was removed, whose id another has now: the version of the record, which goes on
-  across removals, is the least that a generation is.
+- Every change of status raises the generation, and whoever runs a worker names the one it has been
+  given. A run that was stopped or taken over writes nothing more; nor does one of a worker that was
+  removed for another of its id: no generation is below the record's version, which outlives that.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class Runtime(msgspec.Struct, frozen=True):
 class Worker(msgspec.Struct, frozen=True):
     """`config` and `fingerprint` are what it was asked for with; `runner` is the boot that vouches
     for its run, None while it does not run or nobody does; `ended_by` is the id of the event that
-    ended it, and `reason` what was said of that."""
+    ended it, and `reason` what was said of that. `run_id` is what its run was begun under."""
 
     runtime_id: str
     created_at_s: int
@@ -106,6 +105,7 @@ class Worker(msgspec.Struct, frozen=True):
     runner: str | None = None
     ended_by: str | None = None
     reason: str | None = None
+    run_id: str | None = None
 
     @property
     def stands(self) -> str:
@@ -115,7 +115,8 @@ class Worker(msgspec.Struct, frozen=True):
 
 class WorkerState(msgspec.Struct, frozen=True):
     """What a worker goes on from: `value` is its own; the numbers count the entries of its logs,
-    and `taken` the inputs that its runs have dealt with."""
+    and `taken` the inputs that its runs have dealt with. `step_id` is the id of the last step that
+    had one, and `step_digest` identifies its content."""
 
     updated_at_s: int
     value: msgspec.Raw
@@ -123,6 +124,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     transcript: int = 0
     inputs: int = 0
     taken: int = 0
+    step_id: str | None = None
+    step_digest: str | None = None
 
 
 class WorkerEvent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -424,6 +427,7 @@ class Workers:
         at_s: int,
         runner: str | None = None,
         reason: str | None = None,
+        run_id: str | None = None,
     ) -> tuple[Batch, Worker]:
         """Change a worker's status; also the worker as it then is. Raises `NotPossible` for a
         transition that is not in the table."""
@@ -440,6 +444,7 @@ class Workers:
             runner=runner,
             ended_by=event_id if ended else held.value.ended_by if status.ended else None,
             reason=reason,
+            run_id=run_id,
         )
         event = WorkerEvent(type, event_id, at_s, moved.generation, reason=reason)
         write = put(WORKERS, held.key, moved, expect=held.version)
@@ -481,10 +486,11 @@ class Workers:
         event: WorkerEvent,
         said: Sequence[Said],
         value: msgspec.Raw | None,
+        step: tuple[str, str] | None = None,
     ) -> tuple[Batch, HeldState]:
-        """What a run has done, in one commit; also the state as it then is. Raises
-        `StaleGeneration` unless `event` is of the generation that runs, and `NotPossible` where it
-        takes more inputs than wait."""
+        """What a run has done, in one commit, under the id and with the digest in `step` where it
+        has one; also the state as it then is. Raises `StaleGeneration` unless `event` is of the
+        generation that runs, and `NotPossible` where it takes more inputs than wait."""
         self.require_run(held, event.generation)
         taken = state.value.taken + event.taken
         if taken > state.value.inputs:
@@ -493,6 +499,8 @@ class Workers:
         changes: dict[str, object] = {"taken": taken}
         if value is not None:
             changes["value"] = value
+        if step is not None:
+            changes["step_id"], changes["step_digest"] = step
         batch, now = self._write(state, event, said=said, **changes)
         return self._unmoved(held) + batch, now
 
@@ -525,13 +533,8 @@ class Workers:
     ) -> tuple[Batch, HeldState]:
         """One event, and what was said with it, with the state that counts them."""
         now = state.value
-        changed = msgspec.structs.replace(
-            now,
-            updated_at_s=event.at_s,
-            events=now.events + 1,
-            transcript=now.transcript + len(said),
-            **changes,
-        )
+        counts = {"events": now.events + 1, "transcript": now.transcript + len(said)}
+        changed = msgspec.structs.replace(now, updated_at_s=event.at_s, **counts, **changes)
         batch = put(STATES, state.key, changed, expect=state.version)
         batch += append(WORKER_EVENTS, state.key, [event], after=now.events)
         if said:

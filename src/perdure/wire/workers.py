@@ -15,6 +15,13 @@ from perdure.core.values import Finding
 SAID_MAX = 1_000
 """Most entries of a transcript that one step of a run adds."""
 
+USED_MAX = 64
+"""Most names under which one step says what it used."""
+
+EVENT_DATA_BYTES_MAX = 64 * 1024
+"""Of the data of one event. Whoever follows is sent events by the page, and the latest are kept in
+memory for them; what is larger belongs into the state or the transcript."""
+
 WorkerStatus = Literal["ready", "running", "stopped", "cancelled", "failed", "retired"]
 WorkerEventType = Literal[
     "created",
@@ -38,6 +45,9 @@ Role = Annotated[str, Meta(min_length=1, max_length=64)]
 Count = Annotated[int, Meta(ge=0, le=2**40)]
 Generation = Annotated[int, Meta(ge=0, le=2**53)]
 Object = dict[str, Any]
+Used = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=64)], Count], Meta(max_length=USED_MAX)
+]
 
 
 class StaleGeneration(Conflict):
@@ -323,13 +333,23 @@ class RunBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     reason: Name | None = None
 
 
+class StartBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Under what a run begins. Sent again while that run goes on, it finds it, with its generation;
+    so a lost answer loses no run."""
+
+    operation_id: Id | None = None
+
+
 class ProgressBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A step of a run: all of it is one commit. Without `state` the worker keeps the one it has."""
+    """A step of a run: all of it is one commit. Without `state` the worker keeps the one it has.
+    `data` goes with the event, in at most 64 KiB. The last step sent again under its `operation_id`
+    is taken once."""
 
     generation: Generation
+    operation_id: Id | None = None
     state: Any = msgspec.UNSET
     transcript: Annotated[list[SaidBody], Meta(max_length=SAID_MAX)] = []
     taken: Annotated[int, Meta(ge=0, le=SAID_MAX)] = 0
     name: Name | None = None
     data: Any = None
-    usage: dict[Annotated[str, Meta(min_length=1, max_length=64)], Count] = {}
+    usage: Used = {}

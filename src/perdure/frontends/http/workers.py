@@ -83,7 +83,8 @@ async def inputs(service: Service, call: Call) -> Answer:
 
 
 async def start(service: Service, call: Call) -> Answer:
-    return shown(await _workers(service, call).start(*_worker(call)))
+    asked = await _sent(service, call)
+    return shown(await _workers(service, call).start(*_worker(call), asked))
 
 
 async def progress(service: Service, call: Call) -> Answer:
@@ -290,6 +291,8 @@ ROUTES = (
         name="start_worker",
         summary="Begin a run: who holds the generation of the answer may write for the worker.",
         handler=start,
+        body=wire.StartBody | None,
+        body_required=False,
         answer=wire.WorkerObject,
         statuses=(404,),
     ),
