@@ -298,3 +298,30 @@ async def test_a_newer_collection_is_refused_byte_for_byte_untouched(
     with pytest.raises(NewerFormat):
         await library.migrate(url, f"file:///{tmp_path / 'blobs'}", tmp_path, ignored)
     assert contents(tmp_path) == before
+
+
+# proves C16
+async def test_shards_are_upgraded_together_after_a_snapshot_of_each(tmp_path: Path) -> None:
+    url = f"shards:sqlite:///{tmp_path / 'a.db'},sqlite:///{tmp_path / 'b.db'}"
+    engine = await open_engine(url, (FEWER, *FEW[1:]))
+    await engine.commit(put(FEWER, KEY, TALK))
+    await engine.close()
+    with pytest.raises(NeedsUpgrade):
+        await open_engine(url, FEW)
+    blobs = partial(open_blobs, "memory://")
+    taking = Upgrading(
+        partial(open_engine, url, FEW), blobs, tmp_path / "store", SystemClock(), Disk()
+    )
+    engine = await taking.open(ignored)
+    assert await engine.count(CONVERSATIONS, ("default",), index="by_age") == {(): 1}
+    await engine.close()
+    (snapshot,) = tmp_path.glob("store.before-upgrade-*")
+    manifest = await check_backup(snapshot, ignored)
+    assert [file.path for file in manifest.files] == ["0/perdure.db", "1/perdure.db"]
+    assert len(manifest.snapshot.parts) == 2
+    again = url.replace("/a.db", "/c.db").replace("/b.db", "/d.db")
+    await restore_engine(again, snapshot, (FEWER, *FEW[1:]), ignored)
+    before = await open_engine(again, (FEWER, *FEW[1:]))
+    assert await before.get(FEWER, KEY) is not None
+    await before.close()
+    assert not (await taking.plan()).steps

@@ -13,7 +13,7 @@ from perdure.core.blobs import Blobs
 from perdure.core.clock import Clock, SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine, Progress, Resharded, Salvaged, Sharding, Snapshot
-from perdure.core.errors import Invalid, Missing, StoreLocked, Unavailable
+from perdure.core.errors import Invalid, Missing, NeedsUpgrade, StoreLocked, Unavailable
 from perdure.core.layouts import Layout
 from perdure.core.offload import off_loop, steps_off_loop
 from perdure.core.values import Finding
@@ -125,7 +125,7 @@ async def _open_shards(
             open_one = partial(opening, url, (*layouts, *SHARD_LAYOUTS))
             try:
                 engines.append(await open_one())
-            except StoreLocked:
+            except (StoreLocked, NeedsUpgrade):
                 raise
             except (Missing, Unavailable) as error:
                 absent.append(Absent(url, open_one, error))
@@ -170,7 +170,8 @@ async def restore_engine(
     if urls := shards_of(url):
         from perdure.engines.sharded_map import SHARD_LAYOUTS
 
-        copies = await off_loop(lambda: sorted(filter(Path.is_dir, source.iterdir())))
+        found = await off_loop(lambda: [one for one in source.iterdir() if one.name.isdigit()])
+        copies = sorted(found, key=lambda one: int(one.name))
         if len(copies) > len(urls):
             raise Invalid(f"{source} holds {len(copies)} shards; name as many places for them.")
         for one, copy in zip(urls, copies, strict=False):

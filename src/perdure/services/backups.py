@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class File(msgspec.Struct, frozen=True):
-    """One file of a backup."""
+    """One file of a backup; that of a shard is in a directory of its own."""
 
     path: str
     size_bytes: int
@@ -142,7 +142,7 @@ async def check_backup(source: Path, progress: Progress) -> Manifest:
     """The manifest, once every file in `source` is found as it says. Raises `Damaged`."""
     manifest = read_manifest(source)
     for file in manifest.files:
-        if Path(file.path).name != file.path:
+        if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
             raise Damaged(str(source / MANIFEST), f"it names {file.path!r}")
     found = {file.path: file for file in await _digests(source, progress)}
     for file in manifest.files:
@@ -212,7 +212,8 @@ async def _digests(directory: Path, progress: Progress) -> tuple[File, ...]:
                 size_bytes += len(chunk)
                 progress("taking digests", done + size_bytes, total)
         done += size_bytes
-        files.append(File(path.name, size_bytes, seen.hexdigest()))
+        name = path.relative_to(directory).as_posix()
+        files.append(File(name, size_bytes, seen.hexdigest()))
     return tuple(files)
 
 
@@ -223,7 +224,11 @@ def _require_absent(target: Path) -> None:
 
 def _files_in(directory: Path) -> list[Path]:
     names = {MANIFEST, _LOCK, BLOBS}
-    return sorted(path for path in directory.iterdir() if path.name not in names)
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path.relative_to(directory).parts[0] not in names
+    )
 
 
 def _read(path: Path) -> Generator[bytes, None, None]:
