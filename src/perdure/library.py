@@ -256,7 +256,8 @@ async def _restore(
 async def salvage(url: str, blobs: str, target: Path, progress: Progress) -> Salvaging:
     """Make a data directory at the absolute path `target`, which must not exist, of what is sound
     in the store at `url` and the blobs at the URL `blobs`; no process may hold them, and they are
-    not changed. It has its name, and so exists, only when all of it is verified and durable.
+    not changed. Plain files become plain files again, in `state`. It has its name, and so exists,
+    only when all of it is verified and durable.
 
     Raises what `salvage_engine` raises, and `Damaged` where what was made is not sound itself."""
     growing, disk = target.with_name(target.name + TEMPORARY), Disk()
@@ -281,9 +282,11 @@ async def _salvage(url: str, blobs: str, into: Path, progress: Progress) -> Salv
         done[what] += rows
         progress(f"salvaging {what}", done[what], 0)
 
-    rows = await salvage_engine(url, f"sqlite:///{into / 'perdure.db'}", LAYOUTS, tell)
+    files = url.startswith("file:")
+    made = f"file:///{into / 'state'}" if files else f"sqlite:///{into / 'perdure.db'}"
+    rows = await salvage_engine(url, made, LAYOUTS, tell)
     async with AsyncExitStack() as stack:
-        engine = await open_engine(f"sqlite:///{into / 'perdure.db'}", LAYOUTS)
+        engine = await open_engine(made, LAYOUTS)
         stack.push_async_callback(engine.close)
         source = await open_blobs(blobs, read_only=True)
         stack.push_async_callback(source.close)

@@ -251,16 +251,25 @@ async def salvage_engine(
     Raises `Invalid` where there is no way to salvage, `Missing`, `StoreLocked`, `NewerFormat`, and
     `Damaged` where nothing at all can be read.
     """
-    paths = [where.removeprefix("sqlite:///") for where in (url, into)]
-    if not all(where.startswith("sqlite:///") for where in (url, into)) or not all(paths):
-        where = without_credentials(url)
-        raise Invalid(f"a salvage goes from sqlite:///PATH to sqlite:///PATH, not from {where!r}.")
+    clock, disk = clock or SystemClock(), disk or Disk()
+    kinds = ("sqlite:///", "file:///")
+    kind = next((it for it in kinds if url.startswith(it) and into.startswith(it)), None)
+    if kind is None or kind in (url, into):
+        raise Invalid(
+            "a salvage goes from sqlite:///PATH to sqlite:///PATH, or from file:///DIRECTORY to "
+            f"file:///DIRECTORY, not from {without_credentials(url)!r}."
+        )
+    source, target = (Path(where.removeprefix(kind)) for where in (url, into))
+    if kind == "file:///":
+        from perdure.engines import files_recovery, files_salvage
+
+        old, new = (files_recovery.Place(path, clock, disk) for path in (source, target))
+        return await files_salvage.salvage(old, new, layouts, progress)
     from perdure.engines.sqlite_recovery import Place
     from perdure.engines.sqlite_salvage import salvage_steps
 
-    clock, disk = clock or SystemClock(), disk or Disk()
-    source, target = (Place(Path(path), clock, disk) for path in paths)
-    async with aclosing(steps_off_loop(salvage_steps(source, target, layouts))) as steps:
+    damaged, made = (Place(path, clock, disk) for path in (source, target))
+    async with aclosing(steps_off_loop(salvage_steps(damaged, made, layouts))) as steps:
         async for step in steps:
             if isinstance(step, Salvaged):
                 return step

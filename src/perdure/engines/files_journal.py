@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -180,6 +180,16 @@ class Journal:
             f"{self._path}: the disk failed while committing ({error}), so this write may or may "
             "not be there. Reopen the store, then ask again with its operation id."
         )
+
+
+def store_of(path: Path) -> str:
+    """The store that a journal says it is of, and its checksum bears out; else nothing."""
+    with suppress(FileNotFoundError, msgspec.MsgspecError, struct.error):
+        data = path.read_bytes()
+        length = _HEAD.unpack_from(data)[2]
+        store_id = _journal_head.decode(data[_HEAD.size : _HEAD.size + length]).store_id
+        return store_id if _at(data, 0, store_id) is not None else ""
+    return ""
 
 
 def is_new(path: Path) -> bool:

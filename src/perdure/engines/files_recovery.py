@@ -258,7 +258,7 @@ def _recover(place: Place, state: State, *, read_only: bool) -> Recovered:
         found, why = None, "the journal is gone"
     else:
         found = read_journal(place.journal, state.store_id)
-        why = _lost(found, state, read_mark(place.mark, state.store_id))
+        why = lost_commits(found, state, read_mark(place.mark, state.store_id))
     if why and not read_only:
         raise Damaged(str(place.journal), f"{why}. Bring it back, or restore a backup")
     findings = (Finding(str(place.journal), why),) if why else ()
@@ -275,7 +275,7 @@ def _recover(place: Place, state: State, *, read_only: bool) -> Recovered:
     return Recovered(clean and not why, len(lacking), cut, findings)
 
 
-def _lost(found: Found, state: State, mark: int) -> str:
+def lost_commits(found: Found, state: State, mark: int) -> str:
     """Which acknowledged commits are gone; empty where none are."""
     if found.base > state.applied:
         return f"it begins after commit {found.base}, and files are as of {state.applied}"
