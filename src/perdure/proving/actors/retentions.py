@@ -57,7 +57,7 @@ class RetentionsActor:
         kept = [one for one in own if one.answer and one.mode == "archive" and not one.removal]
         if kept and client.rng.random() < 0.3:
             one = client.rng.choice(kept)
-            one.removal = client.history.intend(SURFACE, "remove")
+            one.removal = client.history.intend(SURFACE, "discard")
             await client.do(one.removal, "DELETE", f"{one.path}/content")
             return
         home = f"/v1/runtimes/retiring_{client.worker}"
