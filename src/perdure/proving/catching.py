@@ -376,6 +376,14 @@ _IN_FILES: tuple[tuple[str, Drill, Any, str, Any], ...] = (
         *(FAILING_FILES[0], files_commit.Committer, "latch", _forget_latch),
     ),
     (
+        "a commit is answered before its sync",
+        *(SlowEngine("files"), files.FilesEngine, "commit", planted_files.answer_first),
+    ),
+    (
+        "each commit waits for a sync of its own",
+        *(SlowEngine("files"), files_commit.Committer, "_gather", planted_files.gather_one),
+    ),
+    (
         "operation ids are forgotten by the time of day alone",
         *(JumpedEngine("files"), files_state, "_OPERATION_OLD_S", OPERATION_KEPT_S),
     ),

@@ -21,12 +21,14 @@ from perdure.core.keys import split
 from perdure.core.values import Committed
 from perdure.engines.files import FilesEngine
 from perdure.engines.files_apply import Applier
+from perdure.engines.files_commit import Committer
 from perdure.engines.files_format import Identity, parse_line, parse_record
 from perdure.engines.files_journal import Journal
 from perdure.engines.files_manifest import RecordRow
 from perdure.engines.files_names import OWN, Tree
 from perdure.engines.files_read import reading, stored_record, where_of
 from perdure.engines.files_recovery import Store
+from perdure.engines.group import Request
 from perdure.proving import writer
 from perdure.proving.drills.file_cuts import Met
 
@@ -113,12 +115,17 @@ def give_up(journal: Journal) -> None:
     raise CommitUnknown("the disk failed while committing")
 
 
+def gather_one(committer: Committer) -> list[Request]:
+    """Let nobody share a sync."""
+    return [committer._waiting.popleft()]
+
+
 _commit = FilesEngine.commit
 _sync = Disk.sync
 _under_way: set[asyncio.Future[Committed]] = set()
 
 
-async def _answer_first(engine: FilesEngine, batch: Batch) -> Committed:
+async def answer_first(engine: FilesEngine, batch: Batch) -> Committed:
     committing = asyncio.ensure_future(_commit(engine, batch))
     _under_way.add(committing)
     committing.add_done_callback(_under_way.discard)
@@ -144,7 +151,7 @@ def _sync_no_journal(disk: Disk, fd: int, path: Path) -> None:
 
 
 WRITERS: dict[str, tuple[str, object, str, object]] = {
-    "hasty": ("a commit is answered as it is handed over", FilesEngine, "commit", _answer_first),
+    "hasty": ("a commit is answered as it is handed over", FilesEngine, "commit", answer_first),
     "deaf": ("a commit that was refused is answered", FilesEngine, "commit", _answer_anyway),
     "untyped": (
         "what the system says of a disk that fails leaves the engine in its own words",

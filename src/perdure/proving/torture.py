@@ -55,7 +55,9 @@ PER_CHANGE = {
     "damage / files": 4_000,
     "damage / blobs": 2_000,
     "clock-jump / engine": 72,
+    "clock-jump / files": 72,
     "clock-jump / blobs": 64,
+    "read-only / files": 50,
 }
 """Cases that every change of the program has to pass; of other drills, `_FEW`."""
 

@@ -77,6 +77,7 @@ DRILLS: tuple[Drill, ...] = (
     OwnedBlobs(),
     OwnedServer(),
     SlowEngine(),
+    SlowEngine("files"),
     SlowBlobs(),
     SlowServer(),
 )

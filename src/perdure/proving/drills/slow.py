@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
+from perdure.core.engine import Engine
 from perdure.core.errors import PerdureError
 from perdure.engines.blobs_local import LocalBlobs
-from perdure.engines.sqlite import SqliteEngine
+from perdure.proving.crashstates import RecordingDisk, crash_states
 from perdure.proving.drills.drill import Subject, Trial
 from perdure.proving.drills.failures import opened
+from perdure.proving.drills.opening import open_in
 from perdure.proving.faults import SLOW_DISK
 from perdure.proving.putter import BLOB_BYTES_MAX, chunks, content, digest_of
 from perdure.proving.steps import NOTES, TENANT, Unsound, last_step, step, troubles
@@ -75,12 +78,14 @@ class SlowEngine:
     """See `says`."""
 
     fault = SLOW_DISK
-    subject: Subject = "engine"
     says = (
         "a sync of the log is held while many writers commit: nobody is told before a sync that "
         "began after they asked, all who wait share the next one, and reads go on meanwhile; what "
         "a kill or a power cut leaves in the middle of it has every acknowledged step"
     )
+
+    def __init__(self, subject: Subject = "engine") -> None:
+        self.subject = subject
 
     def lacks(self) -> str | None:
         return None
@@ -89,38 +94,106 @@ class SlowEngine:
         async def judge(case: int, place: Path) -> list[str]:
             rng = trial.rng(case)
             writers, steps = rng.randrange(2, _WRITERS_MAX + 1), rng.randrange(_STEPS_MAX)
-            return await _Commits(place, writers, steps).judge()
+            slow = _SlowFiles(place) if self.subject == "files" else _SlowSqlite(place)
+            return await _Commits(slow, writers, steps).judge()
 
         await trial.each(judge)
+
+
+class _Slow(Protocol):
+    """A store on a disk whose syncs of the log can be held."""
+
+    async def opened(self) -> Engine:
+        """The store."""
+        ...
+
+    def hold(self, gate: Gate | None) -> None:
+        """From now on they wait there, or nowhere."""
+        ...
+
+    def died(self) -> Iterator[tuple[str, Callable[[], Awaitable[Engine]]]]:
+        """What deaths at this moment leave, and how each is opened."""
+        ...
+
+
+class _SlowSqlite:
+    """See `_Slow`."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._disk = WatchedDisk(hasty=True)
+
+    async def opened(self) -> Engine:
+        return await opened(self._place / "state.db", self._disk)
+
+    def hold(self, gate: Gate | None) -> None:
+        self._disk.watch = lambda call, suffix: (
+            gate.wait() if gate is not None and (call, suffix) == ("sync", "-wal") else None
+        )
+
+    def died(self) -> Iterator[tuple[str, Callable[[], Awaitable[Engine]]]]:
+        contents = self._disk.contents()
+        for name, kept in (("cut", ()), ("killed", range(len(contents.loose)))):
+            died = self._place / name
+            died.mkdir()
+            for file, data in contents.survivors(kept).items():
+                (died / file).write_bytes(data)
+            yield name, partial(opened, died / "state.db", WatchedDisk(hasty=True))
+
+
+class _SlowFiles:
+    """See `_Slow`. The log is the journal."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._disk = _GatedJournal()
+
+    async def opened(self) -> Engine:
+        return await open_in(self._place, "files", SystemClock(), self._disk)
+
+    def hold(self, gate: Gate | None) -> None:
+        self._disk.gate = gate
+
+    def died(self) -> Iterator[tuple[str, Callable[[], Awaitable[Engine]]]]:
+        steps = list(self._disk.steps)
+        for number, state in enumerate(crash_states(steps, self._place, after=len(steps))):
+            died = state.write(self._place / f"died-{number}")
+            yield f"death {number}", partial(open_in, died, "files", SystemClock())
+
+
+class _GatedJournal(RecordingDisk):
+    gate: Gate | None = None
+
+    def sync(self, fd: int, path: Path) -> None:
+        if self.gate is not None and path.name == "journal":
+            self.gate.wait()
+        super().sync(fd, path)
 
 
 class _Commits:
     """Writers who come while the sync of the first is held."""
 
-    def __init__(self, place: Path, writers: int, steps: int) -> None:
-        self._place = place
-        self._disk = WatchedDisk(hasty=True)
+    def __init__(self, slow: _Slow, writers: int, steps: int) -> None:
+        self._slow = slow
         self._done = dict.fromkeys(range(writers), steps)
         self._begun = dict(self._done)
         self._wrong: list[str] = []
 
     async def judge(self) -> list[str]:
         """Let them commit; what did not hold."""
-        engine = await opened(self._place / "state.db", self._disk)
+        engine = await self._slow.opened()
         for writer, steps in self._done.items():
             for number in range(1, steps + 1):
                 await engine.commit(step(writer, number))
         with Gate() as gate:
-            self._disk.watch = lambda call, suffix: (
-                gate.wait() if (call, suffix) == ("sync", "-wal") else None
-            )
+            self._slow.hold(gate)
             await self._meet(engine, gate)
-        self._disk.watch = lambda call, suffix: None
+        self._slow.hold(None)
         self._wrong += await troubles(engine, self._done, self._done)
         await engine.close()
         return self._wrong
 
-    async def _meet(self, engine: SqliteEngine, gate: Gate) -> None:
+    async def _meet(self, engine: Engine, gate: Gate) -> None:
         first = self._commit(engine, 0)
         await gate.held()
         others = [self._commit(engine, writer) for writer in self._done if writer]
@@ -134,7 +207,7 @@ class _Commits:
         if gate.reached > _SYNCS_MAX:
             self._wrong.append(f"{len(self._done)} commits took {gate.reached} syncs")
 
-    def _commit(self, engine: SqliteEngine, writer: int) -> asyncio.Task[None]:
+    def _commit(self, engine: Engine, writer: int) -> asyncio.Task[None]:
         self._begun[writer] += 1
 
         async def commit() -> None:
@@ -148,7 +221,7 @@ class _Commits:
         if early:
             self._wrong.append(f"{early} commits were acknowledged before their sync")
 
-    async def _meanwhile(self, engine: SqliteEngine, commits: list[asyncio.Task[None]]) -> None:
+    async def _meanwhile(self, engine: Engine, commits: list[asyncio.Task[None]]) -> None:
         """While a sync is held: reads go on, and what a death leaves now has what was told."""
 
         async def read() -> None:
@@ -163,14 +236,9 @@ class _Commits:
         except (Unsound, PerdureError) as error:
             self._wrong.append(f"reading while a sync is held: {error}")
         self._told_early(commits)
-        contents = self._disk.contents()
-        for name, kept in (("cut", ()), ("killed", range(len(contents.loose)))):
-            died = self._place / name
-            died.mkdir()
-            for file, data in contents.survivors(kept).items():
-                (died / file).write_bytes(data)
+        for name, reopened in self._slow.died():
             try:
-                left = await opened(died / "state.db", WatchedDisk(hasty=True))
+                left = await reopened()
             except PerdureError as error:
                 self._wrong.append(f"{name} while a sync was held: {error}")
                 continue
