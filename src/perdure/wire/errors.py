@@ -166,7 +166,8 @@ def typed(value: Any, type: type[T], *, at: str = "") -> T:
         raise _refusal(str(error), type, at) from None
 
 
-_TYPES: dict[str, str] = {"Invalid": "invalid_request_error", "Missing": "invalid_request_error"}
+_TYPES = dict.fromkeys(("Invalid", "Missing", "Conflict"), "invalid_request_error")
+"""By kind; the others are `server_error`."""
 
 
 def _kind(error: PerdureError) -> str:
