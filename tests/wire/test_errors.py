@@ -50,7 +50,7 @@ def test_wire_errors_carry_status_code_and_parameter(
     [
         (Invalid("no"), "invalid_request_error"),
         (LimitExceeded("the value", 2, 1), "invalid_request_error"),
-        (Conflict("x", 1, 2), "server_error"),
+        (Conflict("x", 1, 2), "invalid_request_error"),
         (Unavailable("later"), "server_error"),
         (Damaged("x", "torn"), "server_error"),
     ],
