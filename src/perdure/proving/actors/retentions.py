@@ -79,7 +79,10 @@ class RetentionsActor:
             await _judge_one(scene, one)
 
     def audit(self, store: Snapshot, history: History, verdict: Verdict, *, settled: bool) -> None:
-        for key, held in store.records[RETENTIONS.name].items():
+        operations = store.records[RETENTIONS.name]
+        strays = {key[:-1] for key in store.records[ARCHIVES.name]} - operations.keys()
+        verdict.holds(Check.ATOMIC, SURFACE, not strays, f"no operation archived {strays}")
+        for key, held in operations.items():
             retention = held.value
             there = (*key[:2], retention.worker_id) in store.records[WORKERS.name]
             parts = len(store.under(ARCHIVES, *key))
