@@ -4,6 +4,7 @@ with, so that a collection that comes later is in the next ones by itself. And t
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -63,9 +64,15 @@ async def go_on(engine: Engine) -> None:
             await engine.commit(append(layout, fourth, entries))
 
 
+def blob(at: int) -> bytes:
+    """The bytes of a blob that the stores name."""
+    return f"blob {at}".encode()
+
+
 def _key(layout: Layout, at: int) -> Key:
     tenant = "acme" if at == 2 else keys.DEFAULT_TENANT
-    return (tenant, *(f"{segment}-{at}" for segment in layout.key[1:]))
+    digest = hashlib.sha256(blob(at)).hexdigest()
+    return (tenant, *(digest if one == "digest" else f"{one}-{at}" for one in layout.key[1:]))
 
 
 def _value(layout: Layout, seed: int, *, full: bool) -> Any:

@@ -4,15 +4,17 @@ stored without knowing it."""
 from __future__ import annotations
 
 import difflib
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from perdure.core.blobs import Blobs
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
-from perdure.core.layouts import Records
+from perdure.core.layouts import Index, Layout, Records
 from perdure.engines import (
     files_journal,
     files_names,
@@ -23,19 +25,31 @@ from perdure.engines import (
     sqlite_wal,
 )
 from perdure.services.upgrading import Upgrading
+from perdure.surfaces.files import FILES
 from perdure.surfaces.state import LAYOUTS
 from tests.golden import fingerprint as printing
-from tests.golden.contents import Then, decode_all, listing
+from tests.golden.contents import Then, blob, decode_all, listing
 from tests.golden.fingerprint import fingerprint
 from tests.golden.make import FINGERPRINT, HERE, LISTING, NOW, PLACES, unpack, url_of
 
 ARCHIVES = sorted(HERE.glob("format-*/*.tar.xz"))
 
 
-async def opened(url: str, home: Path) -> Engine:
+async def blobs() -> Blobs:
+    """Those that golden stores name."""
+
+    async def chunks(at: int) -> AsyncIterator[bytes]:
+        yield blob(at)
+
+    made = await open_blobs("memory://")
+    for at in range(4):
+        await made.put(chunks(at), size_bytes_max=100)
+    return made
+
+
+async def opened(url: str, home: Path, layouts: Sequence[Layout] = LAYOUTS) -> Engine:
     """The store, upgraded if it is of an older release."""
-    opening = partial(open_engine, url, LAYOUTS, clock=Then())
-    blobs = partial(open_blobs, "memory://")
+    opening = partial(open_engine, url, layouts, clock=Then())
     return await Upgrading(opening, blobs, home / "kept", Then(), Disk()).open(lambda *told: None)
 
 
@@ -53,6 +67,22 @@ async def test_a_store_of_a_release_is_opened_and_holds_what_it_held(
         assert await decode_all(engine) > 3 * len(LAYOUTS)
         assert [finding async for finding in engine.verify()] == []
         await engine.close()
+
+
+# proves C16
+@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: f"{path.parent.name}/{path.name}")
+async def test_a_store_of_a_release_gets_the_indexes_of_a_later_one(
+    archive: Path, tmp_path: Path
+) -> None:
+    unpack(archive, tmp_path)
+    named = Index("by_name", ("filename",))
+    later = Records("files", FILES.type, key=FILES.key, indexes=(*FILES.indexes, named))
+    layouts = [later if one is FILES else one for one in LAYOUTS]
+    name = archive.name.partition(".")[0]
+    engine = await opened(url_of(name, tmp_path), tmp_path, layouts)
+    assert await listing(engine) == (archive.parent / LISTING).read_text()
+    assert [kept.name.partition("-upgrade")[0] for kept in tmp_path.glob("kept*")]
+    await engine.close()
 
 
 # proves C16, C17
