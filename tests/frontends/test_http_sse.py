@@ -210,7 +210,7 @@ async def test_a_client_that_asked_for_more_behind_a_stream_can_leave_it(server:
 async def test_a_reader_that_takes_nothing_is_dropped_and_delays_nobody(
     serve: Serve, upstream: ScriptedUpstream
 ) -> None:
-    server = await serve(upstream__url=upstream.url, limits__stall_timeout_s=0.3)
+    server = await serve(upstream__url=upstream.url, limits__stall_timeout_s=2)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
     reader._transport.pause_reading()  # type: ignore[attr-defined]
     body = json.dumps(asked("long 6000000")).encode()
