@@ -32,7 +32,7 @@ from bench.contenders import (
 from bench.report import Goal, Section, table
 from bench.servers import Server, free_port, perdure
 from bench.turns import Sample, Samples, of, ratio, scratch, take_turns
-from perdure.proving.postgres import DSN, shared_dsn
+from perdure.proving.postgres import DSN, make_server
 from perdure.proving.subjects import postgres_url
 
 SERVERS = (PERDURE, STARLETTE, FASTAPI, FASTAPI_DURABLE)
@@ -90,7 +90,8 @@ def measure(turns: int, duration_s: float) -> Section:
 
 def shared(turns: int, duration_s: float) -> Section:
     """The same on the shared engine, beside what stores in it with less above it."""
-    os.environ[DSN] = shared_dsn()
+    if DSN not in os.environ:
+        os.environ[DSN] = make_server().dsn  # peers make their tables where only its owner may
     shown = _responses()
     idle = take_turns(
         SHARED, turns, lambda who: _take(who, IDLE, duration_s, shown, engine=postgres_url)

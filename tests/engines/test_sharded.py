@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from perdure.core.clock import SystemClock
 from perdure.core.disk import Disk
 from perdure.core.engine import Engine
 from perdure.core.errors import Closed, Damaged, Invalid, PerdureError, Unavailable, WrongShards
+from perdure.core.keys import Key
 from perdure.core.layouts import Column, Layout, Records
 from perdure.core.values import Page, Record
 from perdure.engines import open_engine
@@ -266,6 +268,22 @@ async def test_a_shard_that_is_down_fails_what_lives_in_it_and_is_named() -> Non
     gone.down = False
     whole = await engine.scan(MOVES, ("t",), limit=99, partial=True)
     assert (len(whole.items), whole.missing) == (30, ())
+
+
+async def test_a_shard_is_named_once_to_all_who_are_told_the_same_error() -> None:
+    """An engine that answers many by one statement tells all of them one error."""
+    engine, stores = await shards()
+    shared = Unavailable("away")
+
+    class Together(Wrapping):
+        async def get(self, records: Records[Any], key: Key) -> Record[Any] | None:
+            raise shared
+
+    shard = engine.places.shards[stores[0].store_id]
+    shard.engine = Together(shard.engine)
+    asked = (engine.get(FACTS, ("t", str(number))) for number in range(3))
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert {str(error) for error in told} == {f"shard {shard.name}: away"}
 
 
 async def test_a_latched_shard_is_named() -> None:

@@ -190,6 +190,26 @@ async def test_a_process_that_would_keep_files_elsewhere_is_refused(
     await join(blobs=f"file:///{tmp_path}/blobs")
 
 
+async def test_one_that_would_keep_files_elsewhere_stops_nobody_who_begins_beside_it(
+    join: Join, tmp_path: Path
+) -> None:
+    await join()
+    stranger, settle = asyncio.Event(), Fleet.settle
+
+    async def at_once(fleet: Fleet) -> Any:
+        """Both have begun, and neither is ready, when they look who else is there."""
+        stranger.set() if len(await fleet.leaseholders()) == 3 else await stranger.wait()
+        return await settle(fleet)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fleet, "settle", at_once)
+        own, other = await asyncio.gather(
+            join(), join(blobs=f"file:///{tmp_path}/elsewhere"), return_exceptions=True
+        )
+    assert isinstance(own, Driver)
+    assert isinstance(other, PromiseBroken)
+
+
 # proves C15
 async def test_processes_over_one_data_directory_are_told_apart(join: Join) -> None:
     first, second = await join(), await join()

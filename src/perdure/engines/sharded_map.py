@@ -107,11 +107,14 @@ class Shard:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Has whoever is told that a store is unavailable told which one."""
+        """Has whoever is told that a store is unavailable told which one. The store may have told
+        the same error to many, who waited together."""
         try:
             yield
         except Unavailable as error:
-            error.args = (f"shard {self.name}: {error}",)
+            told = f"shard {self.name}: "
+            if not str(error).startswith(told):
+                error.args = (told + str(error),)
             raise
 
     async def ask(self, clock: Clock) -> None:

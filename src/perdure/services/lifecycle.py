@@ -256,20 +256,23 @@ class Node:
     async def _require_company(self) -> None:
         """Raises `PromiseBroken` where another process lives on this store that this one must not
         run beside: any in profile `local`; one that keeps the bytes of files elsewhere, because
-        what one of the two acknowledges the other could not read."""
+        what one of the two acknowledges the other could not read. One that serves already shows
+        who of two that are starting is the stranger, and that one is refused by itself."""
         if not self.state.engine.shared:
             return
         self.startup.note("looking who else is alive")
-        for other in await self.fleet.settle():
+        others, mine = await self.fleet.settle(), self._blobs_at()
+        at_home = any(other.ready and other.blobs == mine for other in others)
+        for other in others:
             if self.config.profile == "local":
                 raise PromiseBroken(
                     f"process {other.pid} at {other.url} uses this store too, and profile 'local' "
                     'is for one process. Set profile = "shared" for all of them.'
                 )
-            if other.blobs != self._blobs_at():
+            if other.blobs != mine and not at_home:
                 raise PromiseBroken(
                     f"process {other.pid} on this store keeps files at {other.blobs}, and this one "
-                    f"would at {self._blobs_at()}. Give all of them one place, with `blobs`."
+                    f"would at {mine}. Give all of them one place, with `blobs`."
                 )
 
     async def _let_go(self) -> None:
