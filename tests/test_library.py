@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 import perdure
+from perdure.core.disk import Disk
 from perdure.core.errors import Closed, StoreLocked
+from perdure.engines import open_engine
 from perdure.surfaces.conversations import Conversation
 
 KEY = ("default", "conv_1")
@@ -143,6 +145,39 @@ workers.create_runtime({"id": "lab"})
 workers.create("lab", {"id": "scout"})
 run = workers.start("lab", "scout")
 """
+
+
+class Contended(Disk):
+    """A disk on which somebody wants the store whenever a directory is synced."""
+
+    def __init__(self, lock: Path) -> None:
+        super().__init__()
+        self._lock = lock
+        self.told: list[int] = []
+
+    def sync_directory(self, path: Path) -> None:
+        if self._lock.exists():
+            try:
+                Disk().lock(self._lock).release()
+            except StoreLocked as refused:
+                self.told.append(refused.holder)
+        super().sync_directory(path)
+
+
+# proves C11
+@pytest.mark.parametrize(
+    ("url", "lock"),
+    [("file:///{}", ".perdure/lock"), ("sqlite:///{}/state.db", "state.db.lock")],
+)
+async def test_who_is_still_opening_a_store_is_named_and_not_who_held_it_before(
+    url: str, lock: str, tmp_path: Path
+) -> None:
+    at = tmp_path / lock
+    Disk().make_directory(at.parent)
+    Disk().write_file(at, b"4194305\nboot\n/gone/control\n")  # of one that was killed
+    disk = Contended(at)
+    await (await open_engine(url.format(tmp_path), (), disk=disk)).close()
+    assert set(disk.told) == {os.getpid()}
 
 
 # proves C3, C11, W7

@@ -190,7 +190,7 @@ async def test_a_file_that_nobody_asked_for_is_named(tmp_path: Path) -> None:
     Disk().make_directory(tmp_path / "store/notes")
     Disk().write_file(tmp_path / "store/notes/README", b"mine")
     (found,) = await findings(tmp_path / "store")
-    assert found.startswith(f"leftover {tmp_path}/store/notes/README")
+    assert found.startswith(f"stray {tmp_path}/store/notes/README")
 
 
 # proves C3, C7

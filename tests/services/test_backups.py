@@ -18,6 +18,7 @@ from perdure.core.engine import Progress, Snapshot
 from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, StorageFull
 from perdure.engines import open_blobs, open_engine
 from perdure.engines.wrapping import Wrapping
+from perdure.frontends.cli.verify import tell
 from perdure.services import backups
 from perdure.services.backups import MANIFEST, Manifest
 from perdure.services.blobs import BlobKeeper
@@ -334,6 +335,24 @@ async def test_verify_without_a_server_looks_for_bytes_and_counts_what_is_left_o
     assert "2 bytes" in told[f"the blob {shorter} of files/1 (tenant default)"]
     for digest in (shorter, changed):
         assert "another digest" in told[f"the blob {digest}"]
+
+
+# proves C4
+async def test_a_file_that_is_none_of_the_stores_is_named_and_no_server_is_said_to_remove_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, blobs = f"file:///{tmp_path / 'state'}", f"file:///{tmp_path / 'blobs'}"
+    async with library.open(url):
+        pass
+    (tmp_path / "state/notes").write_text("mine")
+    found = await library.verify(url, blobs)
+    assert (found.ok, found.reclaimable) == (True, Reclaimable())
+    assert [stray.where for stray in found.strays] == [str(tmp_path / "state/notes")]
+    tell(found, json=False)
+    said = capsys.readouterr().out
+    assert said.startswith("nothing is damaged")
+    assert "stray" in said
+    assert "sweep" not in said
 
 
 # proves C8, C4

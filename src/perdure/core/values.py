@@ -64,7 +64,8 @@ class Finding(msgspec.Struct, frozen=True):
     """One thing `verify` found: where (collection and key, or file and offset), and why it is so.
 
     `kind` is `damaged`, `cut` (a torn tail that recovery removed), `leftover` (bytes that were
-    never published), `misplaced` (in a shard that is not its home) or `unreadable`.
+    never published), `stray` (a file that is none of the store's), `misplaced` (in a shard that is
+    not its home) or `unreadable`.
     """
 
     where: str

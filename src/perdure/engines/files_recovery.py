@@ -201,6 +201,7 @@ def _open(
         if not read_only:
             if place.journal.exists():  # an owner whose lock file was removed still holds this one
                 held.callback(place.disk.lock(place.journal).release)
+            lock.note(f"{os.getpid()}\n")  # at once: what is noted is of one that is dead
             if not place.manifest.exists():
                 _create(place, copy_of)
         manifest = read_manifest(place.manifest, place.format)
@@ -215,7 +216,6 @@ def _open(
         store.written = _written(store, lacking)
         if not read_only:
             store.written.require(str(place.root), state.store_id, snapshots)
-            lock.note(f"{os.getpid()}\n")
         for records in lacking.indexes:
             _add_indexes(store, records, note)
         state.open_orders(layouts)

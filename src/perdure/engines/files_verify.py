@@ -86,7 +86,7 @@ def strays(root: Path, known: set[str]) -> Iterator[Finding]:
             if path not in known:
                 half = name.endswith(TEMPORARY)
                 why = "it was never finished" if half else "no record or stream is kept there"
-                yield Finding(path, why, "leftover")
+                yield Finding(path, why, "stray")
 
 
 def files_of(tree: Tree, state: State) -> set[str]:

@@ -183,8 +183,10 @@ def _open(
     with ExitStack() as undo, translating(where):
         lock = place.disk.lock(place.beside(".lock"), shared=read_only)
         undo.callback(lock.release)
-        if not read_only and (not place.path.exists() or place.path.stat().st_size == 0):
-            _create(place, copy_of)
+        if not read_only:
+            lock.note(f"{os.getpid()}\n")  # at once: what is noted is of one that is dead
+            if not place.path.exists() or place.path.stat().st_size == 0:
+                _create(place, copy_of)
         schema.check_file(place.path, place.format)
         connection = place.connect(read_only=read_only)
         undo.callback(connection.close)
@@ -199,7 +201,6 @@ def _open(
         store.recovered = _recover(store, read_only=read_only)
         if not read_only:
             store.written.require(where, store.store_id, snapshots)
-            lock.note(f"{os.getpid()}\n")
             _take(store, note)
         undo.pop_all()
         return store

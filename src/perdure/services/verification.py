@@ -3,6 +3,7 @@ the store or nobody does.
 
 Rows, bytes, rows against bytes, and the rows of workers against each other. Bytes that no row names
 are no damage: they are what a crash or a deletion left over, and the next sweep frees them.
+Files that somebody put among those of a store are none either: they are named, and left alone.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ class Reclaimable(msgspec.Struct, frozen=True, kw_only=True):
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """What a walk over everything stored has found. `more` says that the list was cut off, and the
-    walk with it."""
+    walk with it. `strays` are files that are none of the store's; of more, the first are listed."""
 
     object: Literal["perdure.verification"] = "perdure.verification"
     ok: bool
     findings: list[Finding]
     more: bool
     reclaimable: Reclaimable
+    strays: list[Finding] = []
 
 
 async def verify(engine: Engine, keeper: BlobKeeper, *, workers: bool = True) -> Verified:
@@ -67,6 +69,7 @@ async def verify_workers(state: State, within: Key) -> Verified:
 
 async def _walk(sources: tuple[Callable[[], AsyncIterator[Finding]], ...]) -> Verified:
     findings: dict[Finding, None] = {}  # what several meet is told once
+    strays: list[Finding] = []
     leftovers, more = 0, False
     for source in sources:
         async for finding in source():
@@ -75,7 +78,11 @@ async def _walk(sources: tuple[Callable[[], AsyncIterator[Finding]], ...]) -> Ve
                 break
             if finding.kind == "leftover":
                 leftovers += 1
+            elif finding.kind == "stray":
+                strays += [finding] if len(strays) < FINDINGS_MAX else []
             else:
                 findings[finding] = None
     left = Reclaimable(leftovers=0 if more else leftovers)
-    return Verified(ok=not findings, findings=list(findings), more=more, reclaimable=left)
+    return Verified(
+        ok=not findings, findings=list(findings), more=more, reclaimable=left, strays=strays
+    )

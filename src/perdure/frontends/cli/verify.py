@@ -38,7 +38,7 @@ def verify(
     settings = configured(config, data=data, engine=engine)
     accepted = asyncio.run(library.accept(settings.engine_url)) if accept else []
     for one in accepted if not json else ():
-        console.print(f"[yellow]{one.kind}[/] {one.where}: {one.why}")
+        console.print(f"[yellow]{one.kind}[/] {escape(one.where)}: {escape(one.why)}")
     tell(asyncio.run(_verify(settings)), json)
 
 
@@ -51,6 +51,8 @@ def tell(found: Verified, json: bool) -> None:
             console.print(f"[red]{finding.kind}[/] {escape(finding.where)}: {escape(finding.why)}")
         more = f"more than {FINDINGS_MAX}" if found.more else len(found.findings)
         console.print("nothing is damaged" if found.ok else f"{more} findings")
+        for stray in found.strays:
+            console.print(f"[yellow]{stray.kind}[/] {escape(stray.where)}: {escape(stray.why)}")
         left = found.reclaimable
         if left.blobs or left.leftovers:
             console.print(
