@@ -18,13 +18,13 @@ from perdure.core.engine import Progress, Snapshot
 from perdure.core.errors import Damaged, Invalid, Missing, NewerFormat, StorageFull
 from perdure.engines import open_blobs, open_engine
 from perdure.engines.wrapping import Wrapping
-from perdure.frontends.cli.verify import tell
+from perdure.frontends.cli.verify import tell, verify
 from perdure.services import backups
 from perdure.services.backups import MANIFEST, Manifest
 from perdure.services.blobs import BlobKeeper
 from perdure.services.config import load
 from perdure.services.lifecycle import Node
-from perdure.services.verification import Reclaimable
+from perdure.services.verification import Reclaimable, Verified
 from perdure.surfaces.conversations import CONVERSATIONS, Conversation
 from perdure.surfaces.state import LAYOUTS
 from tests.services.test_files import bytes_of, keep
@@ -353,6 +353,20 @@ async def test_a_file_that_is_none_of_the_stores_is_named_and_no_server_is_said_
     assert said.startswith("nothing is damaged")
     assert "stray" in said
     assert "sweep" not in said
+
+
+# proves C8
+def test_what_was_accepted_is_told_to_a_program_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"file:///{tmp_path / 'state'}"
+    with library.blocking(url) as state:
+        state.workers.create_runtime({"id": "lab"})
+    kept = tmp_path / "state/runtimes/lab/runtime.json"
+    kept.write_text(kept.read_text().replace("{}", '{"a":1}'))
+    verify(data=str(tmp_path), engine=url, accept=True, json=True)
+    told = msgspec.json.decode(capsys.readouterr().out, type=Verified)
+    assert (told.ok, [one.where for one in told.accepted]) == (True, ["runtimes lab"])
 
 
 # proves C8, C4

@@ -36,7 +36,8 @@ class Reclaimable(msgspec.Struct, frozen=True, kw_only=True):
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """What a walk over everything stored has found. `more` says that the list was cut off, and the
-    walk with it. `strays` are files that are none of the store's; of more, the first are listed."""
+    walk with it. `strays` are files that are none of the store's; of more, the first are listed.
+    `accepted` is what was taken before the walk for what is stored, as somebody asked for that."""
 
     object: Literal["perdure.verification"] = "perdure.verification"
     ok: bool
@@ -44,6 +45,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     more: bool
     reclaimable: Reclaimable
     strays: list[Finding] = []
+    accepted: list[Finding] = []
 
 
 async def verify(engine: Engine, keeper: BlobKeeper, *, workers: bool = True) -> Verified:

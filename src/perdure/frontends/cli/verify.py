@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.filesize import decimal
 from rich.markup import escape
@@ -37,9 +38,8 @@ def verify(
     """
     settings = configured(config, data=data, engine=engine)
     accepted = asyncio.run(library.accept(settings.engine_url)) if accept else []
-    for one in accepted if not json else ():
-        console.print(f"[yellow]{one.kind}[/] {escape(one.where)}: {escape(one.why)}")
-    tell(asyncio.run(_verify(settings)), json)
+    found = asyncio.run(_verify(settings))
+    tell(msgspec.structs.replace(found, accepted=accepted), json)
 
 
 def tell(found: Verified, json: bool) -> None:
@@ -47,6 +47,8 @@ def tell(found: Verified, json: bool) -> None:
     if json:
         say_json(found)
     else:
+        for one in found.accepted:
+            console.print(f"[yellow]{one.kind}[/] {escape(one.where)}: {escape(one.why)}")
         for finding in found.findings:
             console.print(f"[red]{finding.kind}[/] {escape(finding.where)}: {escape(finding.why)}")
         more = f"more than {FINDINGS_MAX}" if found.more else len(found.findings)
