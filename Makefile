@@ -33,7 +33,7 @@ COMPILE := uv pip compile --quiet --universal --generate-hashes --no-annotate \
 ifeq ($(ENGINE),postgres)
 serve: .venv/.dev
 	exec $(BIN)/python -m perdure.proving.postgres $(DATA)-postgres \
-		$(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)
+		$(BIN)/perdure serve --data $(DATA)-postgres/files --host $(HOST) --port $(PORT)
 else
 serve: .venv/.runtime  ## serve on 127.0.0.1:8420, keeping everything under ./perdure-data
 	exec $(BIN)/perdure serve --data $(DATA) --host $(HOST) --port $(PORT)

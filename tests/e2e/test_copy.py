@@ -126,7 +126,7 @@ async def fill(data: Path) -> None:
         await state.commit(join(delete(CONVERSATIONS, key) for key in keys[:100]))
         for _ in range(3):
             await state.commit(append(JOB_EVENTS, ("default", "job"), [EVENT] * 900))
-    kept = await open_blobs(f"file:///{data / 'blobs'}")
+    kept = await open_blobs(f"file:///{data / 'blobs'}", owner=state.engine.store_id)
     for body in (b"one" * 9_999, b"two"):
         await kept.put(chunks(body), size_bytes_max=len(body))
     await kept.close()

@@ -424,3 +424,23 @@ async def test_nothing_but_blobs_lies_in_the_directory(tmp_path: Path) -> None:
     blob = await put(blobs, b"x")
     await blobs.close()
     assert files(tmp_path) == sorted([f"{blob.digest[:2]}/{blob.digest}", "lock"])
+
+
+async def test_a_directory_keeps_the_bytes_of_one_store(tmp_path: Path) -> None:
+    """Another store knows nobody who needs them, and would sweep them."""
+    url = f"file:///{tmp_path}/blobs"
+    await (await open_blobs(url, owner="store_0")).close()
+    first = await open_blobs(url, owner="store_1")  # nothing was kept here
+    blob = await put(first, b"x")
+    await first.close()
+    for shared in (False, True):
+        with pytest.raises(Invalid, match=r"another store, store_1, and this one, store_2"):
+            await open_blobs(url, owner="store_2", shared=shared)
+    looking = await open_blobs(url, owner="store_2", read_only=True)
+    assert await looking.size(blob.digest) == 1
+    shared_one = await open_blobs(url, owner="store_1", shared=True)
+    await shared_one.drop(blob.digest)
+    with pytest.raises(Invalid, match="another store"):  # who has it may put some at any moment
+        await open_blobs(url, owner="store_2", shared=True)
+    await shared_one.close()
+    await (await open_blobs(url, owner="store_2")).close()

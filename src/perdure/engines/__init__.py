@@ -338,6 +338,7 @@ async def open_blobs(
             clock=clock or SystemClock(),
             read_only=read_only,
             shared=shared,
+            owner=owner,
         )
     if scheme == "s3" and separator:
         try:

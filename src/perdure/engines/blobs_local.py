@@ -10,6 +10,8 @@ Invariants
 - Where several write, who drops a blob holds a lock on its file, from before the last look at who
   needs it until it is gone, also while it is stopped. A put looks for that lock after its claim: a
   dropper that it does not see has yet to look, and sees the claim.
+- `owner` names the one store whose bytes these are. Another one would sweep them as nobody's, so it
+  is refused while there are any.
 
 Blocking work runs off the event loop, one chunk at a time; what writes, in threads of its own.
 """
@@ -47,6 +49,7 @@ _DROPPED_WITHIN_S = 2.0
 """How long who wants a blob waits for another process to drop it."""
 
 _PAUSE_S = 0.02
+_OWNER = "owner"
 _ANOTHER_DIGEST = "its bytes have another digest"
 
 
@@ -75,14 +78,16 @@ class LocalBlobs:
         clock: Clock,
         read_only: bool = False,
         shared: bool = False,
+        owner: str | None = None,
     ) -> LocalBlobs:
-        """Take the directory, made if need be, and remove what a crash left in `incoming/`; where
-        it is `shared`, whoever opens it while nobody else has it does that. `read_only` takes no
-        lock and changes nothing. Raises `StoreLocked`."""
+        """Take the directory for the store `owner`, made if need be, and remove what a crash left
+        in `incoming/`; where it is `shared`, whoever opens it while nobody else has it does that.
+        `read_only` takes no lock and changes nothing. Raises `StoreLocked`, and `Invalid` where it
+        is another store's."""
         deadline_s = clock.monotonic_s() + _SHARED_WITHIN_S
         while True:
             try:
-                return await off_loop(cls._open, root, disk, clock, read_only, shared)
+                return await off_loop(cls._open, root, disk, clock, read_only, shared, owner)
             except StoreLocked:
                 if not shared or clock.monotonic_s() > deadline_s:
                     raise
@@ -90,7 +95,13 @@ class LocalBlobs:
 
     @classmethod
     def _open(
-        cls, root: Path, disk: Disk, clock: Clock, read_only: bool, shared: bool
+        cls,
+        root: Path,
+        disk: Disk,
+        clock: Clock,
+        read_only: bool,
+        shared: bool,
+        owner: str | None,
     ) -> LocalBlobs:
         if read_only:
             return cls(root, disk, clock, None)
@@ -105,6 +116,8 @@ class LocalBlobs:
             undo.callback(lock.release)
             lock.note(f"{os.getpid()}\n")
             blobs = cls(root, disk, clock, lock)
+            if owner is not None:
+                blobs._take(owner, alone=alone)
             if alone:
                 blobs.recovered = tuple(_leftovers(blobs._incoming))
                 for finding in blobs.recovered:
@@ -208,6 +221,20 @@ class LocalBlobs:
         self._closed = True
         if self._lock is not None:
             self._lock.release()
+
+    def _take(self, owner: str, *, alone: bool) -> None:
+        """Be the one store that keeps its bytes here. Raises `Invalid` where another does."""
+        path = self._root / _OWNER
+        found = path.read_bytes().decode(errors="replace") if path.exists() else None
+        if found == owner:
+            return
+        if found is not None and (not alone or any(map(_blobs_in, _fan_out(self._root)))):
+            raise Invalid(
+                f"{self.url} keeps the bytes of another store, {found}, and this one, {owner}, "
+                "would remove them as nobody's. Name another directory with `data` or `blobs`. If "
+                f"that store is gone for good, remove the file {_OWNER!r} there."
+            )
+        self._disk.write_file(path, owner.encode())
 
     async def _require_undropped(self, digest: str) -> None:
         """Wait while another process drops a blob. Raises `Unavailable`."""
