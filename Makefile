@@ -55,7 +55,7 @@ campaigns: .venv/.dev  ## the crash tests, and the tests that every proof can fa
 	$(PYTEST) tests/crash tests/proving
 
 surfaces: .venv/.dev  ## the tests of services and of HTTP once more, on PostgreSQL
-	PERDURE_SURFACES_ON=postgres $(PYTEST) tests/services tests/frontends
+	SURFACES_ON=postgres $(PYTEST) tests/services tests/frontends
 
 judges: .venv/.dev  ## the official SDK for Node against a real server; fetches it from npm
 	$(BIN)/python -m pytest tests/e2e/node/openai_node.py

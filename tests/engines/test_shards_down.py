@@ -288,6 +288,10 @@ async def test_a_database_that_goes_and_comes_is_told_and_joined(
             server.start()
             await wait_until(healthy, SOON_S, "the shard to be back")
             await readable(engine)
+        assert isinstance(engine, ShardedEngine)
+        as_configured = at(server.dsn, "shard")
+        await engine.mover.reshard([as_configured], lambda done, total: None)
+        assert engine.places.map.members == (engine.places.map.primary,)
         await engine.close()
     finally:
         server.remove()

@@ -52,7 +52,7 @@ class Served:
         return answer.json()
 
 
-SURFACES_ON = "PERDURE_SURFACES_ON"
+SURFACES_ON = "SURFACES_ON"
 """Environment variable: `postgres` runs every test here on PostgreSQL, in place of memory."""
 
 

@@ -77,9 +77,7 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
         yield server
 
 
-ENGINES = (
-    ["postgres"] if os.environ.get("PERDURE_SURFACES_ON") == "postgres" else ["memory", "sqlite"]
-)
+ENGINES = ["postgres"] if os.environ.get("SURFACES_ON") == "postgres" else ["memory", "sqlite"]
 """`make surfaces` runs every test here on PostgreSQL alone, which takes minutes."""
 
 

@@ -47,6 +47,7 @@ class Points:
         if group is None or len(group.places) == _TOGETHER:
             group = self._open[table] = _Group()
             group.rows = asyncio.create_task(self._take_turn(table, group), name="perdure-points")
+            group.rows.add_done_callback(_heard)
         group.places.append(place)
         try:
             rows = await asyncio.shield(group.rows)
@@ -70,3 +71,9 @@ class Points:
                 return await session.fetch(table.get, places)
 
         return {row[0]: row for row in await self._database.read(ask)}
+
+
+def _heard(rows: asyncio.Task[dict[str, asyncpg.Record]]) -> None:
+    """Whoever asked may be gone; then nobody is to be told of an error."""
+    if not rows.cancelled():
+        rows.exception()

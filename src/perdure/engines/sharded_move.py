@@ -21,6 +21,7 @@ from itertools import islice
 import msgspec
 import xxhash
 
+from perdure.core.addresses import without_credentials
 from perdure.core.batch import Batch, delete, join, put
 from perdure.core.engine import Engine, Resharded
 from perdure.core.errors import Conflict, Damaged, Invalid, Unavailable
@@ -120,7 +121,7 @@ class Mover:
     def _target(self, drain: Collection[str]) -> set[str]:
         shards = self._places.shards
         names = {shard.engine.url: id for id, shard in shards.items()}
-        drained = {names.get(name, name) for name in drain}
+        drained = {names.get(without_credentials(name), name) for name in drain}
         if unknown := drained - shards.keys():
             raise Invalid(
                 f"there is no shard {', '.join(sorted(unknown))} to drain; there are "

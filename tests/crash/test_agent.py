@@ -38,7 +38,7 @@ def plain(transcript: list[Any]) -> list[Any]:
 async def test_an_agent_killed_at_any_event_of_its_run_ends_as_one_that_lives(
     tmp_path: Path,
 ) -> None:
-    lives = (sys.executable, "-m", "tests.e2e.agent_lives", str(tmp_path))
+    lives = (sys.executable, "-m", "tests.crash.agent_lives", str(tmp_path))
     async with (
         ScriptedUpstream() as upstream,
         serving(tmp_path / "data", "--upstream", upstream.url) as server,
