@@ -76,7 +76,7 @@ torture: .venv/.dev  ## every fault this machine can make, in SECONDS, chosen by
 	$(BIN)/perdure torture --seconds $(SECONDS) --seed $(SEED)
 
 proof: .venv/.dev  ## the same by count instead of time: the cases that every change must pass
-	$(BIN)/perdure torture --counted --seconds 840 --seed $(SEED)
+	$(BIN)/perdure torture --counted --seconds 1500 --seed $(SEED)
 
 fuzz: .venv/.dev  ## SECONDS of hostile bytes for each reader of what others wrote
 	$(BIN)/python -m perdure.proving.fuzz --seconds $(SECONDS) --seed $(SEED)

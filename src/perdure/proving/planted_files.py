@@ -128,8 +128,15 @@ _under_way: set[asyncio.Future[Committed]] = set()
 async def answer_first(engine: FilesEngine, batch: Batch) -> Committed:
     committing = asyncio.ensure_future(_commit(engine, batch))
     _under_way.add(committing)
-    committing.add_done_callback(_under_way.discard)
+    committing.add_done_callback(_forget)
     return Committed(())
+
+
+def _forget(committing: asyncio.Future[Committed]) -> None:
+    """It was answered, whatever became of it."""
+    _under_way.discard(committing)
+    if not committing.cancelled():
+        committing.exception()
 
 
 async def _answer_anyway(engine: FilesEngine, batch: Batch) -> Committed:
