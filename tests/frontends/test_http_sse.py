@@ -73,6 +73,17 @@ async def test_a_stream_can_be_read_again_from_anywhere(server: Served) -> None:
     assert stored.json() == events[-1]["response"]
 
 
+async def test_a_sign_of_life_does_not_come_after_the_end(
+    serve: Serve, upstream: ScriptedUpstream
+) -> None:
+    server = await serve(upstream__url=upstream.url, limits__heartbeat_s=0.0002)
+    first = await server.client.post("/v1/responses", json=asked("count 1"))
+    path = f"/v1/responses/{events_of(first.text)[0]['response']['id']}?stream=true"
+    for _ in range(200):  # on one connection, which a fault of the server's would end
+        again = await server.client.get(path)
+        assert again.text.endswith(DONE)
+
+
 # proves R4
 async def test_a_quiet_stream_has_heartbeats_and_its_client_may_leave(
     server: Served, upstream: ScriptedUpstream

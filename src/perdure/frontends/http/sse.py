@@ -51,11 +51,13 @@ _head = msgspec.json.Decoder(_Head)
 
 
 class _Events:
-    """Events on their way to one client. Those that leave in pieces are not to be spoken into."""
+    """Events on their way to one client. Those that leave in pieces are not to be spoken into, and
+    after the last of them nothing is said."""
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._turn = asyncio.Lock()
+        self._ended = False
         self.whole = True
 
     async def send(self, types: list[str], group: list[bytes]) -> None:
@@ -73,9 +75,15 @@ class _Events:
 
     async def show_life(self) -> None:
         """Send a comment, unless the client has yet to take what it was sent."""
-        if not self._turn.locked():
+        if not (self._turn.locked() or self._ended):
             async with self._turn:
                 await self._call.write(HEARTBEAT)
+
+    async def end(self, part: bytes) -> None:
+        """Send the last part."""
+        async with self._turn:
+            self._ended = True
+            await self._call.write(part, last=True)
 
 
 class Streams:
@@ -111,7 +119,7 @@ class Streams:
             if pump.cancelled():
                 self.stats.stopped += 1
                 farewell = stream.farewell or (_CUT if stream.framed else FAREWELL)
-                await call.write(farewell if events.whole else b"", last=True)
+                await events.end(farewell if events.whole else b"")
             elif not pump.done():
                 self.stats.disconnected += 1
                 if stream.left is not None:
@@ -141,10 +149,9 @@ class Streams:
             except PerdureError as error:
                 self.stats.failed += 1
                 _log.warning("a stream ended early", request_id=call.request_id, code=error.code)
-                await call.write(_framed(error) if stream.framed else _failure(error, last))
-                await call.write(b"", last=True)
+                await events.end(_framed(error) if stream.framed else _failure(error, last))
                 return
-        await call.write(b"" if stream.framed else DONE, last=True)
+        await events.end(b"" if stream.framed else DONE)
 
     async def _watch(self, call: Call, events: _Events) -> None:
         """Send a comment in every quiet period; return when the client has left."""
